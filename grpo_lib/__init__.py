@@ -1,0 +1,43 @@
+"""grpo_lib: Group Relative Policy Optimization, small enough to read, exact enough to trust.
+
+A public name loads its room when first used: ``import grpo_lib`` needs no torch, and only
+the rooms that draw need matplotlib or ipywidgets.
+"""
+
+from importlib import import_module
+
+from grpo_lib import threads  # noqa: F401  before torch: settles how its threads wait
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "tokenizer": ["Tokenizer", "pad"],
+    "policy": ["Policy", "PolicyConfig", "TransformerPolicy", "TinyPolicy", "KVCache",
+               "token_log_probs", "token_entropy"],
+    "tasks": ["Task", "Problem", "ChainTask", "SortTask", "TASKS", "get_task", "is_held_out"],
+    "rollout": ["Rollouts", "sample_groups", "completion_logits", "completion_log_probs"],
+    "advantages": ["group_advantages", "informative_groups"],
+    "objective": ["LossOutput", "importance_ratio", "clipped_surrogate", "kl_estimate",
+                  "aggregate", "grpo_loss"],
+    "checkpoint": ["CheckpointError", "save_policy", "load_policy", "load_base_model"],
+    "evaluation": ["Evaluation", "evaluate", "pass_at_k", "wilson_interval"],
+    "training": ["GRPOConfig", "GRPOTrainer", "StepMetrics"],
+    "pretraining": ["PretrainConfig", "pretrain", "one_step_accuracy"],
+    "plots": [],
+    "explorers": [],
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [*_HOME, *_ROOMS]
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return import_module(f"grpo_lib.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"grpo_lib.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'grpo_lib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,118 @@
+"""Files of a run: weights and state in safetensors, everything else in JSON; never pickle.
+
+A file is written beside its place and then renamed, so that a full disk or a killed process
+leaves the old one whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from grpo_lib.policy import PolicyConfig, TransformerPolicy
+
+BASE_MODELS = Path(__file__).parent / "base_models"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or is of something else."""
+
+
+def write_atomically(path: Path | str, data: bytes) -> None:
+    """Replace ``path`` by ``data``, or leave it as it was (OSError)."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, content: Mapping) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path | str) -> dict:
+    """A JSON object, or CheckpointError saying what is wrong with the file."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping) -> None:
+    """Write tensors and a JSON-able description into one safetensors file."""
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_atomically(path, save(tensors, metadata={"grpo_lib": json.dumps(about)}))
+
+
+def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and description of a file whose description says ``kind``."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("grpo_lib", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from None
+    if about.get("kind") != kind:
+        raise CheckpointError(f"{path}: holds {about.get('kind', 'something')!r}, allowed is "
+                              f"{kind!r}")
+    return tensors, about
+
+
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """``load_state_dict``, with one line saying which weight does not fit."""
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        got = tuple(tensors[name].shape) if name in tensors else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if got != want:
+            raise CheckpointError(f"{path}: {name} is {got}, allowed is {want}")
+    module.load_state_dict(tensors)
+
+
+def save_policy(path: Path | str, policy: TransformerPolicy, task_name: str) -> None:
+    """The policy alone: weights, shape, and the task whose vocabulary it speaks."""
+    save_tensors(path, policy.state_dict(),
+                 {"kind": "policy", "config": policy.config.to_dict(), "task": task_name})
+
+
+def load_policy(path: Path | str, task_name: str | None = None) -> TransformerPolicy:
+    """A policy saved by ``save_policy``. CheckpointError: damaged, or of another task."""
+    tensors, about = load_tensors(path, "policy")
+    if task_name is not None and about.get("task") != task_name:
+        raise CheckpointError(f"{path}: is a policy for the task {about.get('task')!r}, allowed "
+                              f"is {task_name!r}")
+    try:
+        config = PolicyConfig(**about["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its description does not fit ({error})") from None
+    policy = TransformerPolicy(config)
+    load_weights(policy, tensors, path)
+    return policy
+
+
+def base_model_path(task_name: str) -> Path:
+    """Where the base model that comes with the package is, for tasks that have one."""
+    return BASE_MODELS / f"{task_name}.safetensors"
+
+
+def load_base_model(task_name: str = "chain") -> TransformerPolicy:
+    """The pre-trained policy that comes with the package."""
+    return load_policy(base_model_path(task_name), task_name)

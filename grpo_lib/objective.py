@@ -1,0 +1,196 @@
+"""The GRPO loss, one equation a function: ratio, clipped surrogate, KL, aggregation.
+
+Pure functions of tensors: (B, T) a row a completion, a column a token; ``mask`` (B, T) is 1
+on completion tokens up to and including end-of-sequence. All log-probs are in nats and of
+logits / temperature.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RATIOS = ("token", "sequence")
+KLS = ("k1", "k2", "k3")
+AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
+
+
+class LossOutput(NamedTuple):
+    """``loss`` to minimise (scalar), and detached scalars that describe the batch."""
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+
+
+def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor,
+                     ratio: str = "token") -> Tensor:
+    """How much likelier the policy makes a token than the policy that sampled it did.
+
+    "token":    r_it = exp(log pi - log pi_old), (B, T); 1 where mask is 0. 2402.03300 Eq. 3.
+    "sequence": exp of the mean over a row's tokens of the same difference, (B, 1); GSPO,
+                2507.18071. TRL's name is ``importance_sampling_level``.
+    """
+    check_choice("ratio", ratio, RATIOS)
+    difference = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0)
+    if ratio == "sequence":
+        difference = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    return difference.exp()
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float,
+                      epsilon_high: float | None = None, delta: float | None = None) -> Tensor:
+    """min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A), to be maximised: shape of ``ratio``.
+
+    PPO (1707.06347 Eq. 7); ``epsilon_high`` above epsilon is DAPO's clip-higher (2503.14476),
+    None means epsilon. ``delta`` caps r in the unclipped branch (INTELLECT-2, 2505.07291):
+    it matters where A < 0 and r > delta, and must exceed 1 + epsilon_high.
+
+    Why the min: without it, a token that has moved too far in the *wrong* direction would be
+    clipped too and could never move back. So only one side binds for each sign of A.
+    """
+    epsilon_high = check_clip(epsilon, epsilon_high, delta)
+    unclipped = ratio if delta is None else ratio.clamp(max=delta)
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    return torch.minimum(unclipped * advantages, clipped * advantages)
+
+
+def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3") -> Tensor:
+    """Per-token estimate of KL(pi || pi_ref) at sampled tokens: (B, T), (B, T) -> (B, T).
+
+    With d = log pi_ref - log pi:  k1 = -d;  k2 = d^2 / 2;  k3 = exp(d) - d - 1, never below 0.
+    GRPO uses k3 (2402.03300 Eq. 4; joschu.net/blog/kl-approx.html). As *values* under
+    samples of pi, k1 and k3 are unbiased; what their gradients do is another matter.
+    """
+    check_choice("kl", kl, KLS)
+    d = ref_log_probs - log_probs
+    if kl == "k1":
+        return -d
+    return d.square() / 2 if kl == "k2" else d.expm1() - d
+
+
+def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
+              max_length: int | None = None) -> Tensor:
+    """One number from per-token values: (B, T), (B, T) -> scalar.
+
+    "sequence_mean": mean over a row's tokens, then over rows (GRPO, 2402.03300 Eq. 3). A row
+                     with nothing to count contributes 0 and stays in B. TRL: "grpo".
+    "token_mean":    mean over all tokens of the batch (DAPO, 2503.14476). TRL: "dapo", "bnpo".
+    "constant":      sum over tokens / (B * max_length) (Dr. GRPO, 2503.20783). TRL: "dr_grpo".
+    """
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    values = per_token.masked_fill(mask == 0, 0.0) * mask
+    if aggregation == "sequence_mean":
+        return (values.sum(1) / mask.sum(1).clamp(min=1)).mean()
+    if aggregation == "token_mean":
+        return values.sum() / mask.sum().clamp(min=1)
+    if max_length is None or not max_length >= 1:
+        raise ValueError(f"max_length: got {max_length!r}; aggregation='constant' divides by it, "
+                         f"allowed is a whole number from 1")
+    return values.sum() / (mask.shape[0] * max_length)
+
+
+def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
+              mask: Tensor | None = None, *, ref_log_probs: Tensor | None = None,
+              epsilon: float = 0.2, epsilon_high: float | None = None,
+              delta: float | None = None, beta: float = 0.0, kl: str = "k3",
+              ratio: str = "token", aggregation: str = "sequence_mean",
+              max_length: int | None = None) -> LossOutput:
+    """-aggregate(clipped_surrogate(r, A) - beta KL): the loss of 2402.03300 Eq. 3.
+
+    log_probs (B, T) under the policy being trained; old_log_probs (B, T) under the policy
+    that sampled; ref_log_probs (B, T) under the policy to stay close to, needed if beta > 0;
+    advantages (B,) or (B, T); mask (B, T), None means every token counts. Gradients flow
+    into ``log_probs`` alone.
+
+    Defaults are the paper's, but beta (0 as in TRL; DeepSeekMath 0.04, R1 0.001).
+
+    stats: ``clip_fraction`` of tokens where the clip binds (their gradient is 0), and its
+    parts ``clip_fraction_low`` (A < 0, r < 1 - epsilon) and ``clip_fraction_high`` (A > 0,
+    r > 1 + epsilon_high); ``ratio_min``, ``ratio_max``; ``kl`` by k3 where ref_log_probs is
+    given; ``policy_loss``, the loss without its KL term.
+    """
+    check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs)
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta: got {beta!r}, allowed is a finite number from 0")
+    if beta > 0 and ref_log_probs is None:
+        raise ValueError(f"ref_log_probs: got None with beta={beta}, which weighs the distance "
+                         f"to the reference policy; allowed is a tensor (B, T)")
+    mask = torch.ones_like(log_probs) if mask is None else mask.to(log_probs.dtype)
+    old_log_probs = old_log_probs.detach()
+    advantages = advantages.detach().to(log_probs.dtype)
+    if advantages.dim() == 1:
+        advantages = advantages[:, None]
+
+    r = importance_ratio(log_probs, old_log_probs, mask, ratio)
+    surrogate = clipped_surrogate(r, advantages, epsilon, epsilon_high, delta)
+    policy_loss = -aggregate(surrogate.expand_as(log_probs), mask, aggregation, max_length)
+    stats = clip_stats(r.detach(), advantages, mask, epsilon, epsilon_high)
+    loss, stats["policy_loss"] = policy_loss, policy_loss.detach()
+    if ref_log_probs is not None:
+        ref = ref_log_probs.detach()
+        stats["kl"] = aggregate(kl_estimate(log_probs.detach(), ref), mask, "token_mean")
+        if beta > 0:
+            distance = kl_estimate(log_probs, ref, kl)
+            loss = policy_loss + beta * aggregate(distance, mask, aggregation, max_length)
+    return LossOutput(loss, stats)
+
+
+def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
+               epsilon_high: float | None = None) -> dict[str, Tensor]:
+    """Share of tokens whose gradient the clip cuts off, and the extremes of the ratio.
+
+    Counted by the sign of A, since each sign binds on one side; |r - 1| > epsilon alone
+    would overstate it.
+    """
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    counts = mask > 0
+    low = (advantages < 0) & (ratio < 1 - epsilon) & counts
+    high = (advantages > 0) & (ratio > 1 + epsilon_high) & counts
+    tokens = counts.sum().clamp(min=1)
+    everywhere = ratio.expand_as(mask)
+    return {"clip_fraction": (low | high).sum() / tokens,
+            "clip_fraction_low": low.sum() / tokens, "clip_fraction_high": high.sum() / tokens,
+            "ratio_min": everywhere.masked_fill(~counts, torch.inf).amin(),
+            "ratio_max": everywhere.masked_fill(~counts, -torch.inf).amax()}
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
+
+
+def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) -> float:
+    """The upper clip width, after checking all three."""
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon: got {epsilon!r}, allowed is a number from 0 to 1")
+    high = epsilon if epsilon_high is None else epsilon_high
+    if not high >= 0:
+        raise ValueError(f"epsilon_high: got {high!r}, allowed is a number from 0")
+    if delta is not None and not delta > 1 + high:
+        raise ValueError(f"delta: got {delta!r}, allowed is a number above 1 + epsilon_high = "
+                         f"{1 + high}")
+    return high
+
+
+def check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs) -> None:
+    """ValueError with the argument's name if the tensors do not belong together."""
+    if log_probs.dim() != 2 or log_probs.numel() == 0:
+        raise ValueError(f"log_probs: got shape {tuple(log_probs.shape)}, allowed is (B, T) "
+                         f"with at least one token")
+    shape = tuple(log_probs.shape)
+    for name, tensor, allowed in (("old_log_probs", old_log_probs, [shape]),
+                                  ("mask", mask, [shape]),
+                                  ("ref_log_probs", ref_log_probs, [shape]),
+                                  ("advantages", advantages, [shape[:1], shape])):
+        if tensor is None and name in ("mask", "ref_log_probs"):
+            continue
+        if tuple(tensor.shape) not in allowed:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is "
+                             f"{' or '.join(map(str, allowed))}")
+        if tensor.device != log_probs.device:
+            raise ValueError(f"{name}: is on {tensor.device}, allowed is {log_probs.device}, "
+                             f"where log_probs is")
+    if not advantages.isfinite().all():
+        raise ValueError("advantages: got nan or inf, allowed are finite numbers")

@@ -1,0 +1,296 @@
+"""Policies: anything that turns tokens into logits over the next token.
+
+``TransformerPolicy`` is the Llama block (RMSNorm, rotary positions, SwiGLU) with Llama's
+weight names. Left out of Llama: grouped-query attention, tied embeddings, biases, dropout.
+``TinyPolicy`` is the policy of the founding notebook; it has no context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from grpo_lib import threads
+
+threads.settle()
+
+
+class Policy(Protocol):
+    """What sampling, training and evaluation need of a model.
+
+    ``policy(tokens, mask, cache)`` takes tokens (B, T) and returns logits (B, T, V):
+    logits[:, t] are for the token after tokens[:, t]. ``mask`` (B, T) is 1 on real tokens,
+    0 on padding; None means no padding. With a cache, ``tokens`` continue what it holds.
+    """
+
+    def __call__(self, tokens: Tensor, mask: Tensor | None = None,
+                 cache: KVCache | None = None) -> Tensor: ...
+
+    def new_cache(self, batch: int, length: int) -> KVCache | None:
+        """An empty cache for ``batch`` rows of up to ``length`` tokens, or None."""
+        ...
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log pi(tokens[b, t]) under logits[b, t]: (B, T, V), (B, T) -> (B, T), in nats.
+
+    logits[:, t] scores tokens[:, t]: the caller has made the shift by one
+    (``rollout.completion_logits`` is the one place that does).
+    """
+    if logits.shape[:-1] != tokens.shape:
+        raise ValueError(f"tokens: shape {tuple(tokens.shape)} does not match logits "
+                         f"{tuple(logits.shape)}; allowed is {tuple(logits.shape[:-1])}")
+    return F.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """H_t = -sum_v p_v log p_v of each next-token distribution: (B, T, V) -> (B, T), in nats.
+
+    A token that cannot be sampled (logit -inf) contributes 0, its limit.
+    """
+    log_probs = F.log_softmax(logits, dim=-1)
+    return torch.special.entr(log_probs.exp()).sum(-1)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The shape of a ``TransformerPolicy``; names in brackets are LlamaConfig's."""
+
+    vocab_size: int
+    d_model: int = 64  # width of the residual stream (hidden_size)
+    n_layers: int = 2  # blocks (num_hidden_layers)
+    n_heads: int = 4  # attention heads, each d_model / n_heads wide (num_attention_heads)
+    d_hidden: int = 168  # width of the SwiGLU's hidden layer (intermediate_size)
+    context_length: int = 64  # longest prompt + completion (max_position_embeddings)
+    rope_theta: float = 1e4  # slowest rotary wavelength is 2 pi theta (rope_theta)
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm (rms_norm_eps)
+    init_std: float = 0.02  # every matrix starts as N(0, init_std) (initializer_range)
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_hidden", "context_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, allowed is a whole number from 1")
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(f"d_model: got {self.d_model} with n_heads={self.n_heads}; allowed "
+                             f"is a multiple of 2 * n_heads, for rotary pairs in every head")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, in memory allocated once.
+
+    keys, values: (n_layers, B, n_heads, length, head_width); mask: (B, length), 1 on real
+    tokens; positions: (B,) position of the next token; ``filled`` columns are in use.
+    """
+
+    def __init__(self, config: PolicyConfig, batch: int, length: int, like: Tensor):
+        shape = (config.n_layers, batch, config.n_heads, length, config.d_model // config.n_heads)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.mask = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
+        self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
+        self.filled = 0
+        self.config = config
+
+    def extend(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Make room for mask.shape[1] more tokens: their positions (B, t), and which of the
+        cached columns each may look at (B, 1, t, filled)."""
+        new = mask.shape[1]
+        start, self.filled = self.filled, self.filled + new
+        if self.filled > self.mask.shape[1]:
+            raise ValueError(f"cache: {self.filled} tokens do not fit its length "
+                             f"{self.mask.shape[1]}")
+        self.mask[:, start : self.filled] = mask
+        positions = self.positions[:, None] + token_positions(mask)
+        self.positions = self.positions + mask.sum(1)
+        if new == 1:
+            return positions, self.mask[:, None, None, : self.filled]
+        return positions, attention_mask(self.mask[:, : self.filled])[:, :, start:]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the newest keys and values of a layer; returns all of that layer's."""
+        new = slice(self.filled - keys.shape[2], self.filled)
+        self.keys[layer, :, :, new], self.values[layer, :, :, new] = keys, values
+        return self.keys[layer, :, :, : self.filled], self.values[layer, :, :, : self.filled]
+
+    def repeat(self, times: int, length: int) -> KVCache:
+        """A cache of ``length`` columns in which every row stands ``times`` times in a row:
+        how a prompt that was encoded once is shared by its whole group."""
+        batch = self.mask.shape[0]
+        copy = KVCache(self.config, batch * times, length, self.keys)
+        for new, old in ((copy.keys, self.keys), (copy.values, self.values)):
+            new[:, :, :, : self.filled] = old[:, :, :, : self.filled].repeat_interleave(times, 1)
+        copy.mask[:, : self.filled] = self.mask[:, : self.filled].repeat_interleave(times, 0)
+        copy.positions = self.positions.repeat_interleave(times, 0)
+        copy.filled = self.filled
+        return copy
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but ``rows`` (indices), so that finished completions stop costing."""
+        count, used = len(rows), slice(self.filled)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            old[:, :count, :, used] = old[:, rows, :, used]
+            setattr(self, name, old[:, :count])
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+
+
+def token_positions(mask: Tensor) -> Tensor:
+    """Position of every token among its row's real tokens: (B, T) -> (B, T).
+
+    Left padding therefore does not move a text; padding itself sits at position 0.
+    """
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def attention_mask(mask: Tensor) -> Tensor:
+    """Which keys (last dimension) each query may look at: (B, T) -> (B, 1, T, T), bool.
+
+    Itself and every real token before it. (Padding looks at itself, so that no softmax is
+    over nothing; nobody reads its output.)
+    """
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    causal, itself = steps[:, None] >= steps, steps[:, None] == steps
+    return ((mask[:, None, :].bool() & causal) | itself)[:, None]
+
+
+def rotary_table(config: PolicyConfig) -> Tensor:
+    """cos and sin of every position's angles: (2, context_length, head_width).
+
+    RoFormer (2104.09864) Eq. 15, in Llama's half-split layout: pair (i, i + width/2).
+    """
+    half = config.d_model // config.n_heads // 2
+    frequencies = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
+    angles = torch.cat((angles, angles), -1)
+    return torch.stack((angles.cos(), angles.sin())).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + width/2) of x (B, H, T, width) by its position's angle."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        self.n_heads = config.n_heads
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self, name, nn.Linear(config.d_model, config.d_model, bias=False))
+
+    def forward(self, x, cos, sin, allowed, cache, layer):
+        heads = [proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+                 for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        q, k, v = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (2002.05202, Eq. 6)."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_hidden, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_hidden, bias=False)
+        self.down_proj = nn.Linear(config.d_hidden, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x, cos, sin, allowed, cache, layer):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TransformerPolicy(nn.Module):
+    """A decoder-only transformer, built and named like Llama's (2302.13971).
+
+    ``TransformerPolicy(config, generator)``: the generator makes the initial weights, all
+    matrices N(0, init_std); without one they differ from call to call.
+    """
+
+    def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.model.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.model.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.register_buffer("rotary", rotary_table(config), persistent=False)
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.dim() == 2:
+                    parameter.normal_(0, config.init_std, generator=generator)
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        if length > self.config.context_length:
+            raise ValueError(f"length: prompt and completion need {length} tokens, allowed are "
+                             f"{self.config.context_length} (the policy's context_length)")
+        return KVCache(self.config, batch, length, self.lm_head.weight)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``."""
+        if tokens.dim() != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, allowed is (B, T), T >= 1")
+        if mask is not None and mask.shape != tokens.shape:
+            raise ValueError(f"mask: got shape {tuple(mask.shape)}, allowed is that of tokens, "
+                             f"{tuple(tokens.shape)}")
+        if tokens.shape[1] > self.config.context_length:
+            raise ValueError(f"tokens: got {tokens.shape[1]} a row, allowed are "
+                             f"{self.config.context_length} (the policy's context_length)")
+        if cache is not None:
+            positions, allowed = cache.extend(torch.ones_like(tokens) if mask is None else mask)
+        elif mask is not None:
+            positions, allowed = token_positions(mask), attention_mask(mask)
+        else:  # no padding: one row of positions serves all, and attention is plain causal
+            positions, allowed = torch.arange(tokens.shape[1], device=tokens.device)[None], None
+        cos, sin = self.rotary[:, positions, :].unsqueeze(2)
+        x = self.model.embed_tokens(tokens)
+        for layer, block in enumerate(self.model.layers):
+            x = block(x, cos, sin, allowed, cache, layer)
+        return self.lm_head(self.model.norm(x))
+
+
+class TinyPolicy(nn.Module):
+    """The founding notebook's policy: embedding, one hidden layer, logits.
+
+    Each token is looked at alone, so the policy cannot see its prompt: it can be sampled
+    and trained like any other, and learns at most which token tends to follow which.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.net = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(),
+                                 nn.Linear(d_model, vocab_size))
+
+    def new_cache(self, batch: int, length: int) -> None:
+        return None
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: None = None) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V); ``mask`` changes nothing, there is no context."""
+        return self.net(self.embedding(tokens))

@@ -1,0 +1,173 @@
+"""Sampling groups of completions, and scoring them again under a policy.
+
+Left out of production engines: paged memory, continuous batching of new prompts, top-p and
+top-k (they would make the sampled distribution differ from the one whose log-probs we keep).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from grpo_lib.policy import Policy, token_log_probs
+from grpo_lib.tokenizer import EOS, PAD, pad
+
+DROP_SHARE = 0.1  # finished rows are dropped once they are this share of the rows in work
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """N prompts with G completions each; row n * G + g is completion g of prompt n.
+
+    tokens       (N*G, P+T)  prompts, left-padded to P tokens, then completions
+    prompt_mask  (N*G, P)    1 on prompt tokens, 0 on padding
+    mask         (N*G, T)    1 on completion tokens up to and including end-of-sequence
+    log_probs    (N*G, T)    of the sampled tokens, from sampling; 0 where mask is 0
+    finished     (N*G,)      whether end-of-sequence came before max_new_tokens
+    """
+
+    tokens: Tensor
+    prompt_mask: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    finished: Tensor
+    group_size: int
+    temperature: float
+
+    @property
+    def prompt_length(self) -> int:
+        return self.prompt_mask.shape[1]
+
+    @property
+    def completions(self) -> Tensor:
+        """The completion tokens (N*G, T)."""
+        return self.tokens[:, self.prompt_length :]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens in each completion, end-of-sequence counted: (N*G,)."""
+        return self.mask.sum(1)
+
+    def select(self, rows: Tensor) -> Rollouts:
+        """Some rows, cut to the longest of their completions, for a minibatch; their groups
+        may be incomplete."""
+        used = int(self.mask[rows].sum(1).max())
+        return replace(self, tokens=self.tokens[rows][:, : self.prompt_length + used],
+                       prompt_mask=self.prompt_mask[rows], mask=self.mask[rows][:, :used],
+                       log_probs=self.log_probs[rows][:, :used], finished=self.finished[rows])
+
+
+@torch.no_grad()
+def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, *,
+                  max_new_tokens: int, temperature: float = 1.0,
+                  generator: torch.Generator | None = None, eos_id: int = EOS,
+                  device: torch.device | str = "cpu", use_cache: bool = True) -> Rollouts:
+    """Sample ``group_size`` (TRL: num_generations) completions of every prompt.
+
+    ``prompts``: N lists of token ids. Tokens are drawn from softmax(logits / temperature);
+    temperature 0 takes the most likely token. All random numbers are drawn first, from the
+    CPU ``generator`` (None: a fresh one, seeded by the system), one for each row and column:
+    what a row samples does not depend on which other rows are still running.
+
+    Each prompt is encoded once and shared by its group; a finished row stops costing.
+    ``use_cache=False`` encodes everything again for every token: same result, slowly.
+    """
+    check_sampling(prompts, group_size, max_new_tokens, temperature)
+    prompt_tokens, prompt_mask = (t.to(device) for t in pad(prompts, "left"))
+    batch, width = len(prompts) * group_size, prompt_tokens.shape[1]
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    uniforms = torch.rand(batch, max_new_tokens, dtype=torch.float64, generator=generator)
+    uniforms = uniforms.to(device)
+
+    cache = policy.new_cache(len(prompts), width + max_new_tokens) if use_cache else None
+    logits = policy(prompt_tokens, prompt_mask, cache)[:, -1].repeat_interleave(group_size, 0)
+    if cache is not None:
+        cache = cache.repeat(group_size, width + max_new_tokens)
+    prompt_tokens, prompt_mask = (t.repeat_interleave(group_size, 0)
+                                  for t in (prompt_tokens, prompt_mask))
+
+    completions = torch.full((batch, max_new_tokens), PAD, device=device)
+    mask = torch.zeros(batch, max_new_tokens, dtype=logits.dtype, device=device)
+    log_probs = torch.zeros_like(mask)
+    finished = torch.zeros(batch, dtype=torch.bool, device=device)
+    rows = torch.arange(batch, device=device)  # the rows in work, a few of them finished
+    for step in range(max_new_tokens):
+        chosen, chosen_log_probs = choose(logits, uniforms[rows, step], temperature)
+        live = ~finished[rows]
+        completions[rows, step] = torch.where(live, chosen, PAD)
+        log_probs[rows, step] = torch.where(live, chosen_log_probs, 0.0)
+        mask[rows, step] = live.to(mask.dtype)
+        finished[rows] |= chosen == eos_id
+        live = ~finished[rows]
+        count = int(live.sum())
+        if count == 0 or step + 1 == max_new_tokens:
+            break
+        if count <= (1 - DROP_SHARE) * len(rows):
+            rows, chosen = rows[live], chosen[live]
+            if cache is not None:
+                cache.keep(live.nonzero().squeeze(1))
+        if cache is not None:
+            logits = policy(chosen[:, None], None, cache)[:, -1]
+        else:
+            seen = torch.cat((prompt_tokens[rows], completions[rows, : step + 1]), 1)
+            seen_mask = torch.cat((prompt_mask[rows], torch.ones_like(seen[:, width:])), 1)
+            logits = policy(seen, seen_mask)[:, -1]
+    used = step + 1
+    return Rollouts(torch.cat((prompt_tokens, completions[:, :used]), 1), prompt_mask,
+                    mask[:, :used], log_probs[:, :used], finished, group_size, temperature)
+
+
+def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token a row by inverse CDF, and its log-prob: (B, V), (B,) -> (B,), (B,).
+
+    The token is the first whose cumulative probability exceeds the row's uniform number.
+    Temperature 0 is the limit: the most likely token, with log-prob 0.
+    """
+    if temperature == 0:
+        return logits.argmax(-1), logits.new_zeros(len(logits))
+    log_probs = F.log_softmax(logits / temperature, dim=-1)
+    cdf = log_probs.double().exp().cumsum(-1)
+    cdf /= cdf[:, -1:].clone()  # so that the last entry is exactly 1, above every uniform number
+    chosen = torch.searchsorted(cdf, uniforms[:, None], right=True)
+    return chosen.squeeze(1), log_probs.gather(1, chosen).squeeze(1)
+
+
+def completion_logits(policy: Policy, rollouts: Rollouts) -> Tensor:
+    """Logits / temperature that score each completion token: (N*G, T, V).
+
+    The one place where the shift by one is made: the token in column P + t is scored by the
+    logits at column P + t - 1, the last place that has not seen it.
+    """
+    if rollouts.temperature <= 0:
+        raise ValueError(f"rollouts: sampled at temperature {rollouts.temperature}; only a "
+                         f"temperature above 0 has log-probs to score")
+    seen = rollouts.tokens[:, :-1]
+    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask[:, :-1].long()), 1)
+    logits = policy(seen, seen_mask)[:, rollouts.prompt_length - 1 :]
+    return logits / rollouts.temperature
+
+
+def completion_log_probs(policy: Policy, rollouts: Rollouts) -> Tensor:
+    """log pi of every completion token under ``policy``: (N*G, T), 0 where mask is 0.
+
+    Differentiable. Under the policy that sampled them it equals ``rollouts.log_probs``.
+    """
+    log_probs = token_log_probs(completion_logits(policy, rollouts), rollouts.completions)
+    return log_probs.masked_fill(rollouts.mask == 0, 0.0)
+
+
+def check_sampling(prompts, group_size, max_new_tokens, temperature) -> None:
+    """ValueError with the argument's name if ``sample_groups`` cannot use these."""
+    if len(prompts) == 0:
+        raise ValueError("prompts: got none, allowed is one or more")
+    for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: got {value!r}, allowed is a whole number from 1")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: got {temperature!r}, allowed is a number from 0")

@@ -1,0 +1,80 @@
+"""A word tokenizer: one token for each word of a small, fixed vocabulary.
+
+Left out of a real tokenizer: sub-words, bytes, merges. Every text of the built-in
+tasks is a sequence of vocabulary words, so a token is something you can read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PAD, EOS = 0, 1  # the two special tokens come first in every vocabulary
+
+
+class Tokenizer:
+    """Turns text into token ids and back; ids 0 and 1 are ``<pad>`` and ``<eos>``.
+
+    ``words`` are the vocabulary, in id order. White space between words is free when
+    encoding ("s1=4" and "s1= 4" are the same two tokens); the longest word wins.
+    """
+
+    pad_id, eos_id = PAD, EOS
+
+    def __init__(self, words: Sequence[str]):
+        self.words = ("<pad>", "<eos>", *words)
+        if len(set(self.words)) != len(self.words) or not all(words):
+            raise ValueError("words: every word must be non-empty and appear once")
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        longest_first = sorted(self.words, key=len, reverse=True)
+        self._pattern = re.compile(r"\s*(" + "|".join(map(re.escape, longest_first)) + r")\s*")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``. ValueError names the first part that is no word."""
+        ids, at = [], 0
+        while at < len(text):
+            match = self._pattern.match(text, at)
+            if match is None:
+                raise ValueError(f"text: {text[at : at + 12]!r} does not start with a word "
+                                 f"of the vocabulary ({', '.join(self.words[2:8])}, ...)")
+            ids.append(self._ids[match[1]])
+            at = match.end()
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, padding and end-of-sequence left out.
+
+        Words are separated by a space; one that ends in "=" is glued to the next word.
+        """
+        words = [self.words[i] for i in ids if i not in (PAD, EOS)]
+        return "".join(w if w.endswith("=") else w + " " for w in words).rstrip()
+
+    def decode_rows(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        """Texts of a batch: tokens (B, T), mask (B, T) with 1 where a token counts."""
+        kept = tokens.masked_fill(mask == 0, PAD)
+        return [self.decode(row) for row in kept.tolist()]
+
+
+def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
+    """Stack token lists of unequal length: tokens (B, L) and mask (B, L), 1 on real tokens.
+
+    ``side``: "left" for prompts that will be continued, "right" for finished texts.
+    """
+    if side not in ("left", "right"):
+        raise ValueError(f"side: got {side!r}, allowed are 'left' and 'right'")
+    if len(sequences) == 0 or any(len(s) == 0 for s in sequences):
+        raise ValueError("sequences: need at least one sequence and no empty one")
+    length = max(len(s) for s in sequences)
+    tokens = torch.full((len(sequences), length), PAD)
+    mask = torch.zeros(len(sequences), length, dtype=torch.long)
+    for row, ids in enumerate(sequences):
+        columns = slice(length - len(ids), None) if side == "left" else slice(len(ids))
+        tokens[row, columns] = torch.as_tensor(ids, dtype=torch.long)
+        mask[row, columns] = 1
+    return tokens, mask

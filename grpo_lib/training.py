@@ -1,0 +1,376 @@
+"""The GRPO training loop: sample groups, score them, take a few gradient steps, again.
+
+Left out of production trainers: several machines, gradient accumulation, learning-rate
+schedules, and rollouts by a separate engine. One process, one device.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grpo_lib.advantages import BASELINES, SCALES, group_advantages, informative_groups
+from grpo_lib.checkpoint import CheckpointError, load_tensors, load_weights, save_tensors
+from grpo_lib.evaluation import evaluate
+from grpo_lib.objective import (
+    AGGREGATIONS,
+    KLS,
+    RATIOS,
+    aggregate,
+    check_choice,
+    check_clip,
+    grpo_loss,
+    kl_estimate,
+)
+from grpo_lib.policy import Policy, token_entropy, token_log_probs
+from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
+from grpo_lib.tasks.base import Problem, Task
+
+
+def setting(default, about: str):
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """The settings of a run. Every field is an option of ``python -m grpo_lib train``.
+
+    TRL's names where they differ: group_size is num_generations, scale is scale_rewards,
+    ratio is importance_sampling_level, aggregation is loss_type.
+    """
+
+    steps: int = setting(50, "rollout-and-update steps in the whole run")
+    prompts_per_step: int = setting(32, "problems sampled at each step (N)")
+    group_size: int = setting(16, "completions of each problem (G)")
+    temperature: float = setting(1.0, "logits are divided by this, in sampling and in scoring")
+    epsilon: float = setting(0.2, "the ratio is clipped at 1 - epsilon")
+    epsilon_high: float | None = setting(None, "and at 1 + epsilon_high (none: epsilon)")
+    delta: float | None = setting(None, "cap on the unclipped ratio where the advantage is "
+                                        "negative (none: no cap)")
+    beta: float = setting(0.0, "weight of the KL distance to the base model in the loss")
+    kl: str = setting("k3", "estimator of that distance: k1, k2 or k3")
+    baseline: str = setting("mean", "what a reward is compared with: mean, leave_one_out or none")
+    scale: str = setting("group", "whose std advantages are divided by: group, batch or none")
+    std_eps: float = setting(1e-4, "added to that std")
+    ratio: str = setting("token", "importance ratio of each token, or of the whole sequence")
+    aggregation: str = setting("token_mean", "what the loss averages over: sequence_mean (the "
+                                             "paper's), token_mean (TRL's default) or constant")
+    num_iterations: int = setting(1, "passes over each batch of completions")
+    minibatches: int = setting(2, "gradient steps in each pass")
+    learning_rate: float = setting(5e-4, "of AdamW, betas .9 and .95, no weight decay")
+    max_grad_norm: float = setting(1.0, "gradients longer than this are shortened to it")
+    eval_every: int = setting(5, "steps between held-out evaluations (0: none)")
+    eval_problems: int = setting(200, "held-out problems in each of them")
+    seed: int = setting(0, "of the generator that everything random in the run is drawn from")
+    device: str = setting("cpu", "where the policy is trained: cpu, cuda, mps, ...")
+
+    def __post_init__(self):
+        whole = {"steps": 0, "prompts_per_step": 1, "group_size": 2, "num_iterations": 1,
+                 "minibatches": 1, "eval_every": 0, "eval_problems": 1, "seed": 0}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                why = (" (a completion is compared with the others of its group)"
+                       if name == "group_size" else "")
+                raise ValueError(f"{name}: got {value!r}, allowed is a whole number from "
+                                 f"{least}{why}")
+        for name in ("temperature", "learning_rate", "max_grad_norm", "std_eps", "beta", "epsilon"):
+            value = getattr(self, name)
+            positive = name in ("temperature", "learning_rate", "max_grad_norm")
+            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")) or (
+                    positive and value == 0):
+                raise ValueError(f"{name}: got {value!r}, allowed is a finite number "
+                                 f"{'above' if positive else 'from'} 0")
+        check_clip(self.epsilon, self.epsilon_high, self.delta)
+        for name, allowed in (("kl", KLS), ("baseline", BASELINES), ("scale", SCALES),
+                              ("ratio", RATIOS), ("aggregation", AGGREGATIONS)):
+            check_choice(name, getattr(self, name), allowed)
+        if self.minibatches > self.prompts_per_step * self.group_size:
+            raise ValueError(f"minibatches: got {self.minibatches}, allowed are at most the "
+                             f"{self.prompts_per_step * self.group_size} completions of a step")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def metric(about: str):
+    return field(metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one step did. All of it describes the completions that the step sampled, so the
+    policy *before* the step's update; only held_out_accuracy is measured after it."""
+
+    step: int = metric("number of the step, from 1")
+    reward_mean: float = metric("mean reward of the step's completions")
+    reward_std: float = metric("standard deviation (n - 1) of those rewards over the whole batch")
+    zero_variance_groups: float = metric("share of groups whose rewards are all equal, which "
+                                         "teach nothing")
+    accuracy: float = metric("share of completions that the verifier calls right")
+    held_out_accuracy: float | None = metric("the same on held-out problems, after this step's "
+                                             "update; null where not measured")
+    length: float = metric("mean tokens in a completion, end-of-sequence counted")
+    length_right: float | None = metric("the same over the right completions; null if none")
+    length_wrong: float | None = metric("the same over the wrong completions; null if none")
+    finished: float = metric("share of completions that ended before max_new_tokens")
+    entropy: float = metric("mean entropy of the next-token distributions, in nats, over the "
+                            "first pass of the update")
+    kl: float = metric("mean k3 estimate per token of KL(policy || base model), in nats")
+    ratio_min: float = metric("smallest importance ratio of any token in the update")
+    ratio_max: float = metric("largest importance ratio of any token in the update")
+    clip_fraction_low: float = metric("share of tokens blocked at 1 - epsilon (advantage < 0), "
+                                      "mean over the gradient steps")
+    clip_fraction_high: float = metric("share of tokens blocked at 1 + epsilon_high "
+                                       "(advantage > 0), mean over the gradient steps")
+    loss: float = metric("the loss, mean over the gradient steps; near 0 by construction")
+    grad_norm: float = metric("length of the gradient before it is shortened, mean over the "
+                              "gradient steps")
+    tokens: int = metric("tokens sampled in this step")
+    seconds_rollout: float = metric("seconds spent sampling")
+    seconds_scoring: float = metric("seconds spent on rewards, advantages and the base model's "
+                                    "log-probs")
+    seconds_update: float = metric("seconds spent on the gradient steps")
+    seconds_evaluation: float = metric("seconds spent on held-out problems")
+
+    def to_json(self) -> str:
+        return json.dumps({name: round(value, 6) if isinstance(value, float) else value
+                           for name, value in asdict(self).items()})
+
+
+class GRPOTrainer:
+    """Trains ``policy`` on ``task`` by GRPO.
+
+        for metrics in GRPOTrainer(policy, task, GRPOConfig(steps=10)).run():
+            print(metrics.step, metrics.reward_mean)
+
+    ``ref_policy`` is what KL is measured to; None: a frozen copy of the policy as given.
+    After a step, ``problems``, ``rollouts``, ``rewards`` (N, G), ``advantages`` (N, G) hold what
+    it was made of, and ``history`` all metrics so far.
+    """
+
+    def __init__(self, policy: Policy, task: Task, config: GRPOConfig,
+                 ref_policy: Policy | None = None):
+        self.device = check_device(config.device)
+        self.policy = policy.to(self.device)
+        self.ref_policy = copy.deepcopy(policy) if ref_policy is None else ref_policy
+        self.ref_policy.to(self.device).requires_grad_(False)
+        self.task, self.config = task, config
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate,
+                                           betas=(0.9, 0.95), weight_decay=0.0)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.held_out = task.held_out(config.eval_problems) if config.eval_every else []
+        self.step_count = 0
+        self.history: list[StepMetrics] = []
+        self.problems: list[Problem] = []
+        self.rollouts: Rollouts | None = None
+        self.rewards = self.advantages = None
+
+    def run(self, steps: int | None = None) -> Iterator[StepMetrics]:
+        """Take ``steps`` steps (None: what is left of config.steps), yielding their metrics.
+
+        Ctrl-C, or a notebook's stop button, takes effect between steps: KeyboardInterrupt
+        comes after the step's metrics, and calling ``run`` again goes on as if nothing had
+        happened. (Twice means at once.)
+        """
+        if steps is None:
+            steps = self.config.steps - self.step_count
+        for _ in range(steps):
+            with finish_step_first() as interrupted:
+                metrics = self.step()
+            yield metrics
+            if interrupted:
+                raise KeyboardInterrupt
+
+    def step(self) -> StepMetrics:
+        """Sample, score, update, measure. An error before the update leaves no trace."""
+        config, state = self.config, self.generator.get_state()
+        try:
+            start = time.perf_counter()
+            self.problems, self.rollouts = self.sample()
+            sampled = time.perf_counter()
+            self.rewards, grades, ref_log_probs = self.score(self.problems, self.rollouts)
+            self.advantages = group_advantages(self.rewards, baseline=config.baseline,
+                                               scale=config.scale, std_eps=config.std_eps)
+            scored = time.perf_counter()
+        except BaseException:
+            self.generator.set_state(state)
+            raise
+        updates = self.update(self.rollouts, self.advantages, ref_log_probs)
+        updated = time.perf_counter()
+        self.step_count += 1
+        held_out = None
+        if config.eval_every and self.step_count % config.eval_every == 0:
+            held_out = evaluate(self.policy, self.task, self.held_out,
+                                temperature=config.temperature, device=self.device).accuracy
+        metrics = StepMetrics(
+            step=self.step_count, held_out_accuracy=held_out,
+            **batch_metrics(self.rollouts, self.rewards, grades, ref_log_probs), **updates,
+            seconds_rollout=sampled - start, seconds_scoring=scored - sampled,
+            seconds_update=updated - scored, seconds_evaluation=time.perf_counter() - updated)
+        self.history.append(metrics)
+        return metrics
+
+    def sample(self) -> tuple[list[Problem], Rollouts]:
+        """New training problems, and a group of completions of each."""
+        config = self.config
+        rng = random.Random(torch.randint(2**62, (), generator=self.generator).item())
+        problems = self.task.problems(config.prompts_per_step, rng)
+        rollouts = sample_groups(
+            self.policy, [self.task.tokenizer.encode(p.prompt) for p in problems],
+            config.group_size, max_new_tokens=self.task.max_new_tokens,
+            temperature=config.temperature, generator=self.generator, device=self.device)
+        return problems, rollouts
+
+    @torch.no_grad()
+    def score(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
+        """Rewards (N, G), grades (N, G) and the base model's log-probs (N*G, T)."""
+        texts = self.task.tokenizer.decode_rows(rollouts.completions, rollouts.mask)
+        finished = rollouts.finished.tolist()
+        rewards = self.task.rewards(problems, texts, finished)
+        grades = self.task.grades(problems, texts, finished)
+        if rewards.shape != (len(problems), rollouts.group_size):
+            raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is one for each "
+                             f"completion, {(len(problems), rollouts.group_size)}")
+        return rewards, grades, completion_log_probs(self.ref_policy, rollouts)
+
+    def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor) -> dict:
+        """The gradient steps on one batch; returns its share of the metrics.
+
+        Advantages belong to whole groups and are fixed before the rows are shuffled; a
+        minibatch may split a group.
+        """
+        config = self.config
+        row_advantages = advantages.flatten().to(self.device, rollouts.log_probs.dtype)
+        stats, entropy, tokens = [], 0.0, rollouts.mask.sum().item()
+        for iteration in range(config.num_iterations):
+            order = torch.randperm(len(rollouts.tokens), generator=self.generator).to(self.device)
+            for rows in order.chunk(config.minibatches):
+                batch = rollouts.select(rows)
+                logits = completion_logits(self.policy, batch)
+                output = grpo_loss(
+                    token_log_probs(logits, batch.completions), batch.log_probs,
+                    row_advantages[rows], batch.mask,
+                    ref_log_probs=ref_log_probs[rows, : batch.mask.shape[1]],
+                    epsilon=config.epsilon, epsilon_high=config.epsilon_high, delta=config.delta,
+                    beta=config.beta, kl=config.kl, ratio=config.ratio,
+                    aggregation=config.aggregation, max_length=self.task.max_new_tokens)
+                if not output.loss.isfinite():
+                    raise FloatingPointError(f"loss: got {output.loss.item()} at step "
+                                             f"{self.step_count + 1}; nothing was updated")
+                self.optimizer.zero_grad(set_to_none=True)
+                output.loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(
+                    self.policy.parameters(), config.max_grad_norm, error_if_nonfinite=True)
+                self.optimizer.step()
+                if iteration == 0:
+                    with torch.no_grad():
+                        entropy += aggregate(token_entropy(logits), batch.mask, "token_mean"
+                                             ).item() * batch.mask.sum().item() / tokens
+                stats.append({name: value.item() for name, value in output.stats.items()}
+                             | {"loss": output.loss.item(), "grad_norm": norm.item()})
+        mean = {name: sum(s[name] for s in stats) / len(stats) for name in stats[0]}
+        return {"entropy": entropy, "loss": mean["loss"], "grad_norm": mean["grad_norm"],
+                "clip_fraction_low": mean["clip_fraction_low"],
+                "clip_fraction_high": mean["clip_fraction_high"],
+                "ratio_min": min(s["ratio_min"] for s in stats),
+                "ratio_max": max(s["ratio_max"] for s in stats)}
+
+    def save(self, path: Path | str) -> None:
+        """Everything needed to go on, bit for bit: weights, optimizer, base model, generator."""
+        names = {p: name for name, p in self.policy.named_parameters()}
+        tensors = {f"policy.{name}": t for name, t in self.policy.state_dict().items()}
+        tensors |= {f"ref_policy.{name}": t for name, t in self.ref_policy.state_dict().items()}
+        tensors |= {f"optimizer.{names[p]}.{key}": torch.as_tensor(value)
+                    for p, state in self.optimizer.state.items() for key, value in state.items()}
+        tensors["generator"] = self.generator.get_state()
+        save_tensors(path, tensors, {"kind": "trainer", "step": self.step_count,
+                                     "task": self.task.name, "config": self.config.to_dict()})
+
+    def load(self, path: Path | str) -> None:
+        """Go back (or on) to a state written by ``save``; ``history`` is cut to its step."""
+        tensors, about = load_tensors(path, "trainer")
+        if about.get("task") != self.task.name:
+            raise CheckpointError(f"{path}: is of a run on the task {about.get('task')!r}, allowed "
+                                  f"is {self.task.name!r}")
+        parts: dict[str, dict[str, Tensor]] = {"policy": {}, "ref_policy": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                parts[part][rest] = tensor
+        load_weights(self.policy, parts["policy"], path)
+        load_weights(self.ref_policy, parts["ref_policy"], path)
+        self.optimizer.state.clear()
+        parameters = dict(self.policy.named_parameters())
+        for name, tensor in parts["optimizer"].items():
+            parameter, key = name.rsplit(".", 1)
+            where = "cpu" if key == "step" else self.device
+            self.optimizer.state[parameters[parameter]][key] = tensor.to(where)
+        self.generator.set_state(tensors["generator"])
+        self.step_count = about["step"]
+        self.history = [m for m in self.history if m.step <= self.step_count]
+
+
+def batch_metrics(rollouts: Rollouts, rewards: Tensor, grades: Tensor,
+                  ref_log_probs: Tensor) -> dict:
+    """The metrics that describe a batch of scored rollouts."""
+    lengths, right = rollouts.lengths.float().cpu(), grades.flatten() > 0
+    distance = kl_estimate(rollouts.log_probs, ref_log_probs, "k3")
+    return {
+        "reward_mean": rewards.mean().item(), "reward_std": rewards.std().item(),
+        "zero_variance_groups": 1 - informative_groups(rewards).float().mean().item(),
+        "accuracy": grades.mean().item(), "length": lengths.mean().item(),
+        "length_right": lengths[right].mean().item() if right.any() else None,
+        "length_wrong": lengths[~right].mean().item() if (~right).any() else None,
+        "finished": rollouts.finished.float().mean().item(),
+        "kl": aggregate(distance, rollouts.mask, "token_mean").item(),
+        "tokens": int(rollouts.mask.sum())}
+
+
+@contextmanager
+def finish_step_first() -> Iterator[list]:
+    """Hold back Ctrl-C until the block ends; the list is then not empty. A second one acts
+    at once. Outside the main thread, where Python delivers no signals, it does nothing."""
+    interrupts: list = []
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold(signum, frame):
+        interrupts.append(signum)
+        if len(interrupts) > 1:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_device(name: str) -> torch.device:
+    """The device of this name, or a ValueError saying that it is not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: got {name!r}, which cannot be used here "
+                         f"({str(error).splitlines()[0]})") from None
+    return device
+
+
+def describe_fields(cls) -> dict[str, str]:
+    """Field name -> its sentence, for GRPOConfig and StepMetrics."""
+    return {f.name: f.metadata["about"] for f in fields(cls)}
