@@ -34,6 +34,8 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
         raise ValueError("rewards: got groups of 1; a completion can only be compared with others "
                          "of its group, so allowed is a group size of 2 or more (or "
                          "baseline='none' with scale='none')")
+    if scale == "batch" and rewards.numel() == 1:
+        raise ValueError("rewards: got a single one; allowed with scale='batch' are 2 or more")
     advantages = rewards if baseline == "none" else rewards - rewards.mean(1, keepdim=True)
     if baseline == "leave_one_out":
         advantages = advantages * (group_size / (group_size - 1))

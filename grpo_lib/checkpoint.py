@@ -70,9 +70,9 @@ def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from None
-    if about.get("kind") != kind:
-        raise CheckpointError(f"{path}: holds {about.get('kind', 'something')!r}, allowed is "
-                              f"{kind!r}")
+    found = about.get("kind", "something") if isinstance(about, dict) else "something"
+    if found != kind:
+        raise CheckpointError(f"{path}: holds {found!r}, allowed is {kind!r}")
     return tensors, about
 
 

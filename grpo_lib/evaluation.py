@@ -54,6 +54,8 @@ def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples
     """Sample every problem ``samples`` times and ask the verifier (temperature 0: greedy)."""
     if len(problems) == 0:
         raise ValueError("problems: got none, allowed is one or more")
+    if samples < 1:
+        raise ValueError(f"samples: got {samples}, allowed is a whole number from 1")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     right, lengths, completions = [], [], []

@@ -118,6 +118,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
         raise ValueError(f"ref_log_probs: got None with beta={beta}, which weighs the distance "
                          f"to the reference policy; allowed is a tensor (B, T)")
     mask = torch.ones_like(log_probs) if mask is None else mask.to(log_probs.dtype)
+    # Padding may hold anything: 0 times the infinite slope of exp(d) would be a nan gradient.
+    log_probs = log_probs.masked_fill(mask == 0, 0.0)
     old_log_probs = old_log_probs.detach()
     advantages = advantages.detach().to(log_probs.dtype)
     if advantages.dim() == 1:
@@ -129,7 +131,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     stats = clip_stats(r.detach(), advantages, mask, epsilon, epsilon_high)
     loss, stats["policy_loss"] = policy_loss, policy_loss.detach()
     if ref_log_probs is not None:
-        ref = ref_log_probs.detach()
+        ref = ref_log_probs.detach().masked_fill(mask == 0, 0.0)
         stats["kl"] = aggregate(kl_estimate(log_probs.detach(), ref), mask, "token_mean")
         if beta > 0:
             distance = kl_estimate(log_probs, ref, kl)
@@ -163,12 +165,12 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) -> float:
     """The upper clip width, after checking all three."""
-    if not 0 <= epsilon <= 1:
+    if not (isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1):
         raise ValueError(f"epsilon: got {epsilon!r}, allowed is a number from 0 to 1")
     high = epsilon if epsilon_high is None else epsilon_high
-    if not high >= 0:
+    if not (isinstance(high, (int, float)) and high >= 0):
         raise ValueError(f"epsilon_high: got {high!r}, allowed is a number from 0")
-    if delta is not None and not delta > 1 + high:
+    if delta is not None and not (isinstance(delta, (int, float)) and delta > 1 + high):
         raise ValueError(f"delta: got {delta!r}, allowed is a number above 1 + epsilon_high = "
                          f"{1 + high}")
     return high

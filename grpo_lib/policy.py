@@ -102,13 +102,14 @@ class KVCache:
         """Make room for mask.shape[1] more tokens: their positions (B, t), and which of the
         cached columns each may look at (B, 1, t, filled)."""
         new = mask.shape[1]
-        start, self.filled = self.filled, self.filled + new
-        if self.filled > self.mask.shape[1]:
-            raise ValueError(f"cache: {self.filled} tokens do not fit its length "
+        start = self.filled
+        if start + new > self.mask.shape[1]:
+            raise ValueError(f"cache: {start + new} tokens do not fit its length "
                              f"{self.mask.shape[1]}")
+        self.filled = start + new
         self.mask[:, start : self.filled] = mask
         positions = self.positions[:, None] + token_positions(mask)
-        self.positions = self.positions + mask.sum(1)
+        self.positions = self.positions + mask.long().sum(1)
         if new == 1:
             return positions, self.mask[:, None, None, : self.filled]
         return positions, attention_mask(self.mask[:, : self.filled])[:, :, start:]

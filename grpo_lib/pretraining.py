@@ -107,10 +107,16 @@ def example_loss(policy: TransformerPolicy, task: Task, examples) -> Tensor:
 
 @torch.no_grad()
 def one_step_accuracy(policy: TransformerPolicy, task: Task, count: int = 1000,
-                      seed: int = 0) -> float:
-    """How often the task's probe is answered rightly, greedily: the skill, measured."""
+                      seed: int = 0) -> float | None:
+    """How often the task's probe is answered rightly, greedily: the skill, measured.
+
+    None where the task has no probe.
+    """
     rng = random.Random(seed)
-    texts, answers = zip(*(task.probe(rng) for _ in range(count)))
+    probes = [task.probe(rng) for _ in range(count)]
+    if None in probes:
+        return None
+    texts, answers = zip(*probes)
     tokens, mask = pad([task.tokenizer.encode(text) for text in texts], "left")
     device = next(policy.parameters()).device
     chosen = policy(tokens.to(device), mask.to(device))[:, -1].argmax(-1).tolist()

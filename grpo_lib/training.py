@@ -77,16 +77,18 @@ class GRPOTrainer:
         config, state = self.config, self.generator.get_state()
         try:
             start = time.perf_counter()
-            self.problems, self.rollouts = self.sample()
+            problems, rollouts = self.sample()
             sampled = time.perf_counter()
-            self.rewards, grades, ref_log_probs = self.score(self.problems, self.rollouts)
-            self.advantages = group_advantages(self.rewards, baseline=config.baseline,
-                                               scale=config.scale, std_eps=config.std_eps)
+            rewards, grades, ref_log_probs = self.score(problems, rollouts)
+            advantages = group_advantages(rewards, baseline=config.baseline,
+                                          scale=config.scale, std_eps=config.std_eps)
             scored = time.perf_counter()
         except BaseException:
             self.generator.set_state(state)
             raise
-        updates = self.update(self.rollouts, self.advantages, ref_log_probs)
+        self.problems, self.rollouts = problems, rollouts
+        self.rewards, self.advantages = rewards, advantages
+        updates = self.update(rollouts, advantages, ref_log_probs)
         updated = time.perf_counter()
         self.step_count += 1
         held_out = None
@@ -95,7 +97,7 @@ class GRPOTrainer:
                                 temperature=config.temperature, device=self.device).accuracy
         metrics = StepMetrics(
             step=self.step_count, held_out_accuracy=held_out,
-            **batch_metrics(self.rollouts, self.rewards, grades, ref_log_probs), **updates,
+            **batch_metrics(rollouts, rewards, grades, ref_log_probs), **updates,
             seconds_rollout=sampled - start, seconds_scoring=scored - sampled,
             seconds_update=updated - scored, seconds_evaluation=time.perf_counter() - updated)
         self.history.append(metrics)
@@ -135,7 +137,7 @@ class GRPOTrainer:
         stats, entropy, tokens = [], 0.0, rollouts.mask.sum().item()
         for iteration in range(config.num_iterations):
             order = torch.randperm(len(rollouts.tokens), generator=self.generator).to(self.device)
-            for rows in order.chunk(config.minibatches):
+            for rows in order.tensor_split(config.minibatches):
                 batch = rollouts.select(rows)
                 logits = completion_logits(self.policy, batch)
                 output = grpo_loss(
@@ -147,7 +149,7 @@ class GRPOTrainer:
                     aggregation=config.aggregation, max_length=self.task.max_new_tokens)
                 if not output.loss.isfinite():
                     raise FloatingPointError(f"loss: got {output.loss.item()} at step "
-                                             f"{self.step_count + 1}; nothing was updated")
+                                             f"{self.step_count + 1}; this gradient step was not taken")
                 self.optimizer.zero_grad(set_to_none=True)
                 output.loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(

@@ -54,11 +54,10 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__}.example(...) is missing: this task "
                                   f"has no base model to pre-train")
 
-    def probe(self, rng: random.Random) -> tuple[str, str]:
+    def probe(self, rng: random.Random) -> tuple[str, str] | None:
         """A text and its one right next word, to measure whether the base model has the
-        skill that RL is to bring out."""
-        raise NotImplementedError(f"{type(self).__name__}.probe(rng) is missing: this task "
-                                  f"names no skill of its base model to measure")
+        skill that RL is to bring out. None: this task names no such skill."""
+        return None
 
     def describe(self, problem: Problem) -> str:
         """The problem as a person would write it."""
@@ -71,11 +70,15 @@ class Task:
         if count < 1:
             raise ValueError(f"count: got {count}, allowed is a whole number from 1")
         chosen: list[Problem] = []
-        while len(chosen) < count:
+        for _ in range(1000 * count):
             problem = self.problem(rng)
             if is_held_out(problem.prompt) == (split == "held_out"):
                 chosen.append(problem)
-        return chosen
+            if len(chosen) == count:
+                return chosen
+        raise ValueError(f"split: of {1000 * count} problems of {type(self).__name__} only "
+                         f"{len(chosen)} are in {split!r}; allowed is a task with more "
+                         f"different prompts")
 
     def held_out(self, count: int = 1000) -> list[Problem]:
         """The first ``count`` of the fixed list of held-out problems, the same every time."""

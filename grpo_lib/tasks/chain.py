@@ -55,7 +55,7 @@ class ChainTask(Task):
 
     def correct(self, problem: Problem, completion: str) -> bool:
         """Nothing but the right digit after the first ``=>``; before it may stand anything."""
-        return completion.partition("=> ")[2] == problem.answer
+        return completion.partition("=>")[2] == f" {problem.answer}"
 
     def example(self, problem: Problem, rng: random.Random, style: str) -> str:
         """"skill": every step written down. "habit": the answer at once, or some steps

@@ -1,0 +1,277 @@
+"""The command line: python -m grpo_lib pretrain | train | evaluate | lab | test."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a default where there is one to say."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def main(arguments=None) -> int:
+    """Run a command. 0: done; 2: bad input, one line on stderr; 130: Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] in (["lab"], ["test"]):
+        return setting_up(arguments[0], arguments[1:])
+    try:
+        options = parser().parse_args(arguments)
+        if options.threads is not None:
+            import torch
+
+            torch.set_num_threads(options.threads)
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"grpo_lib: error: {message}", file=sys.stderr)
+        return 2
+
+
+def setting_up(name: str, arguments: list) -> int:
+    from grpo_lib import environment
+
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(getattr(environment, name).__doc__)
+        return 0
+    try:
+        return getattr(environment, name)(ROOT, arguments)
+    except (environment.SetupError, OSError) as error:
+        print(f"grpo_lib: error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    from dataclasses import fields
+
+    from grpo_lib.config import GRPOConfig
+    from grpo_lib.tasks import TASKS
+
+    top = Parser(prog="python -m grpo_lib", description="Learn GRPO by running it.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, run, about):
+        sub = commands.add_parser(name, help=about, description=about,
+                                  formatter_class=HelpFormatter)
+        sub.set_defaults(run=run)
+        sub.add_argument("--task", choices=list(TASKS), default="chain", help="what to learn")
+        sub.add_argument("--threads", type=positive, help="CPU threads (at most 4 if not given)")
+        return sub
+
+    sub = command("pretrain", run_pretrain, "Train a base model from scratch.")
+    sub.add_argument("--out", type=Path, default=Path("base.safetensors"),
+                     help="checkpoint to write; the recipe and scores go beside it, as .json")
+    sub.add_argument("--seed", type=int, default=0, help="of weights and examples")
+    sub.add_argument("--skill-steps", type=int, default=240, help="batches of worked examples")
+    sub.add_argument("--habit-steps", type=int, default=60, help="batches of the habit, after")
+
+    sub = command("train", run_train, "Train a policy by GRPO, and measure it before and after.")
+    sub.add_argument("--policy", type=Path, help="checkpoint to start from (if not given: the "
+                                                 "base model that comes with the package)")
+    sub.add_argument("--out", type=Path, help="new folder for the run (if not given: under runs/)")
+    sub.add_argument("--resume", type=Path, metavar="OUT", help="go on with the run in this folder")
+    sub.add_argument("--save-every", type=positive, default=10, help="steps between checkpoints")
+    sub.add_argument("--held-out", type=positive, default=1000,
+                     help="held-out problems to measure on, before and after")
+    for f in fields(GRPOConfig):
+        default = "none" if f.default is None else f.default
+        kinds = {"int": int, "float": float, "str": str, "float | None": optional_float}
+        sub.add_argument("--" + f.name.replace("_", "-"), type=kinds[f.type],
+                         default=argparse.SUPPRESS,
+                         help=f"{f.metadata['about']} (default: {default})")
+
+    sub = command("evaluate", run_evaluate, "Measure accuracy and pass@k on held-out problems.")
+    sub.add_argument("--policy", type=Path, help="checkpoint or folder of a run (if not given: the "
+                                                 "base model that comes with the package)")
+    sub.add_argument("--problems", type=positive, default=1000, help="held-out problems")
+    sub.add_argument("--samples", type=positive, default=16, help="completions of each")
+    sub.add_argument("--k", type=positive, nargs="+", default=[1, 8], help="the k of pass@k")
+    sub.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
+    sub.add_argument("--seed", type=int, default=0, help="of the sampling")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, mps, ...")
+
+    commands.add_parser("lab", help="Make an environment and open JupyterLab in it.")
+    commands.add_parser("test", help="Make an environment and run the tests in it.")
+    return top
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed is a whole number from 1")
+    return int(text)
+
+
+def optional_float(text: str):
+    return None if text == "none" else float(text)
+
+
+def starting_policy(path, task):
+    """The policy at ``path`` (a file or a run's folder), or the task's base model."""
+    from grpo_lib.checkpoint import base_model_path, load_policy
+
+    if path is None:
+        path = base_model_path(task.name)
+        if not path.is_file():
+            raise ValueError(
+                f"--policy: the task {task.name!r} comes without a base model; make one with: "
+                f"python -m grpo_lib pretrain --task {task.name} --out {task.name}.safetensors")
+    return load_policy(path / "policy.safetensors" if path.is_dir() else path, task.name)
+
+
+def run_pretrain(options) -> int:
+    from tqdm import tqdm
+
+    from grpo_lib.checkpoint import save_policy, write_json
+    from grpo_lib.pretraining import READY, PretrainConfig, one_step_accuracy, pretrain
+    from grpo_lib.runs import score, versions
+    from grpo_lib.tasks import get_task
+
+    task, out = get_task(options.task), options.out
+    config = PretrainConfig(skill_steps=options.skill_steps, habit_steps=options.habit_steps,
+                            seed=options.seed)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out: got {str(out)!r}, allowed is a name that ends in .safetensors")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists():
+            raise FileExistsError(f"--out: {path} is there already; nothing was overwritten")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with tqdm(total=config.skill_steps + config.habit_steps, unit="batch") as bar:
+        for step, loss, policy in pretrain(task, config):  # noqa: B007
+            stage = "skill" if step <= config.skill_steps else "habit"
+            bar.set_postfix_str(f"{stage}, loss {loss:.3f}", refresh=False)
+            bar.update()
+    seconds = time.perf_counter() - start
+    one_step = one_step_accuracy(policy, task)
+    scores = score(policy, task, task.held_out())
+    save_policy(out, policy, task.name)
+    write_json(out.with_suffix(".json"), {
+        "task": task.name, "recipe": config.to_dict(), "policy": policy.config.to_dict(),
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "one_step_accuracy": one_step, "held_out": scores, "seconds": round(seconds, 1),
+        "versions": versions()})
+    print(f"{out}: held-out accuracy {scores['accuracy']:.1%}, length {scores['length']:.1f} "
+          f"tokens, {seconds:.0f} s")
+    if one_step is not None:
+        print(f"one-step accuracy {one_step:.1%}")
+        if one_step < READY:
+            print(f"below {READY:.0%}: the skill is not there, so RL will not take off from this "
+                  f"base model (more --skill-steps may help)")
+    return 0
+
+
+def run_train(options) -> int:
+    from grpo_lib.config import GRPOConfig
+    from grpo_lib.runs import RunFolder
+    from grpo_lib.tasks import get_task
+    from grpo_lib.training import GRPOTrainer
+
+    given = {name: getattr(options, name) for name in GRPOConfig.__dataclass_fields__
+             if hasattr(options, name)}
+    if options.resume is None:
+        config = GRPOConfig(**given)
+        task = get_task(options.task)
+        trainer = GRPOTrainer(starting_policy(options.policy, task), task, config)
+        out = options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = RunFolder.create(out, trainer, policy=str(options.policy or "base model"),
+                               held_out=options.held_out)
+        return train_in(run, trainer, options.save_every)
+
+    others = sorted(given.keys() - {"steps", "device"})
+    if others or options.out or options.policy:
+        raise ValueError(f"--resume: takes its settings from the run, allowed with it are --steps, "
+                         f"--device, --threads, --save-every; got {', '.join(others) or 'others'}")
+    run = RunFolder.open(options.resume)
+    trainer = run.new_trainer(**given)
+    if trainer.step_count >= trainer.config.steps:
+        raise ValueError(f"--resume: the run in {run.path} is complete at step "
+                         f"{trainer.step_count}; to go on, give more --steps")
+    run.write(config=trainer.config.to_dict())
+    return train_in(run, trainer, options.save_every)
+
+
+def train_in(run, trainer, save_every: int) -> int:
+    """Measure, train to the last step, measure again; everything into the run's folder."""
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from grpo_lib.checkpoint import write_atomically
+    from grpo_lib.plots import to_png, training_curves
+    from grpo_lib.runs import score, summary
+
+    problems = trainer.task.held_out(run.about["held_out"])
+    device, steps = trainer.device, trainer.config.steps
+    print(f"writing to {run.path}")
+    try:
+        if "before" not in run.about:
+            run.write(before=score(trainer.ref_policy, trainer.task, problems, device))
+        with tqdm(total=steps, initial=trainer.step_count, unit="step") as bar:
+            accuracy = run.about["before"]["accuracy"]
+            for metrics in trainer.run():
+                run.record(metrics)
+                if metrics.step % save_every == 0:
+                    run.save(trainer)
+                if metrics.held_out_accuracy is not None:
+                    accuracy = metrics.held_out_accuracy
+                bar.set_postfix_str(f"reward {metrics.reward_mean:.2f}, length "
+                                    f"{metrics.length:.1f}, held-out {accuracy:.0%}", refresh=False)
+                bar.update()
+        run.finish(trainer)
+        run.write(after=score(trainer.policy, trainer.task, problems, device))
+    except KeyboardInterrupt:
+        run.record_all(trainer.history)
+        run.save(trainer)
+        print(f"\nstopped after step {trainer.step_count}; everything is saved. To go on:\n"
+              f"  python -m grpo_lib train --resume {run.path}")
+        return 130
+    history = [asdict(metrics) for metrics in trainer.history]
+    write_atomically(run.path / "curves.png", to_png(training_curves(history)))
+    print(summary(run.about["before"], run.about["after"], trainer.history))
+    return 0
+
+
+def run_evaluate(options) -> int:
+    import torch
+
+    from grpo_lib.evaluation import evaluate, wilson_interval
+    from grpo_lib.tasks import get_task
+    from grpo_lib.training import check_device
+
+    task = get_task(options.task)
+    if max(options.k) > options.samples:
+        raise ValueError(f"--k: got {max(options.k)}, allowed are at most --samples, "
+                         f"{options.samples}")
+    device = check_device(options.device)
+    policy = starting_policy(options.policy, task).to(device)
+    problems = task.held_out(options.problems)
+    generator = torch.Generator().manual_seed(options.seed)
+    result = evaluate(policy, task, problems, samples=options.samples, generator=generator,
+                      temperature=options.temperature, device=device)
+    print(f"{len(problems)} held-out problems, {options.samples} completions each at temperature "
+          f"{options.temperature:g}")
+    for name, share in [("accuracy", result.accuracy),
+                        *((f"pass@{k}", result.pass_at(k)) for k in options.k)]:
+        low, high = wilson_interval(share, len(problems))
+        print(f"{name + ':':<10} {share:6.1%}   95% interval {low:.1%} to {high:.1%}")
+    print(f"length:    {result.mean_length:.1f} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""``python3 -m grpo_lib lab`` and ``test``: from a fresh checkout to JupyterLab or the tests.
+
+Standard library only, and nothing newer than Python 3.7, since it runs before anything is
+installed and has to tell an old Python that it is too old.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+OLDEST, NEWEST = (3, 10), (3, 13)
+STAMP = "grpo_lib-requirements.txt"  # the requirements that an environment was made for
+
+
+class SetupError(Exception):
+    """The environment cannot be made; the message says what to do."""
+
+
+def lab(root, arguments):
+    """Open JupyterLab on the first notebook. Returns its exit status."""
+    python = prepare(root)
+    # JupyterLab refuses to run as root, which is what one is in a bare container.
+    as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    notebook = str(root / "notebooks" / "00_start_here.ipynb")
+    return call([python, "-m", "jupyterlab", *as_root, notebook, *arguments], root)
+
+
+def test(root, arguments):
+    """Run all tests, the notebooks among them. Returns pytest's exit status."""
+    return call([prepare(root), "-m", "pytest", "--nbval", *arguments], root)
+
+
+def prepare(root):
+    """The Python of an environment that has the requirements, made if need be.
+
+    The active virtual environment if there is one, else .venv in the checkout.
+    """
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        raise SetupError(f"needs Python 3.10 to 3.13, and this is {version()}; start it with "
+                         f"another one, for instance python3.13")
+    requirements = root / "requirements.txt"
+    if not requirements.is_file():
+        raise SetupError(f"{requirements} is missing: run this in a checkout of the repository")
+    active = sys.prefix != sys.base_prefix
+    environment = Path(sys.prefix) if active else root / ".venv"
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if active:
+        python = Path(sys.executable)
+    stamp = environment / STAMP
+    if python.is_file() and stamp.is_file() and stamp.read_bytes() == requirements.read_bytes():
+        return str(python)
+    if not active:
+        make_environment(environment, python)
+    print(f"Installing requirements.txt into {environment}", flush=True)
+    if sys.platform.startswith("linux"):
+        print("(a plain torch brings CUDA: 2.7 GB to download; the README says how to get the "
+              "small CPU build)", flush=True)
+    if call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+             "-r", str(requirements)], root):
+        raise SetupError("pip could not install requirements.txt; its message is above")
+    stamp.write_bytes(requirements.read_bytes())
+    return str(python)
+
+
+def make_environment(environment, python):
+    """A virtual environment with pip, or a SetupError naming the missing package."""
+    missing = (f"this Python has no working venv. On Debian and Ubuntu: apt install "
+               f"python{version()}-venv (or python3-venv); on other systems the package is called "
+               f"python3-venv or python3-pip. Then the same command again.")
+    print(f"Making a virtual environment in {environment}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode or not python.is_file():
+        output = done.stdout.decode(errors="replace").strip()
+        no_venv = "No module named" in output or "ensurepip" in output
+        raise SetupError(missing if no_venv else "venv failed: " + (output or "no message"))
+
+
+def version():
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def call(command, root):
+    """Run a command in the checkout, with grpo_lib importable; its exit status."""
+    paths = [str(root)] + [p for p in [os.environ.get("PYTHONPATH")] if p]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    print("+ " + " ".join(command), flush=True)
+    process = subprocess.Popen(command, cwd=str(root), env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the child has had the same Ctrl-C, and decides

@@ -1,0 +1,129 @@
+"""The base of all explorers and live curves.
+
+Each is a plain object that shows itself three ways at once: a live widget where a kernel
+runs, a picture where the notebook is only read, and a line of text with the numbers, which
+tests compare. Figures are drawn without pyplot, since callbacks may run beside a cell.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from grpo_lib.config import StepMetrics
+from grpo_lib.plots import Picture, to_png, to_svg, training_curves
+
+REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
+
+
+class Shown:
+    """Keeps a box of widgets, a figure and its text together."""
+
+    def __init__(self, controls: Sequence[ipywidgets.Widget]):
+        self.view = ipywidgets.HTML()
+        self.caption = ipywidgets.HTML()
+        self.box = ipywidgets.VBox([*controls, self.view, self.caption])
+        self.figure, self.text = Figure(), ""
+
+    def show(self, figure: Figure, text: str) -> None:
+        self.figure, self.text = figure, text
+        self.view.value = to_svg(figure, text)
+        self.caption.value = (f'<div role="status" style="font-size:15px;line-height:1.4;'
+                              f'white-space:pre-wrap">{html.escape(text)}</div>')
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+        return {"text/plain": self.text, "image/png": b64encode(to_png(self.figure)).decode(),
+                "application/vnd.jupyter.widget-view+json": view}
+
+
+class Explorer(Shown):
+    """Controls, and a figure that follows them.
+
+    ``draw(**values)`` returns (Figure, text); ``controls`` are ipywidgets with a ``value``,
+    by the name of the argument they set. ``explorer.set(epsilon=0.4)`` moves them from code.
+    """
+
+    def __init__(self, draw: Callable[..., tuple[Figure, str]], **controls: ipywidgets.Widget):
+        super().__init__(list(controls.values()))
+        self.draw, self.controls, self._lock = draw, controls, threading.Lock()
+        self.refresh()
+        for control in controls.values():
+            control.observe(self._follow, "value")
+
+    def refresh(self) -> None:
+        """Draw again with the controls' values."""
+        with self._lock:
+            self.show(*self.draw(**{name: c.value for name, c in self.controls.items()}))
+
+    def set(self, **values) -> Explorer:
+        """Move controls by name; the figure follows."""
+        for name, value in values.items():
+            if name not in self.controls:
+                raise ValueError(f"{name}: no such control, allowed are {', '.join(self.controls)}")
+            self.controls[name].value = value
+            if self.controls[name].value != value:
+                raise ValueError(f"{name}: got {value!r}, which is outside what the control allows")
+        return self
+
+    def _follow(self, change) -> None:
+        try:
+            self.refresh()
+        except Exception as error:  # a callback's error would be shown nowhere
+            self.caption.value = f"<b>{type(error).__name__}: {html.escape(str(error))}</b>"
+
+
+class LiveCurves(Shown):
+    """Curves and a progress bar that grow while a run goes on.
+
+        curves = LiveCurves(steps=50)
+        display(curves)
+        for metrics in trainer.run():
+            curves.add(metrics)
+
+    The saved notebook keeps the picture at the time of ``display``: end with a cell that
+    shows ``curves.picture()``.
+    """
+
+    def __init__(self, steps: int, panels: Sequence[str] = ("accuracy", "length", "entropy"),
+                 title: str | None = None):
+        self.steps, self.panels, self.title = steps, panels, title
+        self.history: list[dict] = []
+        self.progress = ipywidgets.IntProgress(0, 0, steps, description="step 0",
+                                               layout=ipywidgets.Layout(width="500px"))
+        super().__init__([self.progress])
+        self._drawn = 0.0
+        self.redraw()
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Take in a step; draws if it is time to, and always at the last step."""
+        self.history.append(asdict(metrics))
+        self.progress.value = metrics.step
+        self.progress.description = f"step {metrics.step}"
+        if metrics.step == self.steps or time.monotonic() - self._drawn > REDRAW_SECONDS:
+            self.redraw()
+
+    def redraw(self) -> None:
+        self.show(training_curves(self.history, self.panels, self.steps, self.title),
+                  self.describe())
+        self._drawn = time.monotonic()
+
+    def picture(self) -> Picture:
+        """The curves so far, to keep in the notebook."""
+        return Picture(self.figure, self.text)
+
+    def describe(self) -> str:
+        """The newest numbers, in a line."""
+        if not self.history:
+            return f"0 of {self.steps} steps"
+        last = self.history[-1]
+        return (f"step {last['step']} of {self.steps}: reward {last['reward_mean']:.2f}, "
+                f"accuracy {last['accuracy']:.0%}, length {last['length']:.1f} tokens, "
+                f"entropy {last['entropy']:.2f} nats")

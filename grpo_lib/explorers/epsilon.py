@@ -1,0 +1,37 @@
+"""The clipped objective of one token, and how many tokens of a real update it blocks."""
+
+from __future__ import annotations
+
+import ipywidgets
+import torch
+from torch import Tensor
+
+from grpo_lib.explorers.base import Explorer
+from grpo_lib.objective import clip_stats, clipped_surrogate
+from grpo_lib.plots import BLUE, VERMILION, lines
+
+
+def epsilon_explorer(ratio: Tensor, advantages: Tensor, mask: Tensor,
+                     epsilon: float = 0.2) -> Explorer:
+    """A slider for epsilon; ratio (B, T), advantages (B,), mask (B, T) of a measured update."""
+    x = torch.linspace(0, 2, 201)
+
+    def draw(epsilon: float):
+        stats = clip_stats(ratio, advantages[:, None], mask, epsilon)
+        curves = {f"A = {sign:+.0f}": clipped_surrogate(x, torch.tensor(sign), epsilon).tolist()
+                  for sign in (1.0, -1.0)}
+        figure = lines(x.tolist(), curves, f"Objective of one token, epsilon = {epsilon:.2f}",
+                       "ratio r = new probability / old probability", "min(r A, clip(r) A)",
+                       marks={"1 - epsilon": 1 - epsilon, "1 + epsilon": 1 + epsilon},
+                       colors=(BLUE, VERMILION))
+        blocked = stats["clip_fraction"]
+        text = (f"epsilon = {epsilon:.2f} blocks {blocked:.1%} of the tokens of this update: "
+                f"{stats['clip_fraction_low']:.1%} at 1 - epsilon, "
+                f"{stats['clip_fraction_high']:.1%} at 1 + epsilon")
+        return figure, text
+
+    slider = ipywidgets.FloatSlider(value=epsilon, min=0.0, max=0.9, step=0.05,
+                                    description="epsilon", continuous_update=True,
+                                    style={"description_width": "110px"},
+                                    layout=ipywidgets.Layout(width="500px"))
+    return Explorer(draw, epsilon=slider)

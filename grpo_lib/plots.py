@@ -1,0 +1,188 @@
+"""Figures: numbers in, matplotlib ``Figure`` out. No pyplot, no policies, no maths of GRPO.
+
+The same colour means the same thing in every notebook. The palette is Okabe and Ito's,
+which people with any of the common kinds of colour blindness can tell apart.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#777777"
+
+RIGHT, WRONG, TRAINING, HELD_OUT, BEFORE = GREEN, VERMILION, SKY, BLUE, GREY
+FONT = 13  # points, legible at the back of a classroom
+PANELS = ("accuracy", "length", "entropy", "groups", "kl", "clip")
+
+
+class Picture:
+    """A finished figure with the numbers it shows: the picture for people, the text for
+    screen readers, tests, and places that show no pictures."""
+
+    def __init__(self, figure: Figure, text: str):
+        self.figure, self.text = figure, text
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        return {"text/plain": self.text,
+                "image/png": base64.b64encode(to_png(self.figure)).decode()}
+
+
+def to_png(figure: Figure, dpi: int = 110) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
+    return data.getvalue()
+
+
+def to_svg(figure: Figure, text: str) -> str:
+    """An <svg> element to stand in HTML; ``text`` is what a screen reader says."""
+    data = io.StringIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    svg = data.getvalue()
+    label = text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg[svg.index("<svg"):].replace(
+        "<svg ", f'<svg role="img" aria-label="{label}" style="max-width:100%;height:auto" ', 1)
+
+
+def new_figure(columns: int = 1, rows: int = 1, width: float = 7.0, height: float = 4.2):
+    """A figure and its axes (one, or a flat list), in the house style."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=FONT - 1)
+        axis.grid(True, color="#DDDDDD", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes[0] if len(axes) == 1 else axes
+
+
+def label(axis, title: str, x: str, y: str, legend: bool = True) -> None:
+    axis.set_title(title, fontsize=FONT, loc="left")
+    axis.set_xlabel(x, fontsize=FONT)
+    axis.set_ylabel(y, fontsize=FONT)
+    if legend and axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=FONT - 2, frameon=False)
+
+
+def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:4],
+                    steps: int | None = None, title: str | None = None,
+                    compare: tuple[str, Sequence[Mapping]] | None = None) -> Figure:
+    """Curves of a run from its metrics (dictionaries as in metrics.jsonl), a panel each.
+
+    ``steps`` fixes the x axis while a run is still going on; ``compare`` draws the main curve
+    of a second run, (name, metrics), behind the first.
+    """
+    rows = -(-len(panels) // 2) if len(panels) > 3 else 1
+    columns = -(-len(panels) // rows)
+    figure, axes = new_figure(columns, rows, width=4.6 * columns + 0.4, height=3.5 * rows + 0.3)
+    axes = axes if isinstance(axes, list) else [axes]
+    for axis, panel in zip(axes, panels):
+        draw_panel(axis, panel, history, compare)
+        axis.set_xlim(0, max(steps or 0, len(history), 1))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for axis in axes[len(panels):]:
+        axis.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=FONT + 2)
+    return figure
+
+
+def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> None:
+    """One panel of ``training_curves``."""
+    def line(field, color, name, rows=history, **style):
+        points = [(m["step"], m[field]) for m in rows if m[field] is not None]
+        axis.plot(*zip(*points) if points else ([], []), color=color, label=name,
+                  linewidth=2.2, **style)
+
+    main = {"accuracy": "accuracy", "length": "length", "entropy": "entropy", "kl": "kl",
+            "groups": "zero_variance_groups", "clip": "clip_fraction_high"}
+    if panel not in main:
+        raise ValueError(f"panels: got {panel!r}, allowed are {', '.join(main)}")
+    if compare is not None:
+        line(main[panel], GREY, compare[0], compare[1], linestyle="--")
+    if panel == "accuracy":
+        line("accuracy", TRAINING, "completions of this step")
+        line("held_out_accuracy", HELD_OUT, "held-out problems", marker="o")
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.set_ylim(0, 1.03)
+        label(axis, "Right answers", "step", "share")
+    elif panel == "length":
+        line("length_right", RIGHT, "right", linestyle=":")
+        line("length_wrong", WRONG, "wrong", linestyle=":")
+        line("length", BLACK, "all")
+        axis.set_ylim(bottom=0)
+        label(axis, "Completion length", "step", "tokens")
+    elif panel == "entropy":
+        line("entropy", PURPLE, "this run" if compare else "")
+        axis.set_ylim(bottom=0)
+        label(axis, "Entropy of the next token", "step", "nats", legend=compare is not None)
+    elif panel == "groups":
+        line("zero_variance_groups", ORANGE, "this run" if compare else "")
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.set_ylim(0, 1.03)
+        label(axis, "Groups that teach nothing", "step", "share", legend=compare is not None)
+    elif panel == "kl":
+        axis.plot([m["step"] for m in history], [m["kl"] for m in history], color=BLUE, alpha=0.3,
+                  linewidth=1, label="each step (k3)")
+        axis.plot([m["step"] for m in history], running_median([m["kl"] for m in history]),
+                  color=BLUE, linewidth=2.2, label="running median of 5")
+        axis.set_ylim(bottom=0)
+        label(axis, "Distance from the base model", "step", "KL, nats a token")
+    elif panel == "clip":
+        line("clip_fraction_high", BLUE, "at 1 + epsilon_high")
+        line("clip_fraction_low", VERMILION, "at 1 - epsilon")
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.set_ylim(bottom=0)
+        label(axis, "Tokens blocked by the clip", "step", "share")
+
+
+def running_median(values: Sequence[float], width: int = 5) -> list[float]:
+    """The median of the last ``width`` values, at every place."""
+    return [statistics.median(values[max(0, i - width + 1): i + 1]) for i in range(len(values))]
+
+
+def group_bars(rewards: Sequence[float], advantages: Sequence[float], title: str) -> Figure:
+    """A group's rewards beside the advantages made of them."""
+    figure, (left, right) = new_figure(2, width=9.4, height=3.7)
+    members = range(1, len(rewards) + 1)
+    left.bar(members, rewards, color=SKY)
+    left.axhline(sum(rewards) / len(rewards), color=BLACK, linestyle="--",
+                 label=f"mean {sum(rewards) / len(rewards):.3f}")
+    left.set_ylim(0, max(1.25, 1.25 * max(rewards)))
+    right.bar(members, advantages, color=[RIGHT if a > 0 else WRONG for a in advantages])
+    right.axhline(0, color=BLACK, linewidth=1)
+    label(left, "Rewards of one group", "completion", "reward")
+    label(right, "Their advantages", "completion", "advantage", legend=False)
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    figure.suptitle(title, fontsize=FONT + 1)
+    return figure
+
+
+def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str, x_label: str,
+          y_label: str, *, marks: Mapping[str, float] | None = None, percent: bool = False,
+          log_x: bool = False, colors: Sequence[str] = (BLUE, VERMILION, GREEN, PURPLE),
+          width: float = 7.0, height: float = 4.2) -> Figure:
+    """Named curves over one x axis; ``marks`` are named vertical lines."""
+    figure, axis = new_figure(width=width, height=height)
+    for (name, y), color, style in zip(curves.items(), colors, ("-", "--", "-.", ":")):
+        axis.plot(x, y, style, color=color, linewidth=2.4, label=name)
+    for name, at in (marks or {}).items():
+        axis.axvline(at, color=GREY, linestyle=":", linewidth=1.6)
+        axis.annotate(name, (at, 0.03), xycoords=("data", "axes fraction"), rotation=90,
+                      fontsize=FONT - 2, color=GREY, ha="right", va="bottom")
+    if log_x:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(x, [f"{v:g}" for v in x])
+    if percent:
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.set_ylim(0, 1.03)
+    label(axis, title, x_label, y_label)
+    return figure

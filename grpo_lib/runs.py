@@ -1,0 +1,158 @@
+"""A run's folder: what it was told, what each step did, and how to go on with it.
+
+    run.json                          settings, versions, scores before and after
+    metrics.jsonl                     one object a step (``config.StepMetrics``)
+    checkpoints/step-00010.safetensors   everything needed to go on, bit for bit
+    policy.safetensors                the trained policy
+    curves.png                        the picture of it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+import grpo_lib
+from grpo_lib.checkpoint import (
+    CheckpointError,
+    read_json,
+    save_policy,
+    write_atomically,
+    write_json,
+)
+from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.evaluation import evaluate
+from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
+from grpo_lib.tasks import Problem, Task, get_task
+from grpo_lib.training import GRPOTrainer
+
+
+class RunFolder:
+    """``RunFolder.create(path, ...)`` starts one, ``RunFolder.open(path)`` goes on with one."""
+
+    def __init__(self, path: Path | str, about: dict):
+        self.path, self.about = Path(path), about
+
+    @classmethod
+    def create(cls, path: Path | str, trainer: GRPOTrainer, **about) -> RunFolder:
+        """A new folder; FileExistsError if there is anything in it already."""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten")
+        (path / "checkpoints").mkdir(parents=True)
+        run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
+                         "policy_config": trainer.policy.config.to_dict(), **about,
+                         "versions": versions(), "threads": torch.get_num_threads()})
+        run.write()
+        run.save(trainer)
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """An existing run. CheckpointError: not a run's folder, or damaged."""
+        run = cls(path, read_json(Path(path) / "run.json"))
+        if not {"task", "config", "policy_config"} <= run.about.keys():
+            raise CheckpointError(f"{run.path / 'run.json'}: describes no run")
+        return run
+
+    def new_trainer(self, **changes) -> GRPOTrainer:
+        """A trainer at the newest checkpoint; ``changes`` are settings to replace."""
+        task = get_task(self.about["task"])
+        policy = TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
+        trainer = GRPOTrainer(policy, task, replace(self.config, **changes))
+        self.restore(trainer)
+        return trainer
+
+    @property
+    def config(self) -> GRPOConfig:
+        try:
+            return GRPOConfig(**self.about["config"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'run.json'}: its config does not fit "
+                                  f"({error})") from None
+
+    def write(self, **about) -> None:
+        """Add to run.json."""
+        self.about |= about
+        write_json(self.path / "run.json", self.about)
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Add a step to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(metrics.to_json() + "\n")
+
+    def record_all(self, history: list[StepMetrics]) -> None:
+        """Make metrics.jsonl hold exactly these steps."""
+        lines = "".join(metrics.to_json() + "\n" for metrics in history)
+        write_atomically(self.path / "metrics.jsonl", lines.encode())
+
+    def save(self, trainer: GRPOTrainer) -> Path:
+        """A checkpoint of this step, unless it is there already."""
+        path = self.path / "checkpoints" / f"step-{trainer.step_count:05d}.safetensors"
+        if not path.exists():
+            trainer.save(path)
+        return path
+
+    def finish(self, trainer: GRPOTrainer) -> None:
+        """The last checkpoint and the trained policy."""
+        self.save(trainer)
+        save_policy(self.path / "policy.safetensors", trainer.policy, trainer.task.name)
+
+    def restore(self, trainer: GRPOTrainer) -> None:
+        """Bring a trainer made with this run's config to the newest checkpoint, and
+        metrics.jsonl with it: steps after the checkpoint will be taken again."""
+        saved = sorted((self.path / "checkpoints").glob("step-*.safetensors"))
+        if not saved:
+            raise CheckpointError(f"{self.path}: has no checkpoint to resume from")
+        trainer.history = self.metrics()
+        trainer.load(saved[-1])
+        if len(trainer.history) != trainer.step_count:
+            raise CheckpointError(f"{self.path / 'metrics.jsonl'}: has {len(trainer.history)} of "
+                                  f"the {trainer.step_count} steps before {saved[-1].name}")
+        self.record_all(trainer.history)
+
+    def metrics(self) -> list[StepMetrics]:
+        """The steps in metrics.jsonl; a last line cut short by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        names, history = {f.name for f in fields(StepMetrics)}, []
+        for number, line in enumerate(lines[:-1], start=1):  # a whole line ends in a newline
+            try:
+                values = json.loads(line)
+                if values.keys() != names or values["step"] != number:
+                    raise ValueError("not the metrics of this step")
+            except (ValueError, AttributeError) as error:
+                raise CheckpointError(f"{path}: line {number} cannot be read ({error})") from None
+            history.append(StepMetrics(**values))
+        return history
+
+
+def score(policy: Policy, task: Task, problems: list[Problem], device="cpu") -> dict:
+    """Accuracy (sampled and greedy) and mean length on problems, as in run.json."""
+    sampled = evaluate(policy, task, problems, device=device)
+    greedy = evaluate(policy, task, problems, temperature=0, device=device)
+    return {"problems": len(problems), "accuracy": round(sampled.accuracy, 4),
+            "accuracy_interval": [round(x, 4) for x in sampled.accuracy_interval],
+            "greedy_accuracy": round(greedy.accuracy, 4),
+            "length": round(sampled.mean_length, 2)}
+
+
+def summary(before: dict, after: dict, history: list[StepMetrics]) -> str:
+    """The run in one line."""
+    seconds = sum(m.seconds_rollout + m.seconds_scoring + m.seconds_update + m.seconds_evaluation
+                  for m in history)
+    return (f"held-out accuracy: {before['accuracy']:.1%} -> {after['accuracy']:.1%}   "
+            f"completion length: {before['length']:.1f} -> {after['length']:.1f} tokens   "
+            f"time: {seconds:.0f} s")
+
+
+def versions() -> dict:
+    return {"grpo_lib": grpo_lib.__version__, "torch": torch.__version__,
+            "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+            "cpus": os.cpu_count()}
+
