@@ -149,7 +149,8 @@ class GRPOTrainer:
                     aggregation=config.aggregation, max_length=self.task.max_new_tokens)
                 if not output.loss.isfinite():
                     raise FloatingPointError(f"loss: got {output.loss.item()} at step "
-                                             f"{self.step_count + 1}; this gradient step was not taken")
+                                             f"{self.step_count + 1}; that gradient step was not "
+                                             f"taken")
                 self.optimizer.zero_grad(set_to_none=True)
                 output.loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(

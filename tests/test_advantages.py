@@ -1,0 +1,211 @@
+"""Advantages by hand, by property, and groups that can teach nothing."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_lib.advantages import BASELINES, SCALES, group_advantages, informative_groups
+
+FOUNDING = [1.0, 0.1, 1.0, 0.2]
+
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+groups = st.integers(2, 6).flatmap(lambda size: st.lists(
+    st.lists(st.floats(-10, 10, width=32), min_size=size, max_size=size),
+    min_size=1, max_size=5))
+
+
+def numbers(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def advantages_in_loops(rewards, baseline, scale, std_eps):
+    """The docstring's formula with the statistics module, group by group."""
+    everything = [r for group in rewards for r in group]
+    result = []
+    for group in rewards:
+        row = []
+        for g, r in enumerate(group):
+            others = group[:g] + group[g + 1 :]
+            base = {"mean": statistics.fmean(group), "leave_one_out": statistics.fmean(others),
+                    "none": 0.0}[baseline]
+            width = {"group": lambda group=group: statistics.stdev(group) + std_eps,
+                     "batch": lambda: statistics.stdev(everything) + std_eps,
+                     "none": lambda: 1.0}[scale]()
+            row.append((r - base) / width)
+        result.append(row)
+    return result
+
+
+def test_the_founding_example_by_hand():
+    mean, std = 0.575, math.sqrt((2 * 0.425**2 + 0.475**2 + 0.375**2) / 3)
+    expected = [(r - mean) / (std + 1e-4) for r in FOUNDING]
+    assert group_advantages(numbers([FOUNDING]))[0].tolist() == pytest.approx(expected)
+    assert group_advantages(torch.tensor([FOUNDING]))[0].tolist() == pytest.approx(
+        [0.8629, -0.9644, 0.8629, -0.7614], abs=1e-4)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("std_eps", [0.0, 1e-4, 0.5])
+def test_every_choice_is_the_formula(baseline, scale, std_eps):
+    rewards = [FOUNDING, [0.0, -2.0, 5.0, 5.5], [1.0, 0.0, 0.0, 0.0]]
+    got = group_advantages(numbers(rewards), baseline=baseline, scale=scale, std_eps=std_eps)
+    expected = advantages_in_loops(rewards, baseline, scale, std_eps)
+    assert got.shape == (3, 4)
+    for row, wanted in zip(got.tolist(), expected):
+        assert row == pytest.approx(wanted, abs=1e-12)
+
+
+def test_defaults_are_the_papers():
+    rewards = numbers([FOUNDING])
+    assert torch.equal(group_advantages(rewards), group_advantages(
+        rewards, baseline="mean", scale="group", std_eps=1e-4))
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_leave_one_out_is_the_mean_baseline_times_g_over_g_minus_1(size):
+    rewards = torch.rand(3, size, generator=torch.Generator().manual_seed(0)).double()
+    for scale in SCALES:
+        mean = group_advantages(rewards, scale=scale)
+        left_out = group_advantages(rewards, baseline="leave_one_out", scale=scale)
+        assert torch.allclose(left_out, mean * size / (size - 1), rtol=1e-12, atol=0)
+
+
+def test_the_std_is_the_unbiased_one():
+    assert group_advantages(numbers([[0.0, 2.0]]), std_eps=0.0)[0, 1].item() == pytest.approx(
+        1 / math.sqrt(2))
+
+
+def test_batch_scale_keeps_the_groups_relative_sizes():
+    rewards = numbers([[0.0, 1.0], [0.0, 10.0]])
+    by_batch = group_advantages(rewards, scale="batch")
+    assert (by_batch[1] / by_batch[0]).tolist() == pytest.approx([10.0, 10.0])
+
+
+# --- groups without spread ----------------------------------------------------------------
+
+FLAT = [
+    pytest.param(torch.zeros(1, 4), id="all_zero"), pytest.param(torch.ones(1, 4), id="all_one"),
+    pytest.param(numbers([[0.1 + 0.2, 0.3]]), id="0.1+0.2_and_0.3"),
+    pytest.param(torch.tensor([[0.1 + 0.2, 0.3]]), id="0.1+0.2_and_0.3_in_float32"),
+    pytest.param(numbers([[-1e8, -1e8 - 1e-8]]), id="large_and_negative"),
+    *(pytest.param(torch.full((1, size), 0.1), id=f"0.1_times_{size}") for size in range(3, 17)),
+    pytest.param(torch.full((1, 12), 0.7), id="0.7_times_12"),
+]
+
+
+@pytest.mark.parametrize("rewards", FLAT)
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_equal_rewards_give_exactly_zero(rewards, baseline, scale):
+    for std_eps in (0.0, 1e-4):
+        advantages = group_advantages(rewards, baseline=baseline, scale=scale, std_eps=std_eps)
+        assert (advantages == 0).all()
+    assert informative_groups(rewards).tolist() == [False]
+
+
+def test_float_rounding_alone_would_not_have_given_zero():
+    rounded = torch.full((1, 12), 0.7)
+    assert (rounded - rounded.mean()).abs().max() > 0
+
+
+@pytest.mark.parametrize("rewards", [[0.0, 1e-12], [1.0, 1.0 + 1e-12], [0.3, 0.300000001],
+                                     [-1e-30, 1e-30]])
+def test_a_small_but_real_spread_counts(rewards):
+    assert informative_groups(numbers([rewards])).tolist() == [True]
+    centred = group_advantages(numbers([rewards]), scale="none")
+    assert centred[0, 0] < 0 < centred[0, 1]
+
+
+def test_each_group_is_judged_by_its_own_rewards():
+    rewards = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    assert informative_groups(rewards).tolist() == [False, True, False]
+    for scale in SCALES:
+        advantages = group_advantages(rewards, scale=scale)
+        assert (advantages != 0).any(1).tolist() == [False, True, False]
+
+
+def test_without_a_baseline_equal_rewards_still_count():
+    advantages = group_advantages(torch.ones(1, 3), baseline="none", scale="none")
+    assert advantages.tolist() == [[1.0, 1.0, 1.0]]
+
+
+# --- properties ---------------------------------------------------------------------------
+
+@quick
+@given(groups, st.floats(-5, 5), st.sampled_from(["mean", "leave_one_out"]),
+       st.sampled_from(SCALES))
+def test_adding_a_constant_changes_nothing(rows, shift, baseline, scale):
+    rewards = numbers(rows)
+    spread = rewards.amax(1) - rewards.amin(1)
+    rewards = rewards[(spread == 0) | (spread > 1e-3)]
+    if len(rewards) == 0:
+        return
+    chosen = {"baseline": baseline, "scale": scale}
+    before, after = (group_advantages(r, **chosen) for r in (rewards, rewards + shift))
+    assert torch.allclose(before, after, rtol=1e-6, atol=1e-9)
+
+
+@quick
+@given(groups, st.sampled_from(["mean", "leave_one_out"]), st.sampled_from(SCALES))
+def test_the_advantages_of_a_group_sum_to_zero(rows, baseline, scale):
+    advantages = group_advantages(numbers(rows), baseline=baseline, scale=scale)
+    assert advantages.sum(1).abs().max() < 1e-9
+
+
+@quick
+@given(groups, st.randoms(use_true_random=False), st.sampled_from(BASELINES),
+       st.sampled_from(SCALES))
+def test_reordering_a_group_reorders_its_advantages(rows, rng, baseline, scale):
+    order = list(range(len(rows[0])))
+    rng.shuffle(order)
+    chosen = {"baseline": baseline, "scale": scale}
+    one = group_advantages(numbers(rows), **chosen)[:, order]
+    other = group_advantages(numbers(rows)[:, order], **chosen)
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(groups, st.sampled_from(BASELINES), st.sampled_from(["group", "none"]))
+def test_a_group_does_not_depend_on_the_others(rows, baseline, scale):
+    chosen = {"baseline": baseline, "scale": scale}
+    together = group_advantages(numbers(rows), **chosen)
+    for n, row in enumerate(rows):
+        alone = group_advantages(numbers([row]), **chosen)[0]
+        assert torch.allclose(together[n], alone, rtol=1e-12, atol=0)
+
+
+# --- errors -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("rewards", "options", "named"), [
+    (torch.tensor([1.0, 2.0]), {}, r"rewards: got shape \(2,\)"),
+    (torch.zeros(1, 2, 2), {}, "rewards: got shape"), (torch.zeros(0, 4), {}, "rewards: got shape"),
+    (torch.zeros(4, 0), {}, "rewards: got shape"), (torch.tensor(1.0), {}, "rewards: got shape"),
+    (torch.tensor([[1, 0]]), {}, "rewards: got torch.int64"),
+    (torch.tensor([[True, False]]), {}, "rewards: got torch.bool"),
+    (torch.tensor([[1.0, 0.0], [0.0, math.nan]]), {},
+     "rewards: got nan for prompt 1, completion 1"),
+    (torch.tensor([[math.inf, 0.0]]), {}, "rewards: got inf for prompt 0, completion 0"),
+    (torch.ones(2, 1), {}, "rewards: got groups of 1"),
+    (torch.ones(2, 1), {"baseline": "leave_one_out", "scale": "none"}, "rewards: got groups of 1"),
+    (torch.ones(2, 1), {"baseline": "none"}, "rewards: got groups of 1"),
+    (torch.ones(2, 1), {"scale": "none"}, "rewards: got groups of 1"),
+    (torch.ones(1, 1), {"baseline": "none", "scale": "batch"}, "rewards: got a single one"),
+    (torch.ones(2, 2), {"baseline": "median"}, "baseline: got 'median'"),
+    (torch.ones(2, 2), {"scale": True}, "scale: got True"),
+    (torch.ones(2, 2), {"std_eps": -1e-4}, "std_eps: got"),
+    (torch.ones(2, 2), {"std_eps": math.nan}, "std_eps: got nan"),
+])
+def test_a_bad_argument_is_named(rewards, options, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        group_advantages(rewards, **options)
+    assert "allowed" in str(caught.value)
+
+
+def test_groups_of_one_are_allowed_where_nothing_is_compared():
+    rewards = torch.tensor([[2.0], [3.0]])
+    assert torch.equal(group_advantages(rewards, baseline="none", scale="none"), rewards)

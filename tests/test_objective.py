@@ -1,0 +1,398 @@
+"""The loss and its gradient against loops, finite differences and closed forms."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from grpo_lib.objective import (
+    AGGREGATIONS,
+    KLS,
+    RATIOS,
+    aggregate,
+    clipped_surrogate,
+    grpo_loss,
+    importance_ratio,
+    kl_estimate,
+)
+
+MAX_LENGTH = 7
+LENGTHS = [4, 2, 3, 1, 0]  # the last row has nothing to count
+RATIO_ROWS = [[0.5, 1.4, 0.9, 1.8], [1.6, 1.7, 1, 1], [1.1, 0.6, 0.7, 1], [1.45, 1, 1, 1],
+              [1, 1, 1, 1]]
+ADVANTAGES = [[1.5, -0.7, 0.4, -1.1], [-0.9, 1.2, 3, 3], [-2.0, 0.3, -0.6, 3], [0.8, 3, 3, 3],
+              [3, 3, 3, 3]]
+CHOICES = [
+    pytest.param({"ratio": r, "kl": k, "aggregation": a, "epsilon_high": high, "delta": delta,
+                  "beta": beta}, id=f"{r}-{k if beta else 'no_kl'}-{a}-{high}-{delta}")
+    for r, a, high, delta in itertools.product(RATIOS, AGGREGATIONS, (None, 0.28), (None, 1.5))
+    for k, beta in [*((k, 0.3) for k in KLS), ("k3", 0.0)]
+]
+
+
+def numbers(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.fixture
+def batch():
+    """log_probs, old_log_probs, ref_log_probs, advantages, mask; no ratio is near a kink."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = -3 * torch.rand(5, 4, generator=generator, dtype=torch.float64)
+    old = log_probs - numbers(RATIO_ROWS).log()
+    ref = log_probs + 0.6 * torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    mask = (torch.arange(4) < torch.tensor(LENGTHS)[:, None]).double()
+    for kind in RATIOS:
+        r = importance_ratio(log_probs, old, mask, kind)
+        assert min((r - kink).abs().min() for kink in (0.8, 1.2, 1.28, 1.5)) > 0.01
+    return log_probs, old, ref, numbers(ADVANTAGES), mask
+
+
+def loss_in_loops(log_probs, old, ref, advantages, mask, *, ratio, kl, aggregation, beta,
+                  epsilon=0.2, epsilon_high=None, delta=None):
+    """The formulas on plain numbers, one token at a time."""
+    high = epsilon if epsilon_high is None else epsilon_high
+    rows = []
+    for lp, o, rf, adv, keep in zip(log_probs, old, ref, advantages, mask):
+        columns = [t for t in range(len(lp)) if keep[t]]
+        terms = []
+        for t in columns:
+            if ratio == "token":
+                r = math.exp(lp[t] - o[t])
+            else:
+                r = math.exp(sum(lp[s] - o[s] for s in columns) / len(columns))
+            free = r if delta is None else min(r, delta)
+            clipped = min(max(r, 1 - epsilon), 1 + high)
+            d = rf[t] - lp[t]
+            distance = {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[kl]
+            terms.append(min(free * adv[t], clipped * adv[t]) - beta * distance)
+        rows.append(terms)
+    if aggregation == "sequence_mean":
+        return -sum(sum(terms) / len(terms) for terms in rows if terms) / len(rows)
+    total = sum(sum(terms) for terms in rows)
+    if aggregation == "token_mean":
+        return -total / sum(len(terms) for terms in rows)
+    return -total / (len(rows) * MAX_LENGTH)
+
+
+def loss_of(batch, **choice):
+    log_probs, old, ref, advantages, mask = batch
+    return grpo_loss(log_probs, old, advantages, mask, ref_log_probs=ref,
+                     max_length=MAX_LENGTH, **choice)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_value_and_gradient_are_those_of_the_formulas_in_loops(batch, choice):
+    log_probs = batch[0].clone().requires_grad_()
+    loss = loss_of((log_probs, *batch[1:]), **choice).loss
+    lists = [tensor.tolist() for tensor in batch]
+    assert loss.item() == pytest.approx(loss_in_loops(*lists, **choice), abs=1e-12)
+
+    loss.backward()
+    step = 1e-6
+    for b, t in itertools.product(range(5), range(4)):
+        value = lists[0][b][t]
+        around = []
+        for moved in (value + step, value - step):
+            lists[0][b][t] = moved
+            around.append(loss_in_loops(*lists, **choice))
+        lists[0][b][t] = value
+        slope = (around[0] - around[1]) / (2 * step)
+        assert log_probs.grad[b, t].item() == pytest.approx(slope, abs=1e-8)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_gradient_passes_gradcheck(batch, choice):
+    log_probs = batch[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss_of((x, *batch[1:]), **choice).loss, log_probs)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.35, 1.0])
+def test_value_follows_epsilon(batch, epsilon):
+    choice = {"ratio": "token", "kl": "k3", "aggregation": "token_mean", "beta": 0.1}
+    lists = [tensor.tolist() for tensor in batch]
+    expected = loss_in_loops(*lists, epsilon=epsilon, **choice)
+    assert loss_of(batch, epsilon=epsilon, **choice).loss.item() == pytest.approx(expected)
+
+
+def test_defaults_are_the_papers_with_beta_zero(batch):
+    log_probs, old, ref, advantages, mask = batch
+    spelled_out = grpo_loss(log_probs, old, advantages, mask, ref_log_probs=ref, epsilon=0.2,
+                            epsilon_high=0.2, delta=None, beta=0.0, kl="k3", ratio="token",
+                            aggregation="sequence_mean")
+    assert torch.equal(grpo_loss(log_probs, old, advantages, mask).loss, spelled_out.loss)
+    one = {"beta": 0.5, "ref_log_probs": ref}
+    assert torch.equal(grpo_loss(log_probs, old, advantages, mask, **one).loss,
+                       grpo_loss(log_probs, old, advantages, mask, kl="k3", **one).loss)
+
+
+# --- at ratio 1 ---------------------------------------------------------------------------
+
+GROUP = [[1.0, -0.5, -0.5], [0.25, 0.5, -0.75]]  # two groups, each sums to 0
+GROUP_LENGTHS = [1, 4, 2, 3, 3, 1]
+
+
+def weights(aggregation):
+    """How much each token counts: 1 / length / B, 1 / tokens, or 1 / (B * max_length)."""
+    mask = (torch.arange(4) < torch.tensor(GROUP_LENGTHS)[:, None]).double()
+    return {"sequence_mean": mask / mask.sum(1, keepdim=True) / 6,
+            "token_mean": mask / mask.sum(), "constant": mask / (6 * MAX_LENGTH)}[aggregation]
+
+
+@pytest.fixture
+def on_policy():
+    log_probs = -3 * torch.rand(6, 4, generator=torch.Generator().manual_seed(1)).double()
+    mask = (torch.arange(4) < torch.tensor(GROUP_LENGTHS)[:, None]).double()
+    return log_probs.requires_grad_(), numbers(GROUP).flatten(), mask
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_at_ratio_one_the_loss_is_minus_the_weighted_advantages(on_policy, aggregation, ratio):
+    log_probs, advantages, mask = on_policy
+    loss = grpo_loss(log_probs, log_probs, advantages, mask, aggregation=aggregation,
+                     ratio=ratio, max_length=MAX_LENGTH).loss
+    expected = -(weights(aggregation) * advantages[:, None]).sum().item()
+    assert loss.item() == pytest.approx(expected, abs=1e-15)
+    if aggregation == "sequence_mean":
+        assert abs(loss.item()) < 1e-15
+    else:
+        assert abs(loss.item()) > 0.01
+
+
+def test_at_ratio_one_a_split_group_leaves_a_loss(on_policy):
+    log_probs, advantages, mask = on_policy
+    loss = grpo_loss(log_probs[:2], log_probs[:2], advantages[:2], mask[:2]).loss
+    assert loss.item() == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_at_ratio_one_the_gradient_is_reinforces_and_not_zero(on_policy, aggregation):
+    log_probs, advantages, mask = on_policy
+    grpo_loss(log_probs, log_probs, advantages, mask, aggregation=aggregation,
+              max_length=MAX_LENGTH).loss.backward()
+    reinforce = log_probs.detach().clone().requires_grad_()
+    (-(weights(aggregation) * advantages[:, None] * reinforce).sum()).backward()
+    assert (log_probs.grad - reinforce.grad).abs().max() < 1e-15
+    assert reinforce.grad.abs().max() > 0.01
+
+
+def test_gspos_gradient_at_ratio_one_is_reinforces_too(on_policy):
+    log_probs, advantages, mask = on_policy
+    grpo_loss(log_probs, log_probs, advantages, mask, ratio="sequence").loss.backward()
+    expected = -weights("sequence_mean") * advantages[:, None]
+    assert (log_probs.grad - expected).abs().max() < 1e-15
+
+
+# --- the clip -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("advantage", "r", "value", "slope", "low", "high"), [
+    (2.0, 1.5, 2.4, 0.0, 0, 1),  # good, already likelier: the clip binds
+    (2.0, 0.5, 1.0, 1.0, 0, 0),  # good, made rarer: free to come back
+    (-2.0, 1.5, -3.0, -3.0, 0, 0),  # bad, made likelier: free to come back
+    (-2.0, 0.5, -1.6, 0.0, 1, 0),  # bad, already rarer: the clip binds
+    (2.0, 1.1, 2.2, 2.2, 0, 0), (-2.0, 0.9, -1.8, -1.8, 0, 0),  # inside: nothing binds
+    (0.0, 1.5, 0.0, 0.0, 0, 0),
+])
+def test_only_one_side_binds_for_each_sign(advantage, r, value, slope, low, high):
+    log_probs = numbers([[-1.0]]).requires_grad_()
+    old = log_probs.detach() - math.log(r)
+    loss, stats = grpo_loss(log_probs, old, numbers([advantage]))
+    loss.backward()
+    assert -loss.item() == pytest.approx(value)
+    assert -log_probs.grad.item() == pytest.approx(slope, abs=1e-15)
+    assert (stats["clip_fraction_low"], stats["clip_fraction_high"]) == (low, high)
+    assert stats["clip_fraction"] == low + high
+
+
+@pytest.mark.parametrize(("advantage", "r", "value"), [
+    (-1.0, 3.0, -2.0), (-1.0, 1.9, -1.9), (1.0, 3.0, 1.2), (-1.0, 0.5, -0.8),
+])
+def test_delta_caps_the_ratio_only_of_bad_tokens(advantage, r, value):
+    got = clipped_surrogate(numbers([[r]]), numbers([[advantage]]), 0.2, None, 2.0)
+    assert got.item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("r", "binds"), [(1.25, False), (1.35, True)])
+def test_epsilon_high_moves_only_the_upper_edge(r, binds):
+    _, stats = grpo_loss(numbers([[math.log(r)]]), numbers([[0.0]]), numbers([1.0]),
+                         epsilon_high=0.3)
+    assert stats["clip_fraction_high"].item() == binds
+    _, stats = grpo_loss(numbers([[math.log(0.75)]]), numbers([[0.0]]), numbers([-1.0]),
+                         epsilon_high=0.3)
+    assert stats["clip_fraction_low"] == 1
+
+
+@pytest.mark.parametrize("epsilon_high", [None, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_clip_fraction_is_the_share_of_tokens_without_gradient(seed, epsilon_high):
+    generator = torch.Generator().manual_seed(seed)
+    old = -torch.rand(20, 10, generator=generator, dtype=torch.float64)
+    log_probs = (old + 0.4 * torch.randn(20, 10, generator=generator).double()).requires_grad_()
+    advantages = torch.randn(20, generator=generator)
+    mask = torch.arange(10) < torch.randint(1, 11, (20, 1), generator=generator)
+    loss, stats = grpo_loss(log_probs, old, advantages, mask, epsilon_high=epsilon_high)
+    loss.backward()
+    share = (log_probs.grad[mask] == 0).double().mean().item()
+    outside = ((log_probs - old).exp() - 1).abs()[mask] > 0.2
+    assert stats["clip_fraction"].item() == pytest.approx(share)
+    assert 0.1 < share < outside.double().mean().item()
+    parts = stats["clip_fraction_low"] + stats["clip_fraction_high"]
+    assert stats["clip_fraction"].item() == pytest.approx(parts.item())
+
+
+def test_a_clipped_sequence_counts_with_all_its_tokens():
+    old = torch.zeros(2, 4)
+    log_probs = torch.tensor([[0.5] * 4, [0.0] * 4])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    stats = grpo_loss(log_probs, old, torch.ones(2), mask, ratio="sequence").stats
+    assert stats["clip_fraction_high"].item() == pytest.approx(3 / 4)
+
+
+# --- what may flow, and what may not ------------------------------------------------------
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_gradients_flow_into_log_probs_alone(batch, beta):
+    log_probs, old, ref, advantages = (t.clone().requires_grad_() for t in batch[:4])
+    loss, stats = grpo_loss(log_probs, old, advantages, batch[4], ref_log_probs=ref, beta=beta)
+    loss.backward()
+    assert log_probs.grad.abs().sum() > 0
+    assert old.grad is None and ref.grad is None and advantages.grad is None
+    assert not any(value.requires_grad for value in stats.values())
+
+
+@pytest.mark.parametrize("choice", CHOICES[::3])
+@pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf, -200.0])
+def test_padding_may_hold_anything(batch, choice, rubbish):
+    clean = batch[0].clone().requires_grad_()
+    expected = loss_of((clean, *batch[1:]), **choice)
+    expected.loss.backward()
+    blank = batch[4] == 0
+    dirty = batch[0].masked_fill(blank, rubbish).requires_grad_()
+    for which in ({0}, {1}, {2}, {0, 1, 2}):
+        tensors = [t.masked_fill(blank, rubbish) if i in which else t
+                   for i, t in enumerate(batch)]
+        tensors[0] = dirty = tensors[0].clone().requires_grad_()
+        got = loss_of(tensors, **choice)
+        got.loss.backward()
+        assert torch.equal(got.loss, expected.loss)
+        assert torch.equal(dirty.grad, clean.grad)
+        assert all(torch.equal(got.stats[name], expected.stats[name]) for name in got.stats)
+
+
+def test_one_advantage_a_row_serves_all_its_tokens(batch):
+    log_probs, old, _, advantages, mask = batch
+    by_row = grpo_loss(log_probs, old, advantages[:, 0], mask)
+    spread = grpo_loss(log_probs, old, advantages[:, :1].expand(5, 4), mask)
+    assert torch.equal(by_row.loss, spread.loss)
+
+
+def test_a_square_batch_is_not_read_the_wrong_way_round():
+    log_probs, old = torch.zeros(2, 2), torch.zeros(2, 2)
+    mask = torch.tensor([[1, 1], [0, 0]])
+    loss = grpo_loss(log_probs, old, torch.tensor([1.0, 5.0]), mask, aggregation="token_mean")
+    assert loss.loss.item() == -1.0
+
+
+def test_no_mask_means_every_token_counts(batch):
+    log_probs, old, _, advantages, _ = batch
+    ones = torch.ones(5, 4)
+    for mask in (ones, ones.bool(), ones.long()):
+        assert torch.equal(grpo_loss(log_probs, old, advantages).loss,
+                           grpo_loss(log_probs, old, advantages, mask).loss)
+
+
+def test_a_batch_with_nothing_to_count_has_loss_zero():
+    log_probs = torch.zeros(2, 3, requires_grad=True)
+    for aggregation in AGGREGATIONS:
+        loss = grpo_loss(log_probs, torch.ones(2, 3), torch.ones(2), torch.zeros(2, 3),
+                         aggregation=aggregation, max_length=3).loss
+        assert loss.item() == 0
+
+
+def test_stats_describe_the_counted_tokens(batch):
+    log_probs, old, ref, advantages, mask = batch
+    _, stats = grpo_loss(log_probs, old, advantages, mask, ref_log_probs=ref, beta=0.5, kl="k1",
+                         aggregation="constant", max_length=MAX_LENGTH)
+    on = mask == 1
+    ratios = (log_probs - old).exp()[on]
+    d = (ref - log_probs)[on]
+    without_kl = grpo_loss(log_probs, old, advantages, mask, aggregation="constant",
+                           max_length=MAX_LENGTH).loss
+    assert stats["ratio_min"] == ratios.min()
+    assert stats["ratio_max"] == ratios.max()
+    assert stats["kl"].item() == pytest.approx((d.exp() - d - 1).mean().item())
+    assert torch.equal(stats["policy_loss"], without_kl)
+    assert "kl" not in grpo_loss(log_probs, old, advantages, mask).stats
+
+
+# --- the parts ----------------------------------------------------------------------------
+
+def test_sequence_ratio_is_the_geometric_mean_of_the_token_ratios():
+    log_probs = numbers([[-1.0, -2.0, -9.0], [-1.0, -1.0, -1.0]])
+    old = numbers([[-1.5, -1.5, 0.0], [-1.0, -1.0, -1.0]])
+    mask = numbers([[1, 1, 0], [1, 1, 1]])
+    ratio = importance_ratio(log_probs, old, mask, "sequence")
+    assert ratio.tolist() == [[1.0], [1.0]]
+    ratio = importance_ratio(log_probs + numbers([[0.4, 0, 0], [0, 0, 0]]), old, mask, "sequence")
+    assert ratio[0, 0].item() == pytest.approx(math.exp(0.2))
+    token = importance_ratio(log_probs, old, mask)
+    assert token[0].tolist() == pytest.approx([math.exp(0.5), math.exp(-0.5), 1.0])
+
+
+@pytest.mark.parametrize(("kl", "value"), [("k1", -0.5), ("k2", 0.125),
+                                           ("k3", math.exp(0.5) - 1.5)])
+def test_each_kl_estimate_by_hand(kl, value):
+    got = kl_estimate(numbers([[-1.0]]), numbers([[-0.5]]), kl)
+    assert got.item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("kl", ["k1", "k3"])
+def test_k1_and_k3_are_unbiased_and_k3_is_never_negative(kl):
+    generator = torch.Generator().manual_seed(2)
+    log_p, log_q = torch.randn(2, 1, 9, generator=generator).double().log_softmax(-1)
+    true = (log_p.exp() * (log_p - log_q)).sum()
+    estimates = kl_estimate(log_p, log_q, kl)
+    assert (log_p.exp() * estimates).sum().item() == pytest.approx(true.item())
+    assert (estimates.min() >= 0).item() == (kl == "k3")
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_rows_and_tokens_weigh_as_the_aggregation_says(aggregation):
+    values = numbers([[1.0, 2.0, 3.0], [10.0, 99.0, 99.0]])
+    mask = numbers([[1, 1, 1], [1, 0, 0]])
+    expected = {"sequence_mean": (2 + 10) / 2, "token_mean": 16 / 4, "constant": 16 / (2 * 5)}
+    assert aggregate(values, mask, aggregation, 5).item() == expected[aggregation]
+
+
+# --- errors -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"log_probs": torch.zeros(4)}, "log_probs"), ({"log_probs": torch.zeros(0, 3)}, "log_probs"),
+    ({"log_probs": torch.zeros(2, 0)}, "log_probs"),
+    ({"old_log_probs": torch.zeros(2, 4)}, "old_log_probs"),
+    ({"mask": torch.ones(2)}, "mask"), ({"mask": torch.ones(3, 2)}, "mask"),
+    ({"ref_log_probs": torch.zeros(2, 1)}, "ref_log_probs"),
+    ({"advantages": torch.zeros(3)}, "advantages"),
+    ({"advantages": torch.zeros(2, 1)}, "advantages"),
+    ({"advantages": torch.tensor([0.0, math.nan])}, "advantages"),
+    ({"advantages": torch.tensor([0.0, math.inf])}, "advantages"),
+    ({"mask": torch.ones(2, 3, device="meta")}, "mask"),
+    ({"beta": -0.1}, "beta"), ({"beta": math.nan}, "beta"), ({"beta": math.inf}, "beta"),
+    ({"beta": 0.1}, "ref_log_probs"),
+    ({"epsilon": -0.1}, "epsilon"), ({"epsilon": 1.1}, "epsilon"),
+    ({"epsilon": math.nan}, "epsilon"), ({"epsilon_high": -0.1}, "epsilon_high"),
+    ({"epsilon_high": math.nan}, "epsilon_high"), ({"delta": 1.2}, "delta"),
+    ({"delta": 1.25, "epsilon_high": 0.3}, "delta"), ({"delta": math.nan}, "delta"),
+    ({"ratio": "row"}, "ratio"), ({"aggregation": "mean"}, "aggregation"),
+    ({"aggregation": "constant"}, "max_length"),
+    ({"aggregation": "constant", "max_length": 0}, "max_length"),
+    ({"kl": "k4", "beta": 0.1, "ref_log_probs": torch.zeros(2, 3)}, "kl"),
+])
+def test_a_bad_argument_is_named(change, named):
+    arguments = {"log_probs": torch.zeros(2, 3), "old_log_probs": torch.zeros(2, 3),
+                 "advantages": torch.zeros(2)} | change
+    with pytest.raises(ValueError, match=f"^{named}: ") as caught:
+        grpo_loss(**arguments)
+    assert "allowed" in str(caught.value)
