@@ -86,6 +86,9 @@ def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:
     for axis, panel in zip(axes, panels):
         draw_panel(axis, panel, history, compare)
         axis.set_xlim(0, max(steps or 0, len(history), 1))
+        if not history:
+            axis.text(0.5, 0.5, "drawn while the run goes on", transform=axis.transAxes,
+                      fontsize=FONT, color=GREY, ha="center")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axis in axes[len(panels):]:
         axis.set_visible(False)

@@ -115,9 +115,9 @@ class LiveCurves(Shown):
                   self.describe())
         self._drawn = time.monotonic()
 
-    def picture(self) -> Picture:
-        """The curves so far, to keep in the notebook."""
-        return Picture(self.figure, self.text)
+    def picture(self, text: str | None = None) -> Picture:
+        """The curves so far, to keep in the notebook; ``text`` says what they show."""
+        return Picture(self.figure, text or self.text)
 
     def describe(self) -> str:
         """The newest numbers, in a line."""

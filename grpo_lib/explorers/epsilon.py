@@ -25,9 +25,9 @@ def epsilon_explorer(ratio: Tensor, advantages: Tensor, mask: Tensor,
                        marks={"1 - epsilon": 1 - epsilon, "1 + epsilon": 1 + epsilon},
                        colors=(BLUE, VERMILION))
         blocked = stats["clip_fraction"]
-        text = (f"epsilon = {epsilon:.2f} blocks {blocked:.1%} of the tokens of this update: "
-                f"{stats['clip_fraction_low']:.1%} at 1 - epsilon, "
-                f"{stats['clip_fraction_high']:.1%} at 1 + epsilon")
+        text = (f"epsilon = {epsilon:.2f} blocks {blocked:.2%} of the tokens of this update: "
+                f"{stats['clip_fraction_low']:.2%} at 1 - epsilon, "
+                f"{stats['clip_fraction_high']:.2%} at 1 + epsilon")
         return figure, text
 
     slider = ipywidgets.FloatSlider(value=epsilon, min=0.0, max=0.9, step=0.05,

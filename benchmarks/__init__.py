@@ -1,0 +1,1 @@
+"""Measurements; every ratio is taken side by side in one run. ``python -m benchmarks``."""

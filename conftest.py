@@ -1,0 +1,19 @@
+"""Options of the tests: strict comparison of notebooks, set here so that plain
+``pytest --nbval`` needs no others and pytest works where nbval is missing."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+
+# Kernels that nbval starts, and processes that tests start, import grpo_lib from here.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def pytest_configure(config):
+    option = config.option
+    if hasattr(option, "nbval_sanitize_with"):
+        if not option.nbval_sanitize_with:
+            option.nbval_sanitize_with = str(ROOT / "tests" / "nbval_sanitize.cfg")
+        option.nbval_current_env = option.nbval_current_env or not option.nbval_kernel_name
+        option.nbval_cell_timeout = min(option.nbval_cell_timeout, 300)

@@ -1,0 +1,65 @@
+"""Run notebooks from a fresh kernel and save them with their outputs.
+
+    python notebooks/save.py            all of them
+    python notebooks/save.py 00 07      those whose names start so
+
+Nothing is saved of a notebook in which a cell fails.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+
+def run(path: Path) -> nbformat.NotebookNode:
+    """The notebook with new outputs, and nothing in it that differs from run to run."""
+    notebook = nbformat.read(path, as_version=4)
+    paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    NotebookClient(notebook, timeout=600, store_widget_state=False, record_timing=False,
+                   resources={"metadata": {"path": str(path.parent)}}).execute()
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k != "execution"}
+        if cell.cell_type == "code":
+            cell.outputs = merge_streams(cell.outputs)
+    return notebook
+
+
+def merge_streams(outputs: list) -> list:
+    """One output for what a cell prints, however many pieces it arrived in."""
+    merged = []
+    for output in outputs:
+        if merged and output.output_type == "stream" == merged[-1].output_type and (
+                output.name == merged[-1].name):
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def main(prefixes: list[str]) -> None:
+    from grpo_lib.checkpoint import write_atomically
+
+    paths = [p for p in sorted(HERE.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts
+             and (not prefixes or p.name.startswith(tuple(prefixes)))]
+    if not paths:
+        sys.exit(f"no notebook starts with {', '.join(prefixes)}")
+    for path in paths:
+        start = time.perf_counter()
+        text = nbformat.writes(run(path)) + "\n"
+        write_atomically(path, text.encode())
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s, {len(text) / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

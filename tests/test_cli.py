@@ -1,0 +1,293 @@
+"""The command line as a person meets it: whole runs as processes, and every kind of bad input."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from grpo_lib.__main__ import main
+from grpo_lib.checkpoint import (
+    base_model_path,
+    load_base_model,
+    load_policy,
+    load_tensors,
+    save_policy,
+    save_tensors,
+)
+from grpo_lib.config import GRPOConfig, StepMetrics, describe_fields
+
+SMALL = ["--steps", "4", "--prompts-per-step", "4", "--group-size", "4", "--eval-every", "2",
+         "--eval-problems", "10", "--held-out", "20", "--save-every", "2", "--threads", "1"]
+LAST_LINE = re.compile(r"held-out accuracy: \d+\.\d% -> \d+\.\d%   "
+                       r"completion length: \d+\.\d -> \d+\.\d tokens   time: \d+ s")
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "grpo_lib", *map(str, arguments)]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240,
+                          **options)
+
+
+def train_small(out, *more):
+    assert main(["train", "--out", str(out), *SMALL, *more]) == 0
+
+
+def same_state(one, other):
+    a, about_a = load_tensors(one, "trainer")
+    b, about_b = load_tensors(other, "trainer")
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) and about_a == about_b
+
+
+def without_seconds(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def test_train_writes_everything_and_ends_with_the_line(tmp_path):
+    done = run("train", "--out", tmp_path / "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert LAST_LINE.fullmatch(done.stdout.splitlines()[-1])
+    assert "reward" in done.stderr and "held-out" in done.stderr, "no progress bar"
+    names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*.*")}
+    assert names == {"run.json", "metrics.jsonl", "curves.png", "policy.safetensors",
+                     *(f"checkpoints/step-0000{i}.safetensors" for i in (0, 2, 4))}
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["config"]["group_size"] == 4 and about["threads"] == 1
+    for when in ("before", "after"):
+        assert about[when]["problems"] == 20 and 0 <= about[when]["accuracy"] <= 1
+    rows = [json.loads(line)
+            for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row.keys() == describe_fields(StepMetrics).keys() for row in rows)
+    assert [row["held_out_accuracy"] is None for row in rows] == [True, False, True, False]
+    for row in rows:
+        assert all(math.isfinite(v) for v in row.values() if v is not None)
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seed_same_run_and_other_seed_other_run(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        train_small(tmp_path / name, "--seed", str(seed))
+    assert without_seconds(tmp_path / "a") == without_seconds(tmp_path / "b")
+    assert without_seconds(tmp_path / "a") != without_seconds(tmp_path / "c")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path, how):
+    arguments = [*SMALL, "--steps", "30", "--save-every", "3"]
+    process = subprocess.Popen(command("train", "--out", tmp_path / "stopped", *arguments),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < 7:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    out, errors = process.communicate(timeout=60)
+    steps = metrics.read_text().count("\n")
+    assert 7 <= steps < 30
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"stopped after step {steps}" in out and "Traceback" not in errors
+        assert f"python -m grpo_lib train --resume {tmp_path / 'stopped'}" in out
+        assert (tmp_path / "stopped" / "checkpoints" / f"step-{steps:05d}.safetensors").exists()
+    resumed = run("train", "--resume", tmp_path / "stopped", "--threads", "1")
+    assert resumed.returncode == 0, resumed.stderr
+    assert LAST_LINE.fullmatch(resumed.stdout.splitlines()[-1])
+    straight = run("train", "--out", tmp_path / "straight", *arguments)
+    assert straight.returncode == 0, straight.stderr
+    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "straight")
+    last = "checkpoints/step-00030.safetensors"
+    assert same_state(tmp_path / "stopped" / last, tmp_path / "straight" / last)
+    scores = [json.loads((tmp_path / name / "run.json").read_text())["after"]
+              for name in ("stopped", "straight")]
+    assert scores[0] == scores[1]
+
+
+def test_resume_with_more_steps_goes_on(tmp_path, capsys):
+    train_small(tmp_path / "run")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "6"]) == 0
+    assert [row["step"] for row in without_seconds(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    capsys.readouterr()
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert "complete at step 6" in capsys.readouterr().err
+
+
+def test_pretrain_writes_a_checkpoint_that_train_and_evaluate_take(tmp_path, capsys):
+    base = tmp_path / "base.safetensors"
+    assert main(["pretrain", "--task", "sort", "--out", str(base), "--skill-steps", "2",
+                 "--habit-steps", "1"]) == 0
+    about = json.loads(base.with_suffix(".json").read_text())
+    assert about["recipe"]["skill_steps"] == 2 and about["recipe"]["seed"] == 0
+    assert about["one_step_accuracy"] is None and about["held_out"]["problems"] == 1000
+    train_small(tmp_path / "run", "--task", "sort", "--policy", str(base))
+    capsys.readouterr()
+    assert main(["evaluate", "--task", "sort", "--policy", str(tmp_path / "run"),
+                 "--problems", "20", "--samples", "4", "--k", "1", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy:" in out and "pass@1:" in out and "pass@4:" in out and "95% interval" in out
+
+
+def test_pretrain_warns_when_the_skill_is_not_there(tmp_path, capsys):
+    base = tmp_path / "base.safetensors"
+    assert main(["pretrain", "--out", str(base), "--skill-steps", "2", "--habit-steps", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "RL will not take off" in out
+    assert json.loads(base.with_suffix(".json").read_text())["one_step_accuracy"] < 0.97
+
+
+def test_the_base_model_that_ships_has_the_skill_and_the_bad_habit(capsys):
+    path = base_model_path("chain")
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert path.stat().st_size < 1_000_000
+    assert about["one_step_accuracy"] >= 0.97 and about["held_out"]["accuracy"] <= 0.25
+    assert main(["evaluate", "--samples", "1", "--k", "1"]) == 0
+    measured = float(re.search(r"accuracy: +([0-9.]+)%", capsys.readouterr().out)[1]) / 100
+    assert measured == pytest.approx(about["held_out"]["accuracy"], abs=0.02)
+
+
+BAD = [
+    (["train", "--bogus"], "--bogus"),
+    (["train", "--steps", "many"], "--steps"),
+    (["train", "--steps", "-1"], "steps: got -1"),
+    (["train", "--group-size", "1"], "group_size: got 1"),
+    (["train", "--group-size", "0"], "group_size: got 0"),
+    (["train", "--epsilon", "-0.2"], "epsilon: got -0.2"),
+    (["train", "--epsilon", "nan"], "epsilon: got nan"),
+    (["train", "--epsilon-high", "-1"], "epsilon_high: got -1.0"),
+    (["train", "--beta", "-1"], "beta: got -1.0"),
+    (["train", "--learning-rate", "0"], "learning_rate: got 0.0"),
+    (["train", "--temperature", "0"], "temperature: got 0.0"),
+    (["train", "--aggregation", "median"], "aggregation: got 'median'"),
+    (["train", "--device", "abacus"], "device: got 'abacus'"),
+    (["train", "--held-out", "0"], "--held-out"),
+    (["train", "--task", "chess"], "--task"),
+    (["train", "--task", "sort"], "comes without a base model"),
+    (["train", "--policy", "nowhere.safetensors"], "no such file"),
+    (["train", "--resume", "nowhere"], "run.json"),
+    (["train", "--resume", "run", "--epsilon", "0.3"], "got epsilon"),
+    (["evaluate", "--k", "32", "--samples", "4"], "--k: got 32"),
+    (["evaluate", "--problems", "0"], "--problems"),
+    (["evaluate", "--temperature", "-1"], "temperature: got -1.0"),
+    (["pretrain", "--out", "base.pt"], ".safetensors"),
+    (["pretrain", "--skill-steps", "0"], "skill_steps: got 0"),
+    (["dance"], "dance"),
+    ([], "COMMAND"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD, ids=[" ".join(a) or "none" for a, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    errors = capsys.readouterr().err
+    assert code == 2
+    assert named in errors and "error: " in errors
+    assert errors.count("\n") == 1 and "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "runs").exists()
+
+
+def damaged(path, how):
+    data = base_model_path("chain").read_bytes()
+    if how == "truncated":
+        path.write_bytes(data[:-1000])
+    elif how == "of another shape":
+        tensors, about = load_tensors(base_model_path("chain"), "policy")
+        about["config"]["n_layers"] = 3
+        save_tensors(path, tensors, about)
+    elif how == "of another task":
+        save_policy(path, load_base_model("chain"), "sort")
+    else:
+        path.write_bytes(b"not a checkpoint at all" * 100)
+    return path
+
+
+@pytest.mark.parametrize("how", ["truncated", "of another shape", "of another task", "foreign"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, capsys, how):
+    path = damaged(tmp_path / "base.safetensors", how)
+    assert main(["train", "--policy", str(path), "--out", str(tmp_path / "run")]) == 2
+    errors = capsys.readouterr().err
+    assert str(path) in errors and errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_overwritten(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    assert main(["train", "--out", str(tmp_path / "run")]) == 2
+    assert "nothing was overwritten" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    (tmp_path / "base.json").write_text("{}")
+    assert main(["pretrain", "--out", str(tmp_path / "base.safetensors")]) == 2
+    assert "nothing was overwritten" in capsys.readouterr().err
+    assert (tmp_path / "base.json").read_text() == "{}"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--out", str(tmp_path / "file" / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    if os.name != "nt" and os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert main(["train", "--out", str(tmp_path / "locked" / "run")]) == 2
+        assert "ermission" in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_not_resumed(tmp_path, capsys):
+    train_small(tmp_path / "run")
+    arguments = ["train", "--resume", str(tmp_path / "run"), "--steps", "8"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text("\n".join(whole.splitlines()[:2]) + "\n")
+    assert main(arguments) == 2 and "has 2 of the 4 steps" in capsys.readouterr().err
+    metrics.write_text("{]\n" + whole)
+    assert main(arguments) == 2 and "line 1 cannot be read" in capsys.readouterr().err
+    metrics.write_text(whole + '{"step": 5, "rew')  # a line cut short by a crash is no damage
+    assert main(arguments) == 0
+    assert [row["step"] for row in without_seconds(tmp_path / "run")] == list(range(1, 9))
+
+
+def test_every_setting_is_an_option_with_its_sentence(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, sentence in describe_fields(GRPOConfig).items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert sentence[:20] in text
+
+
+def test_help_is_there_without_torch():
+    code = "import sys; sys.modules['torch'] = None; from grpo_lib.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "lab", "--help"], capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0 and "JupyterLab" in done.stdout
+
+
+def test_the_trained_policy_is_the_last_checkpoint(tmp_path):
+    train_small(tmp_path / "run")
+    policy = load_policy(tmp_path / "run" / "policy.safetensors")
+    last = tmp_path / "run" / "checkpoints" / "step-00004.safetensors"
+    tensors, _ = load_tensors(last, "trainer")
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(tensor, tensors[f"policy.{name}"])
