@@ -153,6 +153,6 @@ def summary(before: dict, after: dict, history: list[StepMetrics]) -> str:
 
 def versions() -> dict:
     return {"grpo_lib": grpo_lib.__version__, "torch": torch.__version__,
-            "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
-            "cpus": os.cpu_count()}
+            "python": platform.python_version(), "cpus": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}"}
 

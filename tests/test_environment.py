@@ -1,0 +1,129 @@
+"""The two commands of the README, with the slow parts (venv, pip, JupyterLab) replaced."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_lib import environment
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A bare checkout, a Python outside any virtual environment, and a record of commands."""
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    commands = []
+
+    def call(command, root):
+        commands.append(command)
+        return 0
+
+    def run(command, **options):
+        commands.append(command)
+        python = Path(command[-1]) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text("")
+        return subprocess.CompletedProcess(command, 0, b"")
+
+    monkeypatch.setattr(environment, "call", call)
+    monkeypatch.setattr(subprocess, "run", run)
+    return tmp_path, commands
+
+
+def test_lab_makes_installs_and_opens(checkout, monkeypatch):
+    root, commands = checkout
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    assert environment.lab(root, ["--no-browser"]) == 0
+    venv, pip, lab = commands
+    assert venv[1:3] == ["-m", "venv"] and venv[-1] == str(root / ".venv")
+    assert pip[1:4] == ["-m", "pip", "install"] and pip[-1] == str(root / "requirements.txt")
+    assert lab[0].startswith(str(root / ".venv")) and "jupyterlab" in lab
+    assert "--allow-root" in lab and lab[-1] == "--no-browser"
+    assert any(part.endswith("00_start_here.ipynb") for part in lab)
+
+
+def test_lab_does_not_allow_root_to_those_who_are_not(checkout, monkeypatch):
+    root, commands = checkout
+    monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
+    environment.lab(root, [])
+    assert "--allow-root" not in commands[-1]
+
+
+def test_the_second_time_nothing_is_installed_unless_requirements_changed(checkout):
+    root, commands = checkout
+    environment.test(root, ["-q"])
+    assert len(commands) == 3 and commands[-1][1:] == ["-m", "pytest", "--nbval", "-q"]
+    environment.test(root, [])
+    assert len(commands) == 4
+    (root / "requirements.txt").write_text("torch\nnumpy\n")
+    environment.test(root, [])
+    assert "pip" in commands[-2]
+
+
+def test_an_active_environment_is_used(checkout, monkeypatch):
+    root, commands = checkout
+    active = root / "mine"
+    active.mkdir()
+    monkeypatch.setattr(sys, "prefix", str(active))
+    environment.test(root, [])
+    assert [c[0] for c in commands] == [sys.executable] * 2
+    assert not (root / ".venv").exists()
+
+
+def test_a_failing_pip_is_an_error_and_leaves_no_stamp(checkout, monkeypatch):
+    root, _ = checkout
+    monkeypatch.setattr(environment, "call", lambda command, root: 1)
+    with pytest.raises(environment.SetupError, match="pip could not install"):
+        environment.prepare(root)
+    assert not (root / ".venv" / environment.STAMP).exists()
+
+
+@pytest.mark.parametrize("output", [b"No module named venv", b"ensurepip is not available"])
+def test_a_python_without_venv_is_told_which_package(checkout, monkeypatch, output):
+    root, _ = checkout
+    monkeypatch.setattr(subprocess, "run",
+                        lambda command, **o: subprocess.CompletedProcess(command, 1, output))
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    with pytest.raises(environment.SetupError, match=f"apt install python{version}-venv"):
+        environment.prepare(root)
+
+
+def test_another_failure_of_venv_is_passed_on(checkout, monkeypatch):
+    root, _ = checkout
+    done = subprocess.CompletedProcess([], 1, b"Error: No space left on device")
+    monkeypatch.setattr(subprocess, "run", lambda command, **o: done)
+    with pytest.raises(environment.SetupError, match="No space left"):
+        environment.prepare(root)
+
+
+@pytest.mark.parametrize("version", [(3, 9, 1), (3, 14, 0)])
+def test_a_python_too_old_or_too_new_is_named(checkout, monkeypatch, version):
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(environment.SetupError, match=r"needs Python 3\.10 to 3\.13, and this is 3"):
+        environment.prepare(checkout[0])
+
+
+def test_outside_a_checkout_it_says_so(tmp_path):
+    with pytest.raises(environment.SetupError, match="run this in a checkout"):
+        environment.prepare(tmp_path)
+
+
+def test_requirements_and_package_metadata_agree():
+    """Every requirement stands in pyproject.toml too, with the same range."""
+    metadata = (ROOT / "pyproject.toml").read_text()
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    for line in lines:
+        assert line.startswith("#") or f'"{line}"' in metadata
+
+
+def test_no_file_says_where_packages_come_from():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    for name in tracked.stdout.split():
+        if name.endswith((".txt", ".toml", ".md", ".cfg", ".json", ".py")) and "test_" not in name:
+            text = (ROOT / name).read_text(encoding="utf-8")
+            assert "index-url" not in text and "find-links" not in text, name
