@@ -52,7 +52,7 @@ def test_a_group_of_one_says_why():
 
 def test_delta_is_compared_with_the_upper_clip():
     assert GRPOConfig(epsilon_high=0.5, delta=1.6).delta == 1.6
-    with pytest.raises(ValueError, match="delta: got 1.5"):
+    with pytest.raises(ValueError, match=r"delta: got 1\.5"):
         GRPOConfig(epsilon_high=0.6, delta=1.5)
 
 

@@ -1,0 +1,613 @@
+"""The training loop: what a step does, what it reports, and how it stops and goes on."""
+
+import copy
+import math
+import signal
+import statistics
+import threading
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from grpo_lib import training
+from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
+from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.objective import LossOutput, grpo_loss
+from grpo_lib.policy import TinyPolicy
+from grpo_lib.tasks import ChainTask
+from grpo_lib.training import GRPOTrainer, finish_step_first
+
+SMALL = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0, learning_rate=0.01)
+DEMANDING = replace(SMALL, minibatches=3, num_iterations=2, beta=0.1, eval_every=2,
+                    eval_problems=6, temperature=0.8, ratio="sequence", epsilon=0.05)
+
+
+def graded(problem, completion):
+    """A reward of which an untrained policy gets something, and not always the same."""
+    return (sum(map(ord, completion)) + len(completion)) % 5 / 4
+
+
+@pytest.fixture
+def long_sort(sort_task):
+    """Sorting with room for an untrained policy to come to an end by itself."""
+    sort_task.max_new_tokens = 14
+    return sort_task
+
+
+@pytest.fixture
+def make_trainer(make_policy, long_sort):
+    def make(config=SMALL, task=long_sort, reward=graded, **options):
+        task = task.with_reward(reward)
+        policy = make_policy(len(task.tokenizer))
+        return GRPOTrainer(policy, task, config, **options)
+
+    return make
+
+
+def state_of(trainer):
+    """Everything that must be the same where nothing has happened."""
+    return {"policy": copy.deepcopy(trainer.policy.state_dict()),
+            "ref": copy.deepcopy(trainer.ref_policy.state_dict()),
+            "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
+            "generator": trainer.generator.get_state(), "step": trainer.step_count,
+            "history": list(trainer.history), "problems": trainer.problems,
+            "rollouts": trainer.rollouts, "rewards": trainer.rewards,
+            "advantages": trainer.advantages}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a is b or a == b
+
+
+def timeless(history):
+    """The metrics without their clocks."""
+    return [{k: v for k, v in asdict(m).items() if not k.startswith("seconds")} for m in history]
+
+
+def assert_same_run(one, other):
+    assert timeless(one.history) == timeless(other.history)
+    for key in ("policy", "ref", "optimizer", "generator", "step"):
+        assert same(state_of(one)[key], state_of(other)[key]), key
+
+
+# --- one step, written out ----------------------------------------------------------------
+
+def test_one_step_is_the_algorithm_written_out(make_trainer):
+    config = replace(SMALL, minibatches=1, beta=0.05, temperature=0.8, max_grad_norm=0.01)
+    trainer = make_trainer(config)
+    before = copy.deepcopy(trainer.policy)
+    metrics = trainer.step()
+    rollouts, rewards = trainer.rollouts, trainer.rewards.double()
+
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+    total, distance, entropy, tokens = 0.0, 0.0, 0.0, 0
+    for row, length in enumerate(rollouts.lengths.int().tolist()):
+        prompt = rollouts.tokens[row, : rollouts.prompt_length][rollouts.prompt_mask[row] == 1]
+        completion = rollouts.completions[row, :length]
+        logits = before(torch.cat((prompt, completion))[None])[0, len(prompt) - 1 : -1] / 0.8
+        log_probs = logits.log_softmax(-1)
+        chosen = log_probs.gather(1, completion[:, None])[:, 0]
+        total = total + (advantages.flatten()[row] * (chosen - chosen.detach()).exp()).sum()
+        d = chosen.detach() - chosen
+        distance = distance + (d.exp() - d - 1).sum()
+        entropy -= (log_probs.exp() * log_probs).sum().item()
+        tokens += length
+    loss = -total / tokens + 0.05 * distance / tokens
+    loss.backward()
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in before.parameters()))
+    for p in before.parameters():
+        p.grad *= 0.01 / (norm + 1e-6)
+    torch.optim.AdamW(before.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0).step()
+
+    assert metrics.loss == pytest.approx(loss.item(), abs=1e-6)
+    assert metrics.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert norm > 0.05
+    assert metrics.entropy == pytest.approx(entropy / tokens, abs=1e-9)
+    assert (trainer.advantages - advantages).abs().max() < 1e-5
+    for expected, got in zip(before.parameters(), trainer.policy.parameters()):
+        assert (expected - got).abs().max() < 1e-5
+        assert not torch.equal(got, trainer.ref_policy.get_parameter(
+            next(n for n, p in trainer.policy.named_parameters() if p is got)))
+
+
+@pytest.mark.parametrize("change", [
+    {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 2.0}, {"beta": 0.2, "kl": "k1"},
+    {"ratio": "sequence"}, {"aggregation": "constant"}, {"aggregation": "sequence_mean"},
+])
+def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, change):
+    seen = {}
+
+    def spy(*arguments, **options):
+        seen.update(options)
+        return grpo_loss(*arguments, **options)
+
+    monkeypatch.setattr(training, "grpo_loss", spy)
+    config = replace(SMALL, **change)
+    trainer = make_trainer(config)
+    trainer.step()
+    for name in ("epsilon", "epsilon_high", "delta", "beta", "kl", "ratio", "aggregation"):
+        assert seen[name] == getattr(config, name), name
+    assert seen["max_length"] == trainer.task.max_new_tokens
+
+
+@pytest.mark.parametrize("change", [{"baseline": "leave_one_out"}, {"scale": "none"},
+                                    {"scale": "batch"}, {"baseline": "none"}, {"std_eps": 0.5}])
+def test_every_choice_of_the_config_reaches_the_advantages(make_trainer, change):
+    usual, other = make_trainer(), make_trainer(replace(SMALL, **change))
+    usual.step()
+    other.step()
+    assert torch.equal(usual.rewards, other.rewards)
+    assert not torch.allclose(usual.advantages, other.advantages)
+
+
+@pytest.mark.parametrize(("minibatches", "num_iterations"), [(1, 1), (3, 2), (5, 1), (16, 1)])
+def test_every_pass_takes_every_row_once_in_a_new_order(make_trainer, monkeypatch, minibatches,
+                                                        num_iterations):
+    calls, order = [], []
+
+    def spy(log_probs, old, advantages, mask, **options):
+        calls.append((old, advantages, mask, options["ref_log_probs"]))
+        return grpo_loss(log_probs, old, advantages, mask, **options)
+
+    monkeypatch.setattr(training, "grpo_loss", spy)
+    select = training.Rollouts.select
+    monkeypatch.setattr(training.Rollouts, "select",
+                        lambda self, rows: order.append(rows.tolist()) or select(self, rows))
+    trainer = make_trainer(replace(SMALL, minibatches=minibatches, beta=0.1,
+                                   num_iterations=num_iterations))
+    trainer.step()
+    assert len(calls) == len(order) == minibatches * num_iterations
+    passes = [[row for rows in order[i * minibatches : (i + 1) * minibatches] for row in rows]
+              for i in range(num_iterations)]
+    assert all(sorted(rows) == list(range(16)) for rows in passes)
+    assert list(range(16)) not in passes
+    assert len({tuple(rows) for rows in passes}) == num_iterations
+    table = trainer.advantages.flatten().double()  # fixed for whole groups, then shuffled
+    with torch.no_grad():
+        ref = training.completion_log_probs(trainer.ref_policy, trainer.rollouts)
+    for rows, (old, advantages, mask, ref_log_probs) in zip(order, calls):
+        assert torch.equal(advantages, table[rows])
+        width = mask.shape[1]
+        assert torch.equal(mask, trainer.rollouts.mask[rows][:, :width])
+        assert torch.equal(old, trainer.rollouts.log_probs[rows][:, :width])
+        assert torch.equal(ref_log_probs, ref[rows][:, :width])
+
+
+def test_minibatches_are_the_gradient_steps_of_a_pass(make_trainer):
+    trainer = make_trainer(replace(SMALL, prompts_per_step=3, group_size=2, minibatches=4))
+    trainer.step()
+    assert {int(s["step"]) for s in trainer.optimizer.state.values()} == {4}
+
+
+def test_rewards_that_are_all_equal_move_nothing(make_trainer):
+    trainer = make_trainer(reward=lambda problem, completion: 0.7)
+    trainer.task.rewards = lambda problems, texts, finished: torch.full((4, 4), 0.7)
+    before = state_of(trainer)
+    metrics = trainer.step()
+    assert (metrics.grad_norm, metrics.loss, metrics.zero_variance_groups) == (0, 0, 1)
+    assert same(trainer.policy.state_dict(), before["policy"])
+    assert metrics.reward_mean == pytest.approx(0.7)
+    assert metrics.reward_std == pytest.approx(0, abs=1e-6)
+
+
+def test_training_raises_the_reward(make_trainer):
+    """Rewarding brevity alone: a policy that stops at random learns to stop at once."""
+    trainer = make_trainer(replace(SMALL, prompts_per_step=8, group_size=8, learning_rate=0.02),
+                           reward=lambda problem, completion: 1 / (1 + len(completion)))
+    history = list(trainer.run(12))
+    first, last = (statistics.fmean(m.length for m in part) for part in
+                   (history[:3], history[-3:]))
+    assert last < 0.7 * first
+    assert history[-1].reward_mean > history[0].reward_mean + 0.1
+
+
+def test_tiny_policy_trains_too(long_sort):
+    torch.manual_seed(0)
+    task = long_sort.with_reward(graded)
+    policy = TinyPolicy(len(task.tokenizer), 8)
+    before = copy.deepcopy(policy.state_dict())
+    [metrics] = GRPOTrainer(policy, task, replace(SMALL, learning_rate=0.1)).run(1)
+    assert metrics.ratio_min <= metrics.ratio_max
+    assert not same(policy.state_dict(), before)
+
+
+# --- the base model -----------------------------------------------------------------------
+
+def test_the_base_model_is_a_frozen_copy_of_the_policy_as_given(make_trainer):
+    trainer = make_trainer(replace(SMALL, beta=0.5, num_iterations=2))
+    first = copy.deepcopy(trainer.policy.state_dict())
+    list(trainer.run(3))
+    assert same(trainer.ref_policy.state_dict(), first)
+    assert not same(trainer.policy.state_dict(), first)
+    assert all(p.grad is None and not p.requires_grad for p in trainer.ref_policy.parameters())
+    assert all(p.requires_grad for p in trainer.policy.parameters())
+    assert trainer.history[0].kl == pytest.approx(0, abs=1e-12)
+    assert trainer.history[2].kl > 1e-4
+
+
+def test_a_base_model_of_ones_own_is_what_kl_is_measured_to(make_policy, make_trainer, sort_task):
+    other = make_policy(len(sort_task.tokenizer), seed=5)
+    trainer = make_trainer(ref_policy=other)
+    assert trainer.ref_policy is other
+    assert trainer.step().kl > 0.01
+
+
+def test_the_kl_term_pulls_towards_the_base_model(make_trainer):
+    free, held = (make_trainer(replace(SMALL, beta=beta)) for beta in (0.0, 5.0))
+    list(free.run(6))
+    list(held.run(6))
+    assert held.history[-1].kl < 0.5 * free.history[-1].kl
+
+
+# --- metrics ------------------------------------------------------------------------------
+
+def test_metrics_follow_from_the_rollouts_and_rewards(make_trainer, long_sort):
+    task = long_sort
+    trainer = make_trainer(replace(SMALL, num_iterations=2, minibatches=2, epsilon=0.01))
+    trainer.step()
+    policy = copy.deepcopy(trainer.policy)
+    metrics = trainer.step()
+    rollouts, rewards = trainer.rollouts, trainer.rewards.tolist()
+    flat = [r for group in rewards for r in group]
+    texts = [task.tokenizer.decode([t for t, kept in zip(row, mask) if kept])
+             for row, mask in zip(rollouts.completions.tolist(), rollouts.mask.tolist())]
+    lengths = [int(sum(mask)) for mask in rollouts.mask.tolist()]
+    finished = rollouts.finished.tolist()
+    right = [done and trainer.task.correct(trainer.problems[row // 4], text)
+             for row, (text, done) in enumerate(zip(texts, finished))]
+    assert flat == pytest.approx([trainer.task.reward(trainer.problems[row // 4], text)
+                                  if done else 0.0
+                                  for row, (text, done) in enumerate(zip(texts, finished))])
+    assert metrics.step == 2
+    assert metrics.held_out_accuracy is None
+    assert metrics.reward_mean == pytest.approx(statistics.fmean(flat))
+    assert metrics.reward_std == pytest.approx(statistics.stdev(flat))
+    assert metrics.zero_variance_groups == pytest.approx(
+        sum(len(set(group)) == 1 for group in rewards) / 4)
+    assert metrics.accuracy == pytest.approx(sum(right) / 16)
+    assert metrics.length == pytest.approx(statistics.fmean(lengths))
+    for wanted, value in ((True, metrics.length_right), (False, metrics.length_wrong)):
+        chosen = [n for n, r in zip(lengths, right) if r == wanted]
+        assert value == (pytest.approx(statistics.fmean(chosen)) if chosen else None)
+    assert metrics.finished == pytest.approx(sum(finished) / 16)
+    assert metrics.tokens == sum(lengths)
+    with torch.no_grad():
+        own, ref = (training.completion_log_probs(p, rollouts)
+                    for p in (policy, trainer.ref_policy))
+        d = (ref - own)[rollouts.mask == 1]
+    assert metrics.kl == pytest.approx((d.exp() - d - 1).mean().item())
+    assert metrics.ratio_min < 1 < metrics.ratio_max
+    assert metrics.clip_fraction_low > 0 and metrics.clip_fraction_high > 0
+    assert min(metrics.seconds_rollout, metrics.seconds_scoring, metrics.seconds_update) > 0
+    assert trainer.history[-1] is metrics
+
+
+def test_right_and_wrong_lengths_are_those_of_the_right_and_wrong(make_trainer):
+    trainer = make_trainer()
+    trainer.task.correct = lambda problem, completion: len(completion) >= 5
+    metrics = trainer.step()
+    lengths, finished = trainer.rollouts.lengths, trainer.rollouts.finished
+    right = finished & (lengths >= 4)
+    assert 0 < right.sum() < 16
+    assert metrics.length_right == pytest.approx(lengths[right].mean().item())
+    assert metrics.length_wrong == pytest.approx(lengths[~right].mean().item())
+    assert metrics.accuracy == pytest.approx(right.double().mean().item())
+
+
+def test_update_metrics_are_means_and_extremes_over_its_gradient_steps(make_trainer, monkeypatch):
+    outputs, entropies = [], []
+
+    def spy(*arguments, **options):
+        outputs.append(grpo_loss(*arguments, **options))
+        return outputs[-1]
+
+    def entropy_spy(logits):
+        entropies.append(logits)
+        return torch.full(logits.shape[:2], float(len(entropies)))
+
+    monkeypatch.setattr(training, "grpo_loss", spy)
+    monkeypatch.setattr(training, "token_entropy", entropy_spy)
+    trainer = make_trainer(replace(SMALL, num_iterations=2, minibatches=3, epsilon=0.01))
+    counts = []
+    select = training.Rollouts.select
+    monkeypatch.setattr(training.Rollouts, "select", lambda self, rows: counts.append(
+        self.mask[rows].sum().item()) or select(self, rows))
+    metrics = trainer.step()
+    assert len(outputs) == 6 and len(entropies) == 3
+
+    def values(name):
+        return [o.stats[name].item() for o in outputs]
+
+    assert metrics.loss == pytest.approx(statistics.fmean(o.loss.item() for o in outputs))
+    for name in ("clip_fraction_low", "clip_fraction_high"):
+        assert getattr(metrics, name) == pytest.approx(statistics.fmean(values(name)))
+    assert metrics.ratio_min == min(values("ratio_min"))
+    assert metrics.ratio_max == max(values("ratio_max"))
+    weighted = sum(n * at for at, n in enumerate(counts[:3], 1)) / sum(counts[:3])
+    assert metrics.entropy == pytest.approx(weighted)
+
+
+def test_held_out_accuracy_comes_every_few_steps_after_the_update(make_trainer, monkeypatch):
+    asked = []
+
+    def fake(policy, task, problems, **options):
+        asked.append((copy.deepcopy(policy.state_dict()), problems, options))
+        return type("E", (), {"accuracy": 0.25})
+
+    monkeypatch.setattr(training, "evaluate", fake)
+    trainer = make_trainer(replace(SMALL, eval_every=2, eval_problems=7, temperature=0.5))
+    weights = []
+    for _ in trainer.run(5):
+        weights.append(copy.deepcopy(trainer.policy.state_dict()))
+    assert [m.held_out_accuracy for m in trainer.history] == [None, 0.25, None, 0.25, None]
+    for at, (state, problems, options) in zip((1, 3), asked):
+        assert same(state, weights[at])
+        assert problems == trainer.task.held_out(7)
+        assert options["temperature"] == 0.5
+
+
+def test_evaluating_does_not_change_the_run(make_trainer):
+    never, often = (make_trainer(replace(SMALL, eval_every=n, eval_problems=5)) for n in (0, 1))
+    list(never.run(3))
+    list(often.run(3))
+    assert same(never.policy.state_dict(), often.policy.state_dict())
+    assert all(m.held_out_accuracy is not None for m in often.history)
+
+
+# --- the same again -----------------------------------------------------------------------
+
+def test_the_seed_decides_everything(make_trainer):
+    torch.manual_seed(1)
+    one = make_trainer(DEMANDING)
+    list(one.run(3))
+    torch.manual_seed(2)
+    other = make_trainer(DEMANDING)
+    before = torch.get_rng_state()
+    list(other.run(3))
+    assert_same_run(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+    third = make_trainer(replace(DEMANDING, seed=1))
+    third.step()
+    assert third.problems != one.problems
+    assert timeless(third.history)[0] != timeless(one.history)[0]
+
+
+def test_steps_differ_from_one_another(make_trainer):
+    trainer = make_trainer()
+    seen = []
+    for _ in trainer.run(3):
+        seen.append(tuple(p.prompt for p in trainer.problems))
+    assert len(set(seen)) == 3
+
+
+def test_resuming_is_never_having_stopped_bit_for_bit(make_trainer, make_policy, tmp_path):
+    straight = make_trainer(DEMANDING)
+    list(straight.run(6))
+
+    first = make_trainer(DEMANDING)
+    list(first.run(3))
+    first.save(tmp_path / "at3")
+    resumed = make_trainer(DEMANDING)
+    with torch.no_grad():
+        for p in [*resumed.policy.parameters(), *resumed.ref_policy.parameters()]:
+            p.add_(1.0)  # nothing of the new trainer's weights may survive
+    resumed.generator.manual_seed(77)
+    resumed.load(tmp_path / "at3")
+    resumed.history = list(first.history)
+    assert resumed.step_count == 3
+    list(resumed.run())
+    assert len(resumed.history) == 6
+    assert_same_run(straight, resumed)
+
+
+def test_a_trainer_goes_back_to_its_own_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(DEMANDING)
+    list(trainer.run(2))
+    trainer.save(tmp_path / "at2")
+    list(trainer.run(2))
+    first_time = timeless(trainer.history)
+    weights = copy.deepcopy(trainer.policy.state_dict())
+    trainer.load(tmp_path / "at2")
+    assert (trainer.step_count, len(trainer.history)) == (2, 2)
+    list(trainer.run(2))
+    assert timeless(trainer.history) == first_time
+    assert same(trainer.policy.state_dict(), weights)
+
+
+def test_a_trainer_goes_back_to_before_its_first_step(make_trainer, tmp_path):
+    trainer = make_trainer(DEMANDING)
+    trainer.save(tmp_path / "at0")
+    list(trainer.run(2))
+    first_time = timeless(trainer.history)
+    trainer.load(tmp_path / "at0")
+    assert not trainer.optimizer.state and trainer.history == []
+    list(trainer.run(2))
+    assert timeless(trainer.history) == first_time
+
+
+def test_a_checkpoint_of_another_task_or_shape_is_refused(make_trainer, make_policy, sort_task,
+                                                          tmp_path):
+    trainer = make_trainer()
+    trainer.save(tmp_path / "sort")
+    with pytest.raises(CheckpointError, match="on the task 'sort', allowed is 'chain'"):
+        make_trainer(task=ChainTask(1, 2)).load(tmp_path / "sort")
+    wider = GRPOTrainer(make_policy(len(sort_task.tokenizer), d_model=20), sort_task, SMALL)
+    before = state_of(wider)
+    with pytest.raises(CheckpointError, match=r"is .* allowed is"):
+        wider.load(tmp_path / "sort")
+    assert same(state_of(wider), before)
+
+
+@pytest.mark.parametrize("name", ["policy.", "ref_policy."])
+def test_a_checkpoint_without_its_weights_is_refused(make_trainer, tmp_path, name):
+    trainer = make_trainer()
+    trainer.save(tmp_path / "whole")
+    tensors, about = load_tensors(tmp_path / "whole", "trainer")
+    kept = {k: t for k, t in tensors.items() if not k.startswith(name)}
+    save_tensors(tmp_path / "part", kept, about)
+    with pytest.raises(CheckpointError, match="is nothing, allowed is"):
+        trainer.load(tmp_path / "part")
+
+
+def test_run_takes_what_is_left_of_the_configs_steps(make_trainer):
+    trainer = make_trainer()
+    assert [m.step for m in trainer.run(2)] == [1, 2]
+    assert [m.step for m in trainer.run()] == [3, 4, 5, 6]
+    assert list(trainer.run()) == []
+    assert [m.step for m in trainer.run(1)] == [7]
+
+
+# --- stopping -----------------------------------------------------------------------------
+
+def interrupting(at, times=1):
+    """A sort reward that presses Ctrl-C during its ``at``-th call."""
+    calls = iter(range(10**6))
+
+    def reward(problem, completion):
+        if next(calls) == at:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return graded(problem, completion)
+
+    return reward
+
+
+def test_ctrl_c_takes_effect_between_steps_and_the_run_can_go_on(make_trainer):
+    straight = make_trainer(reward=interrupting(-1))
+    list(straight.run())
+    finished = straight.history[0].finished * 16
+    trainer = make_trainer(reward=interrupting(int(finished) + 2))  # during the second step
+    handler = signal.getsignal(signal.SIGINT)
+    delivered = []
+    with pytest.raises(KeyboardInterrupt):
+        for metrics in trainer.run():
+            delivered.append(metrics.step)
+    assert delivered == [1, 2]
+    assert trainer.step_count == 2
+    assert signal.getsignal(signal.SIGINT) is handler
+    list(trainer.run())
+    assert_same_run(straight, trainer)
+
+
+def test_ctrl_c_twice_acts_at_once_and_leaves_no_trace(make_trainer):
+    trainer = make_trainer(reward=interrupting(2, times=2))
+    before = state_of(trainer)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        list(trainer.run())
+    assert same(state_of(trainer), before)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_between_steps_is_not_held_back(make_trainer):
+    with pytest.raises(KeyboardInterrupt):
+        for _ in make_trainer().run():
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(make_trainer):
+    trainer, handlers = make_trainer(), []
+
+    def work():
+        with finish_step_first() as interrupted:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            assert interrupted == []
+        list(trainer.run(1))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert handlers == [before]
+    assert trainer.step_count == 1
+
+
+# --- errors -------------------------------------------------------------------------------
+
+def failing(problem, completion):
+    raise ZeroDivisionError("in the reward")
+
+
+@pytest.mark.parametrize(("reward", "error", "message"), [
+    (lambda p, c: math.nan, ValueError, "rewards: got nan for prompt"),
+    (lambda p, c: math.inf, ValueError, "rewards: got inf for prompt"),
+    (lambda p, c: torch.tensor(1.0), TypeError, "returned tensor"),
+    (lambda p, c: "1", TypeError, "returned '1'"),
+    (lambda p, c: None, TypeError, "returned None"),
+    (failing, ZeroDivisionError, "in the reward"),
+])
+def test_an_error_in_the_reward_leaves_no_trace(make_trainer, reward, error, message):
+    trainer, healthy = make_trainer(), make_trainer()
+    list(trainer.run(1))
+    list(healthy.run(2))
+    usual = trainer.task
+    trainer.task = usual.with_reward(reward)
+    before = state_of(trainer)
+    with pytest.raises(error, match=message):
+        trainer.step()
+    assert same(state_of(trainer), before)
+    trainer.task = usual
+    trainer.step()
+    assert_same_run(healthy, trainer)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (16,), (16, 1), (4, 4, 1), (2, 8)])
+def test_rewards_of_another_shape_leave_no_trace(make_trainer, shape):
+    trainer = make_trainer()
+    trainer.task.rewards = lambda problems, texts, finished: torch.zeros(shape)
+    before = state_of(trainer)
+    with pytest.raises(ValueError, match="rewards: got shape"):
+        trainer.step()
+    assert same(state_of(trainer), before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_anything_is_updated(make_trainer, monkeypatch,
+                                                                   value):
+    trainer = make_trainer()
+    before = state_of(trainer)
+    monkeypatch.setattr(training, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
+        log_probs.sum() * value, {}))
+    with pytest.raises(FloatingPointError, match=r"loss: got .* at step 1"):
+        trainer.step()
+    for key in ("policy", "optimizer", "step", "history"):
+        assert same(state_of(trainer)[key], before[key])
+
+
+def test_a_gradient_that_is_no_number_stops_before_anything_is_updated(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    before = state_of(trainer)
+    monkeypatch.setattr(training, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
+        (log_probs * 0).sum().sqrt(), {}))
+    with pytest.raises(RuntimeError, match="non-finite"):
+        trainer.step()
+    for key in ("policy", "optimizer", "step", "history"):
+        assert same(state_of(trainer)[key], before[key])
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_there_is_named(make_trainer, name):
+    with pytest.raises(ValueError, match=f"device: got '{name}'") as caught:
+        make_trainer(replace(SMALL, device=name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_context_that_is_too_short_is_said_before_anything_happens(make_policy, sort_task):
+    policy = make_policy(len(sort_task.tokenizer), context_length=8)
+    trainer = GRPOTrainer(policy, sort_task, SMALL)
+    before = state_of(trainer)
+    with pytest.raises(ValueError, match="context_length"):
+        trainer.step()
+    assert same(state_of(trainer), before)
+
+
+def test_every_metric_is_filled_by_a_step(make_trainer):
+    metrics = make_trainer(DEMANDING).step()
+    missing = {name for name, value in asdict(metrics).items() if value is None}
+    assert missing <= {"held_out_accuracy", "length_right", "length_wrong"}
+    assert isinstance(metrics, StepMetrics)
