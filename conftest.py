@@ -2,6 +2,7 @@
 ``pytest --nbval`` needs no others and pytest works where nbval is missing."""
 
 import os
+import signal
 from pathlib import Path
 
 ROOT = Path(__file__).parent
@@ -11,6 +12,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 
 def pytest_configure(config):
+    # A shell's background job starts with Ctrl-C ignored; tests of Ctrl-C need it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     option = config.option
     if hasattr(option, "nbval_sanitize_with"):
         if not option.nbval_sanitize_with:
