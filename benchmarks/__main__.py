@@ -1,4 +1,4 @@
-"""python -m benchmarks [flagship] [engine] [memory]: measure, and write benchmarks/results.md.
+"""python -m benchmarks [flagship] [engine] [process]: measure, and write benchmarks/results.md.
 
 ``flagship`` takes about 20 minutes, the others a minute each. What is not measured anew keeps
 its numbers.
@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import grpo_lib  # noqa: F401  before torch
-from benchmarks import engine, flagship, memory
+from benchmarks import engine, flagship, process
 from grpo_lib.checkpoint import read_json, write_atomically, write_json
 
 HERE = Path(__file__).parent
-PARTS = {"flagship": flagship, "engine": engine, "memory": memory}
+PARTS = {"flagship": flagship, "engine": engine, "process": process}
 
 
 def main(names: list[str]) -> None:
