@@ -52,4 +52,5 @@ def report(data: dict) -> str:
             f"{reached['step']} (looked at every 5 steps); {data['before']['accuracy']:.1%} of "
             f"1,000 held-out problems right before, {data['after']['accuracy']:.1%} after.\n\n"
             f"Resident memory at its highest: {data['run_mib']:.0f} MiB, of which importing torch "
-            f"is {data['torch_mib']:.0f}: the run itself takes {data['run_mib'] - data['torch_mib']:.0f} MiB.\n")
+            f"is {data['torch_mib']:.0f}: the run itself takes "
+            f"{data['run_mib'] - data['torch_mib']:.0f} MiB.\n")

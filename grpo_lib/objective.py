@@ -131,7 +131,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     stats = clip_stats(r.detach(), advantages, mask, epsilon, epsilon_high)
     loss, stats["policy_loss"] = policy_loss, policy_loss.detach()
     if ref_log_probs is not None:
-        ref = ref_log_probs.detach().masked_fill(mask == 0, 0.0)
+        ref = ref_log_probs.detach()
         stats["kl"] = aggregate(kl_estimate(log_probs.detach(), ref), mask, "token_mean")
         if beta > 0:
             distance = kl_estimate(log_probs, ref, kl)

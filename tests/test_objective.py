@@ -327,6 +327,15 @@ def test_stats_describe_the_counted_tokens(batch):
     assert "kl" not in grpo_loss(log_probs, old, advantages, mask).stats
 
 
+def test_padding_counts_for_no_extreme_of_the_ratio():
+    log_probs, old = numbers([[0.3, 0.2, 0.0]]), numbers([[0.0, 0.0, 0.0]])
+    mask = numbers([[1, 1, 0]])
+    for sign, least, most in ((1, 0.2, 0.3), (-1, -0.3, -0.2)):
+        stats = grpo_loss(sign * log_probs, old, numbers([1.0]), mask).stats
+        assert stats["ratio_min"].item() == pytest.approx(math.exp(least))
+        assert stats["ratio_max"].item() == pytest.approx(math.exp(most))
+
+
 # --- the parts ----------------------------------------------------------------------------
 
 def test_sequence_ratio_is_the_geometric_mean_of_the_token_ratios():

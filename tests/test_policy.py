@@ -9,6 +9,7 @@ from grpo_lib.policy import (
     PolicyConfig,
     TinyPolicy,
     TransformerPolicy,
+    attention_mask,
     token_entropy,
     token_log_probs,
 )
@@ -79,6 +80,13 @@ def test_what_stands_in_the_padding_is_never_seen(policy, side):
     tokens, mask = pad(SEQUENCES, side)
     other = torch.where(mask == 1, tokens, 7)
     assert torch.equal(policy(tokens, mask)[mask == 1], policy(other, mask)[mask == 1])
+
+
+def test_every_query_may_look_at_itself_and_the_real_tokens_before_it():
+    mask = torch.tensor([[0, 1, 1, 0]])
+    assert attention_mask(mask)[0, 0].tolist() == [
+        [True, False, False, False], [False, True, False, False], [False, True, True, False],
+        [False, True, True, True]]
 
 
 def test_a_mask_may_be_of_any_number_type(policy):

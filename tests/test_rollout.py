@@ -90,9 +90,14 @@ def test_the_end_token_can_be_another():
     assert texts(rollouts) == [[4, EOS, 7]]
 
 
-@pytest.mark.parametrize("rows", [[0, 5, 7], [3], [11, 2], list(range(12))])
+@pytest.mark.parametrize("rows", [[0, 5, 7], [3], [11, 2], list(range(12)), "ended", "shortest"])
 def test_select_takes_rows_and_cuts_to_their_longest(policy, sample, rows):
     rollouts = sample(policy)
+    if rows == "ended":
+        rows = [row for row in range(12) if rollouts.lengths[row] < 8]
+    elif rows == "shortest":
+        rows = [int(rollouts.lengths.argmin())]
+    assert rows
     some = rollouts.select(torch.tensor(rows))
     longest = max(len(texts(rollouts)[row]) for row in rows)
     assert some.completions.shape == some.mask.shape == some.log_probs.shape == (

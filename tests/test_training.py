@@ -120,19 +120,27 @@ def test_one_step_is_the_algorithm_written_out(make_trainer):
     {"ratio": "sequence"}, {"aggregation": "constant"}, {"aggregation": "sequence_mean"},
 ])
 def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, change):
-    seen = {}
+    calls = []
 
     def spy(*arguments, **options):
-        seen.update(options)
+        calls.append((options, arguments[3].shape[1]))
         return grpo_loss(*arguments, **options)
 
     monkeypatch.setattr(training, "grpo_loss", spy)
-    config = replace(SMALL, **change)
+    config = replace(SMALL, minibatches=16, **change)
     trainer = make_trainer(config)
     trainer.step()
-    for name in ("epsilon", "epsilon_high", "delta", "beta", "kl", "ratio", "aggregation"):
-        assert seen[name] == getattr(config, name), name
-    assert seen["max_length"] == trainer.task.max_new_tokens
+    for seen, _ in calls:
+        for name in ("epsilon", "epsilon_high", "delta", "beta", "kl", "ratio", "aggregation"):
+            assert seen[name] == getattr(config, name), name
+        assert seen["max_length"] == trainer.task.max_new_tokens
+    assert min(width for _, width in calls) < trainer.task.max_new_tokens
+
+
+def test_the_optimizer_is_the_documented_one(make_trainer):
+    settings = make_trainer().optimizer.defaults
+    assert (settings["lr"], settings["betas"]) == (0.01, (0.9, 0.95))
+    assert settings["weight_decay"] == 0
 
 
 @pytest.mark.parametrize("change", [{"baseline": "leave_one_out"}, {"scale": "none"},
