@@ -70,6 +70,22 @@ def test_working_in_chunks_changes_no_greedy_result(make_policy, rows_at_once):
     assert len(set(usual.completions)) > 3
 
 
+def test_the_temperature_reaches_the_sampling(make_policy, seeded):
+    policy = make_policy(len(TASK.tokenizer))
+    greedy = [evaluate(policy, TASK, PROBLEMS, samples=2, temperature=0, generator=seeded(s))
+              for s in (1, 2)]
+    assert greedy[0].completions == greedy[1].completions
+    assert greedy[0].completions[::2] == greedy[0].completions[1::2]
+    hot, cold = (evaluate(policy, TASK, PROBLEMS, temperature=t).completions for t in (2.0, 0.5))
+    assert hot != cold
+
+
+def test_a_problem_with_more_samples_than_rows_at_once_is_still_one_piece(make_policy):
+    result = evaluate(make_policy(len(TASK.tokenizer)), TASK, PROBLEMS[:3], samples=4,
+                      rows_at_once=2)
+    assert result.right.shape == (3, 4)
+
+
 def test_accuracy_is_the_verifiers_whatever_the_reward():
     lying = TASK.with_reward(lambda problem, completion: 1.0)
     assert evaluate(Oracle(1), lying, PROBLEMS).accuracy == 0

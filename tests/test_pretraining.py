@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from grpo_lib import pretraining
 from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.pretraining import (
     PretrainConfig,
@@ -55,6 +56,24 @@ def test_the_seed_decides_everything(run):
         assert torch.equal(a, b)
     other = PretrainConfig(skill_steps=1, habit_steps=0, batch_size=32, seed=1)
     assert next(iter(pretrain(TASK, other, SMALL)))[1] != losses[0]
+
+
+def test_first_the_skill_then_the_habit_and_other_problems_for_other_seeds(monkeypatch):
+    drawn, draw = [], pretraining.draw_examples
+
+    def recorded(task, count, share, rng):
+        examples = draw(task, count, share, rng)
+        drawn.append((share, count, examples))
+        return examples
+
+    monkeypatch.setattr(pretraining, "draw_examples", recorded)
+    for seed in (0, 1):
+        list(pretrain(TASK, PretrainConfig(skill_steps=2, habit_steps=2, batch_size=5,
+                                           skill_share=0.7, seed=seed), SMALL))
+    assert [share for share, _, _ in drawn] == [0.7, 0.7, 0.0, 0.0] * 2
+    assert {count for _, count, _ in drawn} == {5}
+    for first, other in zip(drawn[:4], drawn[4:]):
+        assert first[2] != other[2]
 
 
 def test_without_a_shape_the_policy_fits_its_task():
