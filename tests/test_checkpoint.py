@@ -221,13 +221,14 @@ def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(
 
 
 def test_a_write_is_on_the_disk_before_it_takes_the_old_files_place(tmp_path, monkeypatch):
-    path, order = tmp_path / "file", []
+    path, order, sizes = tmp_path / "file", [], []
     path.write_bytes(b"old")
     fsync, replace = os.fsync, os.replace
 
     def recorded(name, act):
         def call(*arguments):
             order.append((name, path.read_bytes()))
+            sizes.extend(os.fstat(a).st_size for a in arguments if isinstance(a, int))
             return act(*arguments)
         return call
 
@@ -235,6 +236,7 @@ def test_a_write_is_on_the_disk_before_it_takes_the_old_files_place(tmp_path, mo
     monkeypatch.setattr(checkpoint.os, "replace", recorded("replace", replace))
     write_atomically(path, b"new")
     assert order == [("fsync", b"old"), ("replace", b"old")]
+    assert sizes == [3]
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

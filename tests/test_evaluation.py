@@ -80,6 +80,13 @@ def test_the_temperature_reaches_the_sampling(make_policy, seeded):
     assert hot != cold
 
 
+def test_the_lengths_stand_beside_their_problem(make_policy):
+    policy = make_policy(len(TASK.tokenizer), seed=4)
+    once, thrice = (evaluate(policy, TASK, PROBLEMS, samples=n, temperature=0) for n in (1, 3))
+    assert len(set(once.lengths.flatten().tolist())) > 1
+    assert torch.equal(thrice.lengths, once.lengths.expand(30, 3))
+
+
 def test_a_problem_with_more_samples_than_rows_at_once_is_still_one_piece(make_policy):
     result = evaluate(make_policy(len(TASK.tokenizer)), TASK, PROBLEMS[:3], samples=4,
                       rows_at_once=2)

@@ -76,6 +76,22 @@ def test_first_the_skill_then_the_habit_and_other_problems_for_other_seeds(monke
         assert first[2] != other[2]
 
 
+def test_every_step_is_both_optimizers_step_on_that_batch_alone(run):
+    _, losses, _ = run
+    policy = TransformerPolicy(SMALL, torch.Generator().manual_seed(0))
+    rng, (muon, adamw) = random.Random(0), make_optimizers(policy, QUICK, 1.0)
+    for at in range(4):
+        examples = draw_examples(TASK, QUICK.batch_size, QUICK.skill_share, rng)
+        loss = example_loss(policy, TASK, examples)
+        assert loss.item() == pytest.approx(losses[at], abs=1e-6)
+        parameters = list(policy.parameters())
+        for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters)):
+            parameter.grad = slope
+        for optimizer, rate in (muon, adamw):
+            optimizer.param_groups[0]["lr"] = rate * (at + 1) / 5 * (1 - 0.9 * at / 40)
+            optimizer.step()
+
+
 def test_without_a_shape_the_policy_fits_its_task():
     config = PretrainConfig(skill_steps=1, habit_steps=0, batch_size=2)
     [(_, _, policy)] = pretrain(TASK, config)

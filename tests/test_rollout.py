@@ -180,6 +180,13 @@ def test_the_cache_changes_no_token(policy, sample):
         assert (with_cache.log_probs - without.log_probs).abs().max() < 1e-12
 
 
+def test_without_the_cache_none_is_made(policy, sample, monkeypatch):
+    monkeypatch.setattr(policy, "new_cache", None)
+    assert sample(policy, use_cache=False).tokens.shape[0] == 12
+    with pytest.raises(TypeError):
+        sample(policy)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.34, 2.0])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_dropping_finished_rows_changes_nothing(policy, sample, monkeypatch, share, use_cache):
@@ -316,6 +323,13 @@ def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number():
     uniforms = torch.tensor([0.0, 0.2, 0.3, 0.45, 0.55, 0.99], dtype=torch.float64)
     chosen, _ = choose(logits.expand(6, 3), uniforms, 1.0)
     assert chosen.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_large_vocabulary_is_searched_in_double_precision():
+    count = 50_000
+    uniforms = (torch.arange(count, dtype=torch.float64)[::500] + 0.5) / count
+    chosen, _ = choose(torch.zeros(1, count).expand(100, count), uniforms, 1.0)
+    assert chosen.tolist() == list(range(0, count, 500))
 
 
 # --- errors -------------------------------------------------------------------------------

@@ -128,6 +128,14 @@ def test_the_habit_answers_at_once_about_as_often_as_it_says():
     assert 0.37 < direct < 0.47  # 0.40, and the few leaps that overshoot a short chain
 
 
+def test_the_habit_leaps_as_far_and_as_often_as_it_says():
+    task, rng = ChainTask(10, 10), random.Random(8)
+    texts = [task.example(p, rng, "habit") for p in task.problems(4000, rng)]
+    first = [int(text[1 : text.index("=")]) for text in texts if not text.startswith("=>")]
+    for leap, share in zip((1, 2, 3, 4), (0.45, 0.25, 0.15, 0.15)):
+        assert first.count(leap) / len(first) == pytest.approx(share, abs=0.04)
+
+
 def test_a_one_step_chain_has_a_habit_too():
     task, rng = ChainTask(1, 1), random.Random(5)
     for problem in task.problems(50, rng):

@@ -105,7 +105,7 @@ class Task:
         scores = []
         for row, (text, done) in enumerate(zip(completions, finished)):
             value = score(problems[row // group_size], text) if done else 0.0
-            if isinstance(value, Tensor) or not isinstance(value, (int, float)):
+            if not isinstance(value, (int, float)):
                 raise TypeError(f"{name}: {type(self).__name__}.{name} returned {value!r} for "
                                 f"{text!r}, allowed is one number")
             scores.append(float(value))
