@@ -325,11 +325,11 @@ def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number():
     assert chosen.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_large_vocabulary_is_searched_in_double_precision():
-    count = 50_000
-    uniforms = (torch.arange(count, dtype=torch.float64)[::500] + 0.5) / count
-    chosen, _ = choose(torch.zeros(1, count).expand(100, count), uniforms, 1.0)
-    assert chosen.tolist() == list(range(0, count, 500))
+def test_a_token_too_rare_for_single_precision_is_still_drawn():
+    logits = torch.tensor([[0.0, -20.0]])  # the second has probability 2e-9
+    chosen, log_probs = choose(logits, torch.tensor([1 - 1e-9], dtype=torch.float64), 1.0)
+    assert chosen.item() == 1
+    assert log_probs.item() == pytest.approx(-20)
 
 
 # --- errors -------------------------------------------------------------------------------
