@@ -76,15 +76,14 @@ def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
     return tensors, about
 
 
-def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """``load_state_dict``, with one line saying which weight does not fit."""
+def check_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """CheckpointError with one line saying which weight does not fit the module."""
     wanted = module.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         got = tuple(tensors[name].shape) if name in tensors else "nothing"
         want = tuple(wanted[name].shape) if name in wanted else "nothing"
         if got != want:
             raise CheckpointError(f"{path}: {name} is {got}, allowed is {want}")
-    module.load_state_dict(tensors)
 
 
 def save_policy(path: Path | str, policy: TransformerPolicy, task_name: str) -> None:
@@ -104,7 +103,8 @@ def load_policy(path: Path | str, task_name: str | None = None) -> TransformerPo
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description does not fit ({error})") from None
     policy = TransformerPolicy(config)
-    load_weights(policy, tensors, path)
+    check_weights(policy, tensors, path)
+    policy.load_state_dict(tensors)
     return policy
 
 

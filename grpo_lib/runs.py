@@ -39,15 +39,17 @@ class RunFolder:
         self.path, self.about = Path(path), about
 
     @classmethod
-    def create(cls, path: Path | str, trainer: GRPOTrainer, **about) -> RunFolder:
+    def create(cls, path: Path | str, trainer: GRPOTrainer, held_out: int = 1000,
+               **about) -> RunFolder:
         """A new folder; FileExistsError if there is anything in it already."""
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten")
         (path / "checkpoints").mkdir(parents=True)
         run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
-                         "policy_config": trainer.policy.config.to_dict(), **about,
-                         "versions": versions(), "threads": torch.get_num_threads()})
+                         "policy_config": trainer.policy.config.to_dict(),
+                         "held_out": held_out, **about, "versions": versions(),
+                         "threads": torch.get_num_threads()})
         run.write()
         run.save(trainer)
         return run
@@ -56,14 +58,21 @@ class RunFolder:
     def open(cls, path: Path | str) -> RunFolder:
         """An existing run. CheckpointError: not a run's folder, or damaged."""
         run = cls(path, read_json(Path(path) / "run.json"))
-        if not {"task", "config", "policy_config"} <= run.about.keys():
-            raise CheckpointError(f"{run.path / 'run.json'}: describes no run")
+        for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
+                           ("held_out", int)):
+            if not isinstance(run.about.get(name), kind):
+                raise CheckpointError(f"{run.path / 'run.json'}: describes no run, its {name} is "
+                                      f"{run.about.get(name)!r}")
         return run
 
     def new_trainer(self, **changes) -> GRPOTrainer:
         """A trainer at the newest checkpoint; ``changes`` are settings to replace."""
         task = get_task(self.about["task"])
-        policy = TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
+        try:
+            policy = TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'run.json'}: its policy_config does not fit "
+                                  f"({error})") from None
         trainer = GRPOTrainer(policy, task, replace(self.config, **changes))
         self.restore(trainer)
         return trainer

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from grpo_lib.advantages import group_advantages, informative_groups
-from grpo_lib.checkpoint import CheckpointError, load_tensors, load_weights, save_tensors
+from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.evaluation import evaluate
 from grpo_lib.objective import aggregate, grpo_loss, kl_estimate
@@ -181,18 +181,25 @@ class GRPOTrainer:
                                      "task": self.task.name, "config": self.config.to_dict()})
 
     def load(self, path: Path | str) -> None:
-        """Go back (or on) to a state written by ``save``; ``history`` is cut to its step."""
+        """Go back (or on) to a state written by ``save``; ``history`` is cut to its step.
+
+        CheckpointError: damaged, or of another task or shape; then nothing has changed.
+        """
         tensors, about = load_tensors(path, "trainer")
         if about.get("task") != self.task.name:
             raise CheckpointError(f"{path}: is of a run on the task {about.get('task')!r}, allowed "
                                   f"is {self.task.name!r}")
+        if "generator" not in tensors or not isinstance(about.get("step"), int):
+            raise CheckpointError(f"{path}: is incomplete, its generator or its step is missing")
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "ref_policy": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             if part in parts:
                 parts[part][rest] = tensor
-        load_weights(self.policy, parts["policy"], path)
-        load_weights(self.ref_policy, parts["ref_policy"], path)
+        check_weights(self.policy, parts["policy"], path)
+        check_weights(self.ref_policy, parts["ref_policy"], path)
+        self.policy.load_state_dict(parts["policy"])
+        self.ref_policy.load_state_dict(parts["ref_policy"])
         self.optimizer.state.clear()
         parameters = dict(self.policy.named_parameters())
         for name, tensor in parts["optimizer"].items():

@@ -268,6 +268,19 @@ def test_a_damaged_run_is_not_resumed(tmp_path, capsys):
     assert [row["step"] for row in without_seconds(tmp_path / "run")] == list(range(1, 9))
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("task", "chess"), ("task", None), ("config", []), ("config", {"bogus": 1}),
+    ("policy_config", {}), ("policy_config", {"vocab_size": 3}), ("held_out", "all")])
+def test_a_run_json_that_does_not_fit_is_one_line(tmp_path, capsys, name, value):
+    train_small(tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about | {name: value}))
+    capsys.readouterr()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "5"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert len(without_seconds(tmp_path / "run")) == 4
+
+
 def test_every_setting_is_an_option_with_its_sentence(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -619,3 +619,20 @@ def test_every_metric_is_filled_by_a_step(make_trainer):
     missing = {name for name, value in asdict(metrics).items() if value is None}
     assert missing <= {"held_out_accuracy", "length_right", "length_wrong"}
     assert isinstance(metrics, StepMetrics)
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing(make_trainer, tmp_path):
+    """The policy fits and the base model does not: neither may be loaded."""
+    trainer = make_trainer()
+    trainer.step()
+    trainer.save(tmp_path / "whole.safetensors")
+    tensors, about = load_tensors(tmp_path / "whole.safetensors", "trainer")
+    for lost in ("ref_policy.lm_head.weight", "generator"):
+        rest = {name: t + 1 if name.startswith("policy.") else t for name, t in tensors.items()
+                if name != lost}
+        save_tensors(tmp_path / "rest.safetensors", rest, about)
+        before = {name: t.clone() for name, t in trainer.policy.state_dict().items()}
+        with pytest.raises(CheckpointError, match=lost.removeprefix("ref_policy.")):
+            trainer.load(tmp_path / "rest.safetensors")
+        assert all(torch.equal(t, before[name])
+                   for name, t in trainer.policy.state_dict().items())

@@ -88,7 +88,8 @@ class Task:
                 finished: Sequence[bool]) -> Tensor:
         """Rewards (N, G) of N problems' completions, given row by row (n * G + g).
 
-        A completion that was cut off (no end-of-sequence) has no final answer: 0.
+        A completion that was cut off (no end-of-sequence) has no final answer: 0. (So a
+        task with negative rewards teaches never to finish; keep rewards from 0 up.)
         """
         return self._each(self.reward, problems, completions, finished, "reward")
 
