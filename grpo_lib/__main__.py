@@ -32,12 +32,14 @@ def main(arguments=None) -> int:
         if options.threads is not None:
             import torch
 
+            import grpo_lib.policy  # noqa: F401  it settles the threads, so that we can resettle
+
             torch.set_num_threads(options.threads)
         return options.run(options)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"grpo_lib: error: {message}", file=sys.stderr)
         return 2
@@ -69,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about,
                                   formatter_class=HelpFormatter)
         sub.set_defaults(run=run)
-        sub.add_argument("--task", choices=list(TASKS), default="chain", help="what to learn")
+        sub.add_argument("--task", choices=list(TASKS), help="what to learn (default: chain)")
         sub.add_argument("--threads", type=positive, help="CPU threads (at most 4 if not given)")
         return sub
 
@@ -85,9 +87,10 @@ def parser() -> argparse.ArgumentParser:
                                                  "base model that comes with the package)")
     sub.add_argument("--out", type=Path, help="new folder for the run (if not given: under runs/)")
     sub.add_argument("--resume", type=Path, metavar="OUT", help="go on with the run in this folder")
-    sub.add_argument("--save-every", type=positive, default=10, help="steps between checkpoints")
-    sub.add_argument("--held-out", type=positive, default=1000,
-                     help="held-out problems to measure on, before and after")
+    sub.add_argument("--save-every", type=positive,
+                     help="steps between checkpoints (default: 10)")
+    sub.add_argument("--held-out", type=positive,
+                     help="held-out problems to measure on, before and after (default: 1000)")
     for f in fields(GRPOConfig):
         default = "none" if f.default is None else f.default
         kinds = {"int": int, "float": float, "str": str, "float | None": optional_float}
@@ -103,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--k", type=positive, nargs="+", default=[1, 8], help="the k of pass@k")
     sub.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
     sub.add_argument("--seed", type=int, default=0, help="of the sampling")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, mps, ...")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda")
 
     commands.add_parser("lab", help="Make an environment and open JupyterLab in it.")
     commands.add_parser("test", help="Make an environment and run the tests in it.")
@@ -130,7 +133,12 @@ def starting_policy(path, task):
             raise ValueError(
                 f"--policy: the task {task.name!r} comes without a base model; make one with: "
                 f"python -m grpo_lib pretrain --task {task.name} --out {task.name}.safetensors")
-    return load_policy(path / "policy.safetensors" if path.is_dir() else path, task.name)
+    path = path / "policy.safetensors" if path.is_dir() else path
+    policy = load_policy(path, task.name)
+    if policy.config.vocab_size != len(task.tokenizer):
+        raise ValueError(f"{path}: speaks {policy.config.vocab_size} words, allowed are the "
+                         f"{len(task.tokenizer)} of the task {task.name!r}")
+    return policy
 
 
 def run_pretrain(options) -> int:
@@ -141,7 +149,7 @@ def run_pretrain(options) -> int:
     from grpo_lib.runs import score, versions
     from grpo_lib.tasks import get_task
 
-    task, out = get_task(options.task), options.out
+    task, out = get_task(options.task or "chain"), options.out
     config = PretrainConfig(skill_steps=options.skill_steps, habit_steps=options.habit_steps,
                             seed=options.seed)
     if out.suffix != ".safetensors":
@@ -176,6 +184,9 @@ def run_pretrain(options) -> int:
 
 
 def run_train(options) -> int:
+    import tqdm  # noqa: F401  what is missing should be missed before anything is written
+
+    from grpo_lib import plots  # noqa: F401
     from grpo_lib.config import GRPOConfig
     from grpo_lib.runs import RunFolder
     from grpo_lib.tasks import get_task
@@ -183,67 +194,98 @@ def run_train(options) -> int:
 
     given = {name: getattr(options, name) for name in GRPOConfig.__dataclass_fields__
              if hasattr(options, name)}
-    if options.resume is None:
-        config = GRPOConfig(**given)
-        task = get_task(options.task)
-        trainer = GRPOTrainer(starting_policy(options.policy, task), task, config)
-        out = options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = RunFolder.create(out, trainer, policy=str(options.policy or "base model"),
-                               held_out=options.held_out)
-        return train_in(run, trainer, options.save_every)
+    if options.resume is not None:
+        return resume(options, given)
+    config = GRPOConfig(**given)
+    task = get_task(options.task or "chain")
+    trainer = GRPOTrainer(starting_policy(options.policy, task), task, config)
+    out = options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = RunFolder.create(out, trainer, options.held_out or 1000,
+                           policy=str(options.policy or "base model"),
+                           save_every=options.save_every or 10)
+    return train_in(run, trainer)
 
-    others = sorted(given.keys() - {"steps", "device"})
-    if others or options.out or options.policy:
+
+def resume(options, given: dict) -> int:
+    """Go on with a run, with its own settings."""
+    import torch
+
+    from grpo_lib.runs import RunFolder
+
+    others = sorted({"--" + name.replace("_", "-") for name in given.keys() - {"steps", "device"}}
+                    | {"--" + name.replace("_", "-") for name in ("out", "policy", "task",
+                       "held_out") if getattr(options, name) is not None})
+    if others:
         raise ValueError(f"--resume: takes its settings from the run, allowed with it are --steps, "
-                         f"--device, --threads, --save-every; got {', '.join(others) or 'others'}")
+                         f"--device, --threads, --save-every; got {', '.join(others)}")
     run = RunFolder.open(options.resume)
+    if options.threads is None:
+        torch.set_num_threads(run.about["threads"])
     trainer = run.new_trainer(**given)
-    if trainer.step_count >= trainer.config.steps:
-        raise ValueError(f"--resume: the run in {run.path} is complete at step "
-                         f"{trainer.step_count}; to go on, give more --steps")
-    run.write(config=trainer.config.to_dict())
-    return train_in(run, trainer, options.save_every)
+    done = trainer.step_count
+    if trainer.config.steps < done:
+        raise ValueError(f"--steps: got {trainer.config.steps}, but the run in {run.path} has "
+                         f"taken {done} already")
+    if trainer.config.steps == done and run.is_complete():
+        raise ValueError(f"--resume: the run in {run.path} is complete at step {done}; to go on, "
+                         f"give more --steps")
+    run.reopen(config=trainer.config.to_dict(), threads=torch.get_num_threads(),
+               save_every=options.save_every or run.about["save_every"])
+    return train_in(run, trainer)
 
 
-def train_in(run, trainer, save_every: int) -> int:
+def train_in(run, trainer) -> int:
     """Measure, train to the last step, measure again; everything into the run's folder."""
+    from shlex import quote
+
+    from grpo_lib.runs import summary
+
+    go_on = f"To go on:\n  python -m grpo_lib train --resume {quote(str(run.path))}"
+    print(f"writing to {run.path}")
+    try:
+        measure_and_train(run, trainer)
+    except KeyboardInterrupt:
+        run.record_all(trainer.history)
+        if not trainer.half_updated:
+            run.save(trainer)
+        print(f"\nstopped after step {trainer.step_count}; everything is saved. {go_on}")
+        return 130
+    except Exception:
+        print(f"\nfailed after step {trainer.step_count}; what was saved is whole. {go_on}")
+        raise
+    print(summary(run.about["before"], run.about["after"], trainer.history))
+    return 0
+
+
+def measure_and_train(run, trainer) -> None:
+    """The work of ``train_in``; whatever of it is done already is not done again."""
     from dataclasses import asdict
 
     from tqdm import tqdm
 
     from grpo_lib.checkpoint import write_atomically
     from grpo_lib.plots import to_png, training_curves
-    from grpo_lib.runs import score, summary
+    from grpo_lib.runs import score
 
-    problems = trainer.task.held_out(run.about["held_out"])
-    device, steps = trainer.device, trainer.config.steps
-    print(f"writing to {run.path}")
-    try:
-        if "before" not in run.about:
-            run.write(before=score(trainer.ref_policy, trainer.task, problems, device))
-        with tqdm(total=steps, initial=trainer.step_count, unit="step") as bar:
-            accuracy = run.about["before"]["accuracy"]
-            for metrics in trainer.run():
-                run.record(metrics)
-                if metrics.step % save_every == 0:
-                    run.save(trainer)
-                if metrics.held_out_accuracy is not None:
-                    accuracy = metrics.held_out_accuracy
-                bar.set_postfix_str(f"reward {metrics.reward_mean:.2f}, length "
-                                    f"{metrics.length:.1f}, held-out {accuracy:.0%}", refresh=False)
-                bar.update()
-        run.finish(trainer)
-        run.write(after=score(trainer.policy, trainer.task, problems, device))
-    except KeyboardInterrupt:
-        run.record_all(trainer.history)
-        run.save(trainer)
-        print(f"\nstopped after step {trainer.step_count}; everything is saved. To go on:\n"
-              f"  python -m grpo_lib train --resume {run.path}")
-        return 130
-    history = [asdict(metrics) for metrics in trainer.history]
-    write_atomically(run.path / "curves.png", to_png(training_curves(history)))
-    print(summary(run.about["before"], run.about["after"], trainer.history))
-    return 0
+    task, config, device = trainer.task, trainer.config, trainer.device
+    problems = task.held_out(run.about["held_out"])
+    if "before" not in run.about:
+        run.write(before=score(trainer.ref_policy, task, problems, device, config.temperature))
+    with tqdm(total=config.steps, initial=trainer.step_count, unit="step") as bar:
+        accuracy = run.about["before"]["accuracy"]
+        for metrics in trainer.run():
+            run.record(metrics)
+            if metrics.step % run.about["save_every"] == 0:
+                run.save(trainer)
+            if metrics.held_out_accuracy is not None:
+                accuracy = metrics.held_out_accuracy
+            bar.set_postfix_str(f"reward {metrics.reward_mean:.2f}, length {metrics.length:.1f}, "
+                                f"held-out {accuracy:.0%}", refresh=False)
+            bar.update()
+    run.finish(trainer)
+    curves = training_curves([asdict(metrics) for metrics in trainer.history])
+    write_atomically(run.path / "curves.png", to_png(curves))
+    run.write(after=score(trainer.policy, task, problems, device, config.temperature))
 
 
 def run_evaluate(options) -> int:
@@ -253,7 +295,7 @@ def run_evaluate(options) -> int:
     from grpo_lib.tasks import get_task
     from grpo_lib.training import check_device
 
-    task = get_task(options.task)
+    task = get_task(options.task or "chain")
     if max(options.k) > options.samples:
         raise ValueError(f"--k: got {max(options.k)}, allowed are at most --samples, "
                          f"{options.samples}")

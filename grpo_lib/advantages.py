@@ -19,7 +19,8 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     "batch" (2508.08221), or by nothing, "none" (Dr. GRPO, 2503.20783). TRL's name is
     ``scale_rewards``. The std is the unbiased one (n - 1), as in TRL and the papers' code.
 
-    With a group baseline, a group without spread (``informative_groups``) gets exactly 0.
+    With a group baseline or a group std, a group without spread (``informative_groups``)
+    gets exactly 0.
     ValueError: not (N, G), not finite, G = 1 with a group baseline, an unknown option.
     """
     spread = informative_groups(rewards)
@@ -43,7 +44,7 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
         advantages = advantages / (rewards.std(1, keepdim=True) + std_eps)
     elif scale == "batch":
         advantages = advantages / (rewards.std() + std_eps)
-    if baseline != "none":
+    if baseline != "none" or scale == "group":
         advantages = advantages.masked_fill(~spread[:, None], 0.0)
     return advantages
 

@@ -84,10 +84,15 @@ def check_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: 
         want = tuple(wanted[name].shape) if name in wanted else "nothing"
         if got != want:
             raise CheckpointError(f"{path}: {name} is {got}, allowed is {want}")
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds nan or inf, allowed are finite numbers")
 
 
 def save_policy(path: Path | str, policy: TransformerPolicy, task_name: str) -> None:
     """The policy alone: weights, shape, and the task whose vocabulary it speaks."""
+    if not isinstance(policy, TransformerPolicy):
+        raise TypeError(f"policy: got a {type(policy).__name__}, allowed is a TransformerPolicy "
+                        f"(save the state_dict of others yourself)")
     save_tensors(path, policy.state_dict(),
                  {"kind": "policy", "config": policy.config.to_dict(), "task": task_name})
 

@@ -44,7 +44,7 @@ class GRPOConfig:
     eval_every: int = setting(5, "steps between held-out evaluations (0: none)")
     eval_problems: int = setting(200, "held-out problems in each of them")
     seed: int = setting(0, "of the generator that everything random in the run is drawn from")
-    device: str = setting("cpu", "where the policy is trained: cpu, cuda, mps, ...")
+    device: str = setting("cpu", "where the policy is trained: cpu or cuda")
 
     def __post_init__(self):
         whole = {"steps": 0, "prompts_per_step": 1, "group_size": 2, "num_iterations": 1,
@@ -56,13 +56,16 @@ class GRPOConfig:
                        if name == "group_size" else "")
                 raise ValueError(f"{name}: got {value!r}, allowed is a whole number from "
                                  f"{least}{why}")
-        for name in ("temperature", "learning_rate", "max_grad_norm", "std_eps", "beta", "epsilon"):
+        for name in ("temperature", "learning_rate", "max_grad_norm", "std_eps", "beta"):
             value = getattr(self, name)
             positive = name in ("temperature", "learning_rate", "max_grad_norm")
             if not (isinstance(value, (int, float)) and 0 <= value < float("inf")) or (
                     positive and value == 0):
                 raise ValueError(f"{name}: got {value!r}, allowed is a finite number "
                                  f"{'above' if positive else 'from'} 0")
+        if self.seed >= 2**63 or not isinstance(self.device, str):
+            raise ValueError(f"seed, device: got {self.seed!r}, {self.device!r}; allowed are a "
+                             f"seed below 2**63 and a device's name")
         check_clip(self.epsilon, self.epsilon_high, self.delta)
         for name, allowed in (("kl", KLS), ("baseline", BASELINES), ("scale", SCALES),
                               ("ratio", RATIOS), ("aggregation", AGGREGATIONS)):
@@ -81,8 +84,9 @@ def metric(about: str):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step did. All of it describes the completions that the step sampled, so the
-    policy *before* the step's update; only held_out_accuracy is measured after it."""
+    """What one step did. It describes the completions that the step sampled, so the policy
+    *before* the step's update; entropy, ratios, clip fractions, loss and gradient are read
+    during the update, and held_out_accuracy after it."""
 
     step: int = metric("number of the step, from 1")
     reward_mean: float = metric("mean reward of the step's completions")
@@ -95,7 +99,7 @@ class StepMetrics:
     length: float = metric("mean tokens in a completion, end-of-sequence counted")
     length_right: float | None = metric("the same over the right completions; null if none")
     length_wrong: float | None = metric("the same over the wrong completions; null if none")
-    finished: float = metric("share of completions that ended before max_new_tokens")
+    finished: float = metric("share of completions that ended with end-of-sequence")
     entropy: float = metric("mean entropy of the next-token distributions, in nats, over the "
                             "first pass of the update")
     kl: float = metric("mean k3 estimate per token of KL(policy || base model), in nats")
@@ -105,7 +109,7 @@ class StepMetrics:
                                       "mean over the gradient steps")
     clip_fraction_high: float = metric("share of tokens blocked at 1 + epsilon_high "
                                        "(advantage > 0), mean over the gradient steps")
-    loss: float = metric("the loss, mean over the gradient steps; near 0 by construction")
+    loss: float = metric("the loss, mean over the gradient steps; it says little, watch the reward")
     grad_norm: float = metric("length of the gradient before it is shortened, mean over the "
                               "gradient steps")
     tokens: int = metric("tokens sampled in this step")

@@ -50,7 +50,7 @@ def prepare(root):
     stamp = environment / STAMP
     if python.is_file() and stamp.is_file() and stamp.read_bytes() == requirements.read_bytes():
         return str(python)
-    if not active:
+    if not python.is_file():
         make_environment(environment, python)
     print(f"Installing requirements.txt into {environment}", flush=True)
     if sys.platform.startswith("linux"):
@@ -69,7 +69,7 @@ def make_environment(environment, python):
                f"python{version()}-venv (or python3-venv); on other systems the package is called "
                f"python3-venv or python3-pip. Then the same command again.")
     print(f"Making a virtual environment in {environment}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)],
+    done = subprocess.run([sys.executable, "-m", "venv", str(environment)],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode or not python.is_file():
         output = done.stdout.decode(errors="replace").strip()

@@ -104,7 +104,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     advantages (B,) or (B, T); mask (B, T), None means every token counts. Gradients flow
     into ``log_probs`` alone.
 
-    Defaults are the paper's, but beta (0 as in TRL; DeepSeekMath 0.04, R1 0.001).
+    epsilon 0.2 and beta 0 are TRL's defaults (DeepSeekMath's beta is 0.04, R1's 0.001).
 
     stats: ``clip_fraction`` of tokens where the clip binds (their gradient is 0), and its
     parts ``clip_fraction_low`` (A < 0, r < 1 - epsilon) and ``clip_fraction_high`` (A > 0,

@@ -20,7 +20,7 @@ threads.settle()
 
 
 class Policy(Protocol):
-    """What sampling, training and evaluation need of a model.
+    """What sampling, scoring and evaluation need of a model (training: of an nn.Module).
 
     ``policy(tokens, mask, cache)`` takes tokens (B, T) and returns logits (B, T, V):
     logits[:, t] are for the token after tokens[:, t]. ``mask`` (B, T) is 1 on real tokens,
@@ -66,7 +66,7 @@ class PolicyConfig:
     n_heads: int = 4  # attention heads, each d_model / n_heads wide (num_attention_heads)
     d_hidden: int = 168  # width of the SwiGLU's hidden layer (intermediate_size)
     context_length: int = 64  # longest prompt + completion (max_position_embeddings)
-    rope_theta: float = 1e4  # slowest rotary wavelength is 2 pi theta (rope_theta)
+    rope_theta: float = 1e4  # rotary wavelengths grow from 2 pi towards 2 pi theta (rope_theta)
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm (rms_norm_eps)
     init_std: float = 0.02  # every matrix starts as N(0, init_std) (initializer_range)
 

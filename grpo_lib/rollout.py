@@ -132,6 +132,9 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     if temperature == 0:
         return logits.argmax(-1), logits.new_zeros(len(logits))
     log_probs = F.log_softmax(logits / temperature, dim=-1)
+    if log_probs.isnan().any():
+        raise FloatingPointError(f"logits: the policy's logits / {temperature} hold nan or inf, so "
+                                 f"there is no distribution to sample from")
     cdf = log_probs.double().exp().cumsum(-1)
     cdf /= cdf[:, -1:].clone()  # so that the last entry is exactly 1, above every uniform number
     chosen = torch.searchsorted(cdf, uniforms[:, None], right=True)
@@ -164,8 +167,9 @@ def completion_log_probs(policy: Policy, rollouts: Rollouts) -> Tensor:
 
 def check_sampling(prompts, group_size, max_new_tokens, temperature) -> None:
     """ValueError with the argument's name if ``sample_groups`` cannot use these."""
-    if len(prompts) == 0:
-        raise ValueError("prompts: got none, allowed is one or more")
+    if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("prompts: got none, or an empty one; allowed is one or more, each of one "
+                         "token or more")
     for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: got {value!r}, allowed is a whole number from 1")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str, trainer: GRPOTrainer, held_out: int = 1000,
-               **about) -> RunFolder:
+               save_every: int = 10, **about) -> RunFolder:
         """A new folder; FileExistsError if there is anything in it already."""
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -48,10 +49,14 @@ class RunFolder:
         (path / "checkpoints").mkdir(parents=True)
         run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
                          "policy_config": trainer.policy.config.to_dict(),
-                         "held_out": held_out, **about, "versions": versions(),
-                         "threads": torch.get_num_threads()})
-        run.write()
-        run.save(trainer)
+                         "held_out": held_out, "save_every": save_every, **about,
+                         "versions": versions(), "threads": torch.get_num_threads()})
+        try:
+            run.save(trainer)
+            run.write()  # last, so that a folder with a run.json has a checkpoint
+        except BaseException:
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # an empty folder, as before
+            raise
         return run
 
     @classmethod
@@ -59,10 +64,16 @@ class RunFolder:
         """An existing run. CheckpointError: not a run's folder, or damaged."""
         run = cls(path, read_json(Path(path) / "run.json"))
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
-                           ("held_out", int)):
-            if not isinstance(run.about.get(name), kind):
+                           ("held_out", int), ("threads", int), ("save_every", int)):
+            value = run.about.get(name)
+            if not isinstance(value, kind) or (kind is int and (value is True or value < 1)):
                 raise CheckpointError(f"{run.path / 'run.json'}: describes no run, its {name} is "
-                                      f"{run.about.get(name)!r}")
+                                      f"{value!r}")
+        for when in ("before", "after"):
+            scores = run.about.get(when, {"accuracy": 0.0, "length": 0.0})
+            if not isinstance(scores, dict) or not all(
+                    isinstance(scores.get(name), float) for name in ("accuracy", "length")):
+                raise CheckpointError(f"{run.path / 'run.json'}: its {when} holds no scores")
         return run
 
     def new_trainer(self, **changes) -> GRPOTrainer:
@@ -89,6 +100,17 @@ class RunFolder:
         """Add to run.json."""
         self.about |= about
         write_json(self.path / "run.json", self.about)
+
+    def is_complete(self) -> bool:
+        """Whether the run was measured after its last step, which is the last thing it does."""
+        return "after" in self.about
+
+    def reopen(self, **about) -> None:
+        """Before more steps are taken: what described the end is no longer true."""
+        self.about.pop("after", None)
+        self.write(**about)
+        for name in ("policy.safetensors", "curves.png"):
+            (self.path / name).unlink(missing_ok=True)
 
     def record(self, metrics: StepMetrics) -> None:
         """Add a step to metrics.jsonl."""
@@ -128,7 +150,10 @@ class RunFolder:
     def metrics(self) -> list[StepMetrics]:
         """The steps in metrics.jsonl; a last line cut short by a crash is left out."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        except ValueError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from None
         names, history = {f.name for f in fields(StepMetrics)}, []
         for number, line in enumerate(lines[:-1], start=1):  # a whole line ends in a newline
             try:
@@ -141,9 +166,10 @@ class RunFolder:
         return history
 
 
-def score(policy: Policy, task: Task, problems: list[Problem], device="cpu") -> dict:
+def score(policy: Policy, task: Task, problems: list[Problem], device="cpu",
+          temperature: float = 1.0) -> dict:
     """Accuracy (sampled and greedy) and mean length on problems, as in run.json."""
-    sampled = evaluate(policy, task, problems, device=device)
+    sampled = evaluate(policy, task, problems, temperature=temperature, device=device)
     greedy = evaluate(policy, task, problems, temperature=0, device=device)
     return {"problems": len(problems), "accuracy": round(sampled.accuracy, 4),
             "accuracy_interval": [round(x, 4) for x in sampled.accuracy_interval],

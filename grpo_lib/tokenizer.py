@@ -52,13 +52,19 @@ class Tokenizer:
 
         Words are separated by a space; one that ends in "=" is glued to the next word.
         """
-        words = [self.words[i] for i in ids if i not in (PAD, EOS)]
+        return self._join([i for i in ids if i not in (PAD, EOS)])
+
+    def _join(self, ids: Sequence[int]) -> str:
+        words = [self.words[i] for i in ids]
         return "".join(w if w.endswith("=") else w + " " for w in words).rstrip()
 
     def decode_rows(self, tokens: Tensor, mask: Tensor) -> list[str]:
-        """Texts of a batch: tokens (B, T), mask (B, T) with 1 where a token counts."""
-        kept = tokens.masked_fill(mask == 0, PAD)
-        return [self.decode(row) for row in kept.tolist()]
+        """Texts of a batch: tokens (B, T), mask (B, T) with 1 where a token counts.
+
+        A policy may sample ``<pad>``; it stays visible, so that no verifier overlooks it.
+        """
+        return [self._join([i for i, counts in zip(row, row_mask) if counts and i != EOS])
+                for row, row_mask in zip(tokens.tolist(), mask.tolist())]
 
 
 def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ class GRPOTrainer:
                  ref_policy: Policy | None = None):
         self.device = check_device(config.device)
         self.policy = policy.to(self.device)
-        self.ref_policy = copy.deepcopy(policy) if ref_policy is None else ref_policy
+        own = ref_policy is not None and ref_policy is not policy
+        self.ref_policy = ref_policy if own else copy.deepcopy(policy)
         self.ref_policy.to(self.device).requires_grad_(False)
         self.task, self.config = task, config
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate,
@@ -51,6 +52,7 @@ class GRPOTrainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.held_out = task.held_out(config.eval_problems) if config.eval_every else []
         self.step_count = 0
+        self.half_updated = False  # an update was broken off: weights belong to no step
         self.history: list[StepMetrics] = []
         self.problems: list[Problem] = []
         self.rollouts: Rollouts | None = None
@@ -88,7 +90,9 @@ class GRPOTrainer:
             raise
         self.problems, self.rollouts = problems, rollouts
         self.rewards, self.advantages = rewards, advantages
+        self.half_updated = True
         updates = self.update(rollouts, advantages, ref_log_probs)
+        self.half_updated = False
         updated = time.perf_counter()
         self.step_count += 1
         held_out = None
@@ -170,7 +174,13 @@ class GRPOTrainer:
                 "ratio_max": max(s["ratio_max"] for s in stats)}
 
     def save(self, path: Path | str) -> None:
-        """Everything needed to go on, bit for bit: weights, optimizer, base model, generator."""
+        """Everything needed to go on, bit for bit: weights, optimizer, base model, generator.
+
+        RuntimeError if the last update was broken off half-way: ``load`` a checkpoint first.
+        """
+        if self.half_updated:
+            raise RuntimeError(f"save: the update of step {self.step_count + 1} was broken off "
+                               f"half-way; load the last checkpoint first")
         names = {p: name for name, p in self.policy.named_parameters()}
         tensors = {f"policy.{name}": t for name, t in self.policy.state_dict().items()}
         tensors |= {f"ref_policy.{name}": t for name, t in self.ref_policy.state_dict().items()}
@@ -189,8 +199,6 @@ class GRPOTrainer:
         if about.get("task") != self.task.name:
             raise CheckpointError(f"{path}: is of a run on the task {about.get('task')!r}, allowed "
                                   f"is {self.task.name!r}")
-        if "generator" not in tensors or not isinstance(about.get("step"), int):
-            raise CheckpointError(f"{path}: is incomplete, its generator or its step is missing")
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "ref_policy": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -198,16 +206,25 @@ class GRPOTrainer:
                 parts[part][rest] = tensor
         check_weights(self.policy, parts["policy"], path)
         check_weights(self.ref_policy, parts["ref_policy"], path)
+        parameters, state = dict(self.policy.named_parameters()), {}
+        try:
+            step, generator = about["step"] + 0, torch.Generator()
+            generator.set_state(tensors["generator"])
+            for name, tensor in parts["optimizer"].items():
+                parameter, key = name.rsplit(".", 1)
+                values = state.setdefault(parameters[parameter], {})
+                values[key] = tensor.to("cpu" if key == "step" else self.device)
+                if key != "step" and tensor.shape != parameters[parameter].shape:
+                    raise ValueError(f"optimizer.{name} has shape {tuple(tensor.shape)}")
+            if any(values.keys() != {"step", "exp_avg", "exp_avg_sq"} for values in state.values()):
+                raise ValueError("the optimizer's state is incomplete")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: is incomplete or damaged ({error})") from None
         self.policy.load_state_dict(parts["policy"])
         self.ref_policy.load_state_dict(parts["ref_policy"])
         self.optimizer.state.clear()
-        parameters = dict(self.policy.named_parameters())
-        for name, tensor in parts["optimizer"].items():
-            parameter, key = name.rsplit(".", 1)
-            where = "cpu" if key == "step" else self.device
-            self.optimizer.state[parameters[parameter]][key] = tensor.to(where)
-        self.generator.set_state(tensors["generator"])
-        self.step_count = about["step"]
+        self.optimizer.state.update(state)
+        self.generator, self.step_count, self.half_updated = generator, step, False
         self.history = [m for m in self.history if m.step <= self.step_count]
 
 
@@ -253,8 +270,8 @@ def check_device(name: str) -> torch.device:
     """The device of this name, or a ValueError saying that it is not there."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device: got {name!r}, which cannot be used here "
                          f"({str(error).splitlines()[0]})") from None
     return device

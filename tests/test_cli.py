@@ -183,7 +183,7 @@ BAD = [
     (["train", "--task", "sort"], "comes without a base model"),
     (["train", "--policy", "nowhere.safetensors"], "no such file"),
     (["train", "--resume", "nowhere"], "run.json"),
-    (["train", "--resume", "run", "--epsilon", "0.3"], "got epsilon"),
+    (["train", "--resume", "run", "--epsilon", "0.3", "--task", "sort"], "got --epsilon, --task"),
     (["evaluate", "--k", "32", "--samples", "4"], "--k: got 32"),
     (["evaluate", "--problems", "0"], "--problems"),
     (["evaluate", "--temperature", "-1"], "temperature: got -1.0"),
@@ -304,3 +304,101 @@ def test_the_trained_policy_is_the_last_checkpoint(tmp_path):
     tensors, _ = load_tensors(last, "trainer")
     for name, tensor in policy.state_dict().items():
         assert torch.equal(tensor, tensors[f"policy.{name}"])
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["RunFolder.finish", "score", "summary"])
+def test_a_run_stopped_after_its_last_step_is_completed_by_the_command_it_prints(
+        tmp_path, monkeypatch, capsys, where):
+    from grpo_lib import runs
+
+    target = runs.RunFolder if "." in where else runs
+    with monkeypatch.context() as patch:
+        if where == "score":  # the second evaluation, not the first
+            calls, real = [], runs.score
+            patch.setattr(runs, "score", lambda *a: calls.append(a) or (
+                interrupt() if len(calls) == 2 else real(*a)))
+        else:
+            patch.setattr(target, where.split(".")[-1], interrupt)
+        assert main(["train", "--out", str(tmp_path / "a run"), *SMALL]) == 130
+    out = capsys.readouterr().out
+    if where == "summary":
+        assert (tmp_path / "a run" / "curves.png").exists()
+        return
+    assert f"train --resume '{tmp_path / 'a run'}'" in out
+    assert main(["train", "--resume", str(tmp_path / "a run")]) == 0
+    assert LAST_LINE.fullmatch(capsys.readouterr().out.splitlines()[-1])
+    names = {p.name for p in (tmp_path / "a run").iterdir()}
+    assert {"curves.png", "policy.safetensors"} <= names
+
+
+def test_a_step_broken_off_half_way_is_taken_again(tmp_path, monkeypatch, capsys):
+    """Ctrl-C twice acts inside the update: its weights must not be saved."""
+    train_small(tmp_path / "straight")
+    real, calls = torch.optim.AdamW.step, []
+
+    def step(self, *arguments, **options):
+        calls.append(1)
+        real(self, *arguments, **options)
+        if len(calls) == 5:  # the first of the two gradient steps of step 3
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        assert main(["train", "--out", str(tmp_path / "broken"), *SMALL]) == 130
+    assert "stopped after step 2" in capsys.readouterr().out
+    assert main(["train", "--resume", str(tmp_path / "broken")]) == 0
+    last = "checkpoints/step-00004.safetensors"
+    assert same_state(tmp_path / "broken" / last, tmp_path / "straight" / last)
+
+
+def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeypatch, capsys):
+    from grpo_lib.runs import RunFolder
+
+    def full(self, metrics):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "record", full)
+        assert main(["train", "--out", str(tmp_path / "run"), *SMALL]) == 2
+    caught = capsys.readouterr()
+    assert "No space left" in caught.err and "--resume" in caught.out
+    torch.set_num_threads(2)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["threads"] == torch.get_num_threads() == 1 and about["save_every"] == 2
+
+
+def test_going_on_with_a_complete_run_drops_what_described_its_end(tmp_path, monkeypatch):
+    from grpo_lib.training import GRPOTrainer
+
+    train_small(tmp_path / "run")
+    monkeypatch.setattr(GRPOTrainer, "step", interrupt)
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "9"]) == 130
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["config"]["steps"] == 9 and "after" not in about
+    assert not (tmp_path / "run" / "policy.safetensors").exists()
+
+
+def test_threads_are_as_many_as_asked_for(tmp_path):
+    done = run("train", "--out", tmp_path / "run", *SMALL, "--steps", "1", "--threads", "6")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 6
+
+
+def test_an_old_environment_is_kept(tmp_path, monkeypatch):
+    """Nothing in an existing .venv is removed when the requirements change."""
+    from grpo_lib import environment
+
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    python = tmp_path / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python.parent.mkdir(parents=True)
+    python.write_text("")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    commands = []
+    monkeypatch.setattr(environment, "call", lambda command, root: commands.append(command) or 0)
+    assert environment.prepare(tmp_path) == str(python)
+    assert len(commands) == 1 and "pip" in commands[0] and python.exists()

@@ -335,7 +335,8 @@ def test_a_token_too_rare_for_single_precision_is_still_drawn():
 # --- errors -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("change", "named"), [
-    ({"prompts": []}, "prompts: got none"), ({"prompts": [[3], []]}, "sequences: "),
+    ({"prompts": []}, "prompts: got none"),
+    ({"prompts": [[3], []]}, "prompts: got none, or an empty one"),
     ({"group_size": 0}, "group_size: got 0"), ({"group_size": 2.0}, "group_size: got 2.0"),
     ({"group_size": True}, "group_size: got True"),
     ({"max_new_tokens": 0}, "max_new_tokens: got 0"),

@@ -262,8 +262,7 @@ def test_metrics_follow_from_the_rollouts_and_rewards(make_trainer, long_sort):
     metrics = trainer.step()
     rollouts, rewards = trainer.rollouts, trainer.rewards.tolist()
     flat = [r for group in rewards for r in group]
-    texts = [task.tokenizer.decode([t for t, kept in zip(row, mask) if kept])
-             for row, mask in zip(rollouts.completions.tolist(), rollouts.mask.tolist())]
+    texts = task.tokenizer.decode_rows(rollouts.completions, rollouts.mask)
     lengths = [int(sum(mask)) for mask in rollouts.mask.tolist()]
     finished = rollouts.finished.tolist()
     right = [done and trainer.task.correct(trainer.problems[row // 4], text)

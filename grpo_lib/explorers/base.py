@@ -117,6 +117,7 @@ class LiveCurves(Shown):
 
     def picture(self, text: str | None = None) -> Picture:
         """The curves so far, to keep in the notebook; ``text`` says what they show."""
+        self.redraw()
         return Picture(self.figure, text or self.text)
 
     def describe(self) -> str:

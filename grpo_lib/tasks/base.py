@@ -81,8 +81,18 @@ class Task:
                          f"different prompts")
 
     def held_out(self, count: int = 1000) -> list[Problem]:
-        """The first ``count`` of the fixed list of held-out problems, the same every time."""
-        return self.problems(count, random.Random(2402_03300), "held_out")
+        """The first ``count`` of the fixed list of held-out problems, the same every time.
+
+        All are different, so that they count as independent.
+        """
+        rng, found = random.Random(2402_03300), {}
+        for _ in range(100 * count):
+            [problem] = self.problems(1, rng, "held_out")
+            found.setdefault(problem.prompt, problem)
+            if len(found) == count:
+                return list(found.values())
+        raise ValueError(f"count: got {count}, but {type(self).__name__} seems to have only "
+                         f"{len(found)} different held-out problems")
 
     def rewards(self, problems: Sequence[Problem], completions: Sequence[str],
                 finished: Sequence[bool]) -> Tensor:
