@@ -1,18 +1,27 @@
-"""python -m benchmarks [flagship] [engine] [process]: measure, and write benchmarks/results.md.
+"""python -m benchmarks [NAME ...]: measure, and write benchmarks/results.md.
 
-``flagship`` takes about 20 minutes, the others a minute each. What is not measured anew keeps
-its numbers.
+A part is a file here with ``measure() -> dict`` and ``report(dict) -> str`` (Markdown); one
+with ``IN_LESSONS = True`` is shown by a notebook, and its log ships with the library. What is
+not measured anew keeps its numbers. The parts and how long they take: benchmarks/results.md.
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import grpo_lib  # noqa: F401  before torch
-from benchmarks import engine, flagship, process
+from grpo_lib import recorded
 from grpo_lib.checkpoint import read_json, write_atomically, write_json
 
 HERE = Path(__file__).parent
-PARTS = {"flagship": flagship, "engine": engine, "process": process}
+PARTS = {name: module for name in sorted(f.stem for f in HERE.glob("[a-z]*.py"))
+         if hasattr(module := import_module(f"benchmarks.{name}"), "measure")}
+
+
+def file_of(name: str) -> Path:
+    """Where a part's measurements are kept."""
+    shipped = getattr(PARTS[name], "IN_LESSONS", False)
+    return (Path(recorded.__file__).parent if shipped else HERE) / f"{name}.json"
 
 
 def main(names: list[str]) -> None:
@@ -20,9 +29,10 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"benchmarks: got {', '.join(sorted(unknown))}, allowed are {', '.join(PARTS)}")
     for name in names or PARTS:
-        write_json(HERE / f"{name}.json", PARTS[name].measure())
-    sections = [PARTS[name].report(read_json(HERE / f"{name}.json")) for name in PARTS
-                if (HERE / f"{name}.json").exists()]
+        write_json(file_of(name), {"command": f"python -m benchmarks {name}"}
+                   | PARTS[name].measure())
+    sections = [PARTS[name].report(read_json(file_of(name))) for name in PARTS
+                if file_of(name).exists()]
     text = "# Measurements\n\nWritten by `python -m benchmarks`.\n\n" + "\n".join(sections)
     write_atomically(HERE / "results.md", text.encode())
     print(text)

@@ -24,6 +24,7 @@ _ROOMS = {
     "config": ["GRPOConfig", "StepMetrics"],
     "training": ["GRPOTrainer"],
     "pretraining": ["PretrainConfig", "pretrain", "one_step_accuracy"],
+    "recorded": [],
     "plots": [],
     "explorers": [],
 }

@@ -12,7 +12,7 @@ import grpo_lib
 PACKAGE = Path(grpo_lib.__file__).parent
 CORE = ["threads", "tokenizer", "policy", "tasks", "rollout", "advantages", "objective",
         "algorithms", "critic", "checkpoint", "evaluation", "config", "training", "pretraining",
-        "exact"]  # each room may use those before it
+        "exact", "recorded"]  # each room may use those before it
 NUMBERS_ONLY = {"plots"}  # knows numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")
 

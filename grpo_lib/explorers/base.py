@@ -18,7 +18,8 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from grpo_lib.config import StepMetrics
-from grpo_lib.plots import Picture, to_png, to_svg, training_curves
+from grpo_lib.explorers.controls import ends
+from grpo_lib.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
 
@@ -54,6 +55,7 @@ class Explorer(Shown):
     def __init__(self, draw: Callable[..., tuple[Figure, str]], **controls: ipywidgets.Widget):
         super().__init__(list(controls.values()))
         self.draw, self.controls, self._lock = draw, controls, threading.Lock()
+        self._error: Exception | None = None
         self.refresh()
         for control in controls.values():
             control.observe(self._follow, "value")
@@ -61,7 +63,9 @@ class Explorer(Shown):
     def refresh(self) -> None:
         """Draw again with the controls' values."""
         with self._lock:
-            self.show(*self.draw(**{name: c.value for name, c in self.controls.items()}))
+            figure, text = self.draw(**{name: c.value for name, c in self.controls.items()})
+            keep_layout(self.figure, figure)
+            self.show(figure, text)
 
     def set(self, **values) -> Explorer:
         """Move controls by name; the figure follows."""
@@ -71,12 +75,27 @@ class Explorer(Shown):
             self.controls[name].value = value
             if self.controls[name].value != value:
                 raise ValueError(f"{name}: got {value!r}, which is outside what the control allows")
+            if self._error is not None:  # callbacks keep errors to themselves
+                raise self._error
         return self
 
+    def to_the_ends(self) -> list[str]:
+        """Move every control to each of its ends and back; the line of text at each."""
+        said = []
+        for name, control in self.controls.items():
+            start = control.value
+            for value in ends(control):
+                self.set(**{name: value})
+                said.append(f"{name} = {value!r}: {self.text}")
+            self.set(**{name: start})
+        return said
+
     def _follow(self, change) -> None:
+        self._error = None
         try:
             self.refresh()
         except Exception as error:  # a callback's error would be shown nowhere
+            self._error = error
             self.caption.value = f"<b>{type(error).__name__}: {html.escape(str(error))}</b>"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipywidgets
 import torch
 from torch import Tensor
 
 from grpo_lib.explorers.base import Explorer
+from grpo_lib.explorers.controls import slider
 from grpo_lib.objective import clip_stats, clipped_surrogate
 from grpo_lib.plots import BLUE, VERMILION, lines
 
@@ -30,8 +30,4 @@ def epsilon_explorer(ratio: Tensor, advantages: Tensor, mask: Tensor,
                 f"{stats['clip_fraction_high']:.2%} at 1 + epsilon")
         return figure, text
 
-    slider = ipywidgets.FloatSlider(value=epsilon, min=0.0, max=0.9, step=0.05,
-                                    description="epsilon", continuous_update=True,
-                                    style={"description_width": "110px"},
-                                    layout=ipywidgets.Layout(width="500px"))
-    return Explorer(draw, epsilon=slider)
+    return Explorer(draw, epsilon=slider("epsilon", epsilon, 0.0, 0.9, 0.05))

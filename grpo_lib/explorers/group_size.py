@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ipywidgets
 import torch
 
 from grpo_lib.advantages import group_advantages, informative_groups
 from grpo_lib.explorers.base import Explorer
+from grpo_lib.explorers.controls import stops
 from grpo_lib.plots import group_bars
 
 SIZES = (2, 4, 8, 16, 32, 64)
@@ -31,7 +31,4 @@ def group_size_explorer(rewards: Sequence[float], group_size: int = 4) -> Explor
                     f"are 0, so this group teaches nothing")
         return group_bars(group[0].tolist(), advantages.tolist(), f"A group of {group_size}"), text
 
-    slider = ipywidgets.SelectionSlider(options=SIZES, value=group_size, description="group size G",
-                                        style={"description_width": "110px"},
-                                        layout=ipywidgets.Layout(width="500px"))
-    return Explorer(draw, group_size=slider)
+    return Explorer(draw, group_size=stops("group size G", group_size, SIZES))

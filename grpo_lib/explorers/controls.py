@@ -1,0 +1,58 @@
+"""The controls of explorers, all of one look: labelled, with units, usable by keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ipywidgets
+
+WIDE = {"description_width": "190px"}
+
+
+def slider(label: str, value: float, low: float, high: float, step: float, *,
+           digits: int | None = None) -> ipywidgets.Widget:
+    """A slider over numbers; a whole ``step`` makes it one over whole numbers. ``label`` ends
+    in the unit where there is one: "length (tokens)"."""
+    if isinstance(step, int):
+        return ipywidgets.IntSlider(value=value, min=low, max=high, step=step, description=label,
+                                    style=WIDE, layout=ipywidgets.Layout(width="560px"))
+    digits = max(0, len(f"{step:g}".partition(".")[2])) if digits is None else digits
+    return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=label,
+                                  readout_format=f".{digits}f", style=WIDE,
+                                  layout=ipywidgets.Layout(width="560px"))
+
+
+def stops(label: str, value, options: Sequence) -> ipywidgets.Widget:
+    """A slider that knows only the given values (or (name, value) pairs)."""
+    return ipywidgets.SelectionSlider(options=options, value=value, description=label, style=WIDE,
+                                      layout=ipywidgets.Layout(width="560px"))
+
+
+def choice(label: str, value, options: Sequence) -> ipywidgets.Widget:
+    """A menu of named values (or (name, value) pairs)."""
+    return ipywidgets.Dropdown(options=options, value=value, description=label, style=WIDE,
+                               layout=ipywidgets.Layout(width="460px"))
+
+
+def switch(label: str, value: bool) -> ipywidgets.Widget:
+    """On or off."""
+    return ipywidgets.Checkbox(value=value, description=label, indent=False,
+                               layout=ipywidgets.Layout(width="560px"))
+
+
+def words(label: str, value: str) -> ipywidgets.Widget:
+    """A line of text; the picture follows every key."""
+    return ipywidgets.Text(value=value, description=label, style=WIDE, continuous_update=True,
+                           layout=ipywidgets.Layout(width="560px"))
+
+
+def ends(control: ipywidgets.Widget) -> list:
+    """The values at a control's ends (of a menu or switch: all of them), to drive it to."""
+    if isinstance(control, (ipywidgets.IntSlider, ipywidgets.FloatSlider)):
+        return [control.min, control.max]
+    if isinstance(control, ipywidgets.Checkbox):
+        return [False, True]
+    if isinstance(control, ipywidgets.Text):
+        return ["", control.value]
+    values = [o[1] if isinstance(o, tuple) else o for o in control.options]
+    return [values[0], values[-1]] if isinstance(control, ipywidgets.SelectionSlider) else values
