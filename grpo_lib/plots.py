@@ -87,13 +87,15 @@ def new_figure(columns: int = 1, rows: int = 1, width: float = 7.0, height: floa
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=FONT - 1)
+        for side in (axis.xaxis, axis.yaxis):  # few ticks: legible, and quick to draw
+            side.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.grid(True, color="#DDDDDD", linewidth=0.8)
         axis.set_axisbelow(True)
     return figure, axes[0] if len(axes) == 1 else axes
 
 
 def label(axis, title: str, x: str, y: str, legend: bool = True) -> None:
-    axis.set_title(title, fontsize=FONT, loc="left")
+    axis.set_title(title, fontsize=FONT, loc="left", y=1.0)  # a given y saves a layout pass
     axis.set_xlabel(x, fontsize=FONT)
     axis.set_ylabel(y, fontsize=FONT)
     if legend and axis.get_legend_handles_labels()[1]:
@@ -180,15 +182,22 @@ def running_median(values: Sequence[float], width: int = 5) -> list[float]:
     return [statistics.median(values[max(0, i - width + 1): i + 1]) for i in range(len(values))]
 
 
+def bars(axis, x: Sequence[float], heights: Sequence[float], colors) -> None:
+    """Bars at x = 1, 2, ..., as thick lines: with many bars much quicker than ``axis.bar``."""
+    wide = axis.get_position().width * axis.figure.get_size_inches()[0] * 72  # points
+    axis.vlines(x, 0, heights, colors=colors, linewidth=0.62 * wide / (len(heights) + 1))
+    axis.set_xlim(0.2, len(heights) + 0.8)
+
+
 def group_bars(rewards: Sequence[float], advantages: Sequence[float], title: str) -> Figure:
     """A group's rewards beside the advantages made of them."""
     figure, (left, right) = new_figure(2, width=9.4, height=3.7)
     members = range(1, len(rewards) + 1)
-    left.bar(members, rewards, color=SKY)
+    bars(left, members, rewards, SKY)
     left.axhline(sum(rewards) / len(rewards), color=BLACK, linestyle="--",
                  label=f"mean {sum(rewards) / len(rewards):.3f}")
     left.set_ylim(0, max(1.25, 1.25 * max(rewards)))
-    right.bar(members, advantages, color=[RIGHT if a > 0 else WRONG for a in advantages])
+    bars(right, members, advantages, [RIGHT if a > 0 else WRONG for a in advantages])
     right.axhline(0, color=BLACK, linewidth=1)
     label(left, "Rewards of one group", "completion", "reward")
     label(right, "Their advantages", "completion", "advantage", legend=False)

@@ -1,82 +1,68 @@
-"""The first notebook in a real JupyterLab: runs without errors, and its sliders follow the keys.
+"""Every notebook in a real JupyterLab: runs without an error or a warning, and each of its
+explorers follows the keyboard.
 
 Needs playwright and a Chromium of the system; left out where either is missing.
 """
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api")
-ROOT = Path(__file__).parents[2]
-CHROMIUM = next((p for p in ("/usr/lib/chromium/chromium", shutil.which("chromium"),
-                             shutil.which("google-chrome")) if p and os.path.exists(p)), None)
-pytestmark = [pytest.mark.browser,
-              pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
-KERNEL = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status"
-PICTURE = ".jupyter-widgets svg[role=img]"
+from benchmarks.browser import NotebookPage, browser, jupyterlab, why_not
+
+NAMES = sorted(p.name for p in (Path(__file__).parents[2] / "notebooks").glob("0*.ipynb"))
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(why_not() is not None,
+                                                      reason=str(why_not()))]
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """A JupyterLab of its own over a copy of the repository: free port, own settings."""
-    root = tmp_path / "repository"
-    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folders = {f"JUPYTER{name}": str(tmp_path / name) for name in
-               ("_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | folders
-    with open(tmp_path / "lab.log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
-             "--ServerApp.ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-             "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True",
-             f"--ServerApp.root_dir={root}"], env=environment, stdout=log, stderr=log)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url + "/api/status", timeout=1).close()
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-    yield url
-    process.terminate()
-    process.wait(20)
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with jupyterlab(tmp_path_factory.mktemp("lab")) as url:
+        yield url
 
 
-def test_start_here_runs_and_its_sliders_follow_the_keys(lab):
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 950})
-        page.set_default_timeout(240_000)
-        errors = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{lab}/lab/tree/notebooks/00_start_here.ipynb?reset")
-        page.wait_for_function(f"{KERNEL} === 'idle'")
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        for mime in ("error", "stderr"):
-            assert page.locator(f"[data-mime-type='application/vnd.jupyter.{mime}']").count() == 0
-        for number, name in enumerate(("G = ", "epsilon = ")):
-            handle = page.locator(".noUi-handle").nth(number)
-            handle.scroll_into_view_if_needed()
-            said = page.locator(PICTURE).nth(number).get_attribute("aria-label")
-            assert said.startswith(name)
-            pixels = page.locator(PICTURE).nth(number).screenshot()
-            handle.focus()
-            page.keyboard.press("ArrowRight")
-            page.wait_for_function(
-                "([i, said]) => document.querySelectorAll("
-                f"'{PICTURE}')[i].getAttribute('aria-label') !== said", arg=[number, said])
-            assert page.locator(PICTURE).nth(number).screenshot() != pixels
-        assert not errors
-        browser.close()
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as chromium:
+        yield chromium
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_and_its_explorers_follow_the_keys(lab, chromium, name):
+    notebook = NotebookPage(chromium, lab, name)
+    try:
+        notebook.run_all()
+        assert notebook.problems() == []
+        boxes = notebook.explorers()
+        assert len(boxes) >= (0 if name.startswith("07") else 1)
+        for box in boxes:
+            box.scroll_into_view_if_needed()
+            follow_every_control(notebook, box)
+        assert notebook.problems() == []
+    finally:
+        notebook.close()
+
+
+def follow_every_control(notebook, box):
+    """Each control of a box changes the picture, by keyboard alone, in what it says."""
+    pixels = box.screenshot()
+    for number in range(box.locator(".noUi-handle").count()):
+        before = notebook.said(box)
+        notebook.move_slider(box, number, 1)
+        assert notebook.said(box) != before
+    for number in range(box.locator("select").count()):
+        menu = box.locator("select").nth(number)
+        names = menu.locator("option").all_inner_texts()
+        key = "ArrowUp" if menu.input_value() == names[-1] else "ArrowDown"
+        before = notebook.said(box)
+        notebook.press(box, menu, key)
+        assert notebook.said(box) != before
+    for number in range(box.locator("input[type=checkbox]").count()):
+        before = notebook.said(box)
+        notebook.press(box, box.locator("input[type=checkbox]").nth(number), "Space")
+        assert notebook.said(box) != before
+    for number in range(box.locator("input[type=text]").count()):
+        before = notebook.said(box)
+        notebook.press(box, box.locator("input[type=text]").nth(number), "End")
+        assert notebook.said(box) != before
+    assert box.screenshot() != pixels

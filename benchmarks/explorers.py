@@ -1,0 +1,49 @@
+"""From a key on an explorer's slider to the new picture, in a real JupyterLab."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.browser import ROOT, NotebookPage, browser, jupyterlab, why_not
+from grpo_lib.runs import versions
+
+MOVES = 20
+
+
+def measure() -> dict:
+    """Median and worst time of 20 moves of each slider of each notebook, after 3 to warm up."""
+    if why_not() is not None:
+        raise SystemExit(f"benchmarks explorers: {why_not()}")
+    sliders = []
+    with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as url, \
+            browser() as chromium:
+        for name in sorted(p.name for p in (ROOT / "notebooks").glob("0*.ipynb")):
+            notebook = NotebookPage(chromium, url, name)
+            notebook.run_all()
+            for box in notebook.explorers():
+                box.scroll_into_view_if_needed()
+                for number in range(box.locator(".noUi-handle").count()):
+                    label = box.locator(".widget-slider .widget-label").nth(number).inner_text()
+                    notebook.move_slider(box, number, 3)
+                    times = notebook.move_slider(box, number, MOVES)
+                    panels = box.locator("svg[role=img] g[id^=axes_]").count()
+                    sliders.append({"notebook": name, "slider": label, "panels": panels,
+                                    "said": notebook.said(box)[0][:60],
+                                    "median_ms": round(statistics.median(times)),
+                                    "worst_ms": round(max(times))})
+                    print(sliders[-1], flush=True)
+            notebook.close()
+    return {"sliders": sliders, "moves": MOVES, "versions": versions()}
+
+
+def report(data: dict) -> str:
+    lines = ["## Explorers in JupyterLab", "",
+             f"From the key press to the first frame with the new picture, {data['moves']} moves "
+             f"of each slider by keyboard, headless Chromium on the same "
+             f"{data['versions']['cpus']} cores (two minutes).", "",
+             "| notebook | slider | panels | median, ms | worst, ms |", "|---|---|---|---|---|"]
+    lines += [f"| {s['notebook']} | {s['slider']} | {s['panels']} | {s['median_ms']} "
+              f"| {s['worst_ms']} |" for s in data["sliders"]]
+    return "\n".join(lines) + "\n"
