@@ -210,8 +210,10 @@ def group_bars(rewards: Sequence[float], advantages: Sequence[float], title: str
 def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str, x_label: str,
           y_label: str, *, marks: Mapping[str, float] | None = None, percent: bool = False,
           log_x: bool = False, colors: Sequence[str] = (BLUE, VERMILION, GREEN, PURPLE),
-          width: float = 7.0, height: float = 4.2) -> Figure:
-    """Named curves over one x axis; ``marks`` are named vertical lines."""
+          y_range: tuple[float, float] | None = None, width: float = 7.0,
+          height: float = 4.2) -> Figure:
+    """Named curves over one x axis; ``marks`` are named vertical lines, and ``y_range`` keeps
+    the y axis where it is while a slider moves."""
     figure, axis = new_figure(width=width, height=height)
     for (name, y), color, style in zip(curves.items(), colors, ("-", "--", "-.", ":")):
         axis.plot(x, y, style, color=color, linewidth=2.4, label=name)
@@ -225,6 +227,8 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str,
     if percent:
         axis.yaxis.set_major_formatter(PercentFormatter(1))
         axis.set_ylim(0, 1.03)
+    if y_range:
+        axis.set_ylim(*y_range)
     label(axis, title, x_label, y_label)
     return figure
 

@@ -23,7 +23,7 @@ def epsilon_explorer(ratio: Tensor, advantages: Tensor, mask: Tensor,
         figure = lines(x.tolist(), curves, f"Objective of one token, epsilon = {epsilon:.2f}",
                        "ratio r = new probability / old probability", "min(r A, clip(r) A)",
                        marks={"1 - epsilon": 1 - epsilon, "1 + epsilon": 1 + epsilon},
-                       colors=(BLUE, VERMILION))
+                       colors=(BLUE, VERMILION), y_range=(-2.1, 2.1))
         blocked = stats["clip_fraction"]
         text = (f"epsilon = {epsilon:.2f} blocks {blocked:.2%} of the tokens of this update: "
                 f"{stats['clip_fraction_low']:.2%} at 1 - epsilon, "
