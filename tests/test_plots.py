@@ -86,5 +86,5 @@ def test_svg_carries_its_text_and_png_is_a_png():
 def test_group_bars_draw_both_sides():
     figure = plots.group_bars([1.0, 0.0], [0.7, -0.7], "a group")
     left, right = figure.axes
-    assert [bar.get_height() for bar in left.patches] == [1.0, 0.0]
-    assert [bar.get_height() for bar in right.patches] == [0.7, -0.7]
+    assert [bar[1].tolist() for bar in left.collections[0].get_segments()] == [[1, 1], [2, 0]]
+    assert [bar[1].tolist() for bar in right.collections[0].get_segments()] == [[1, 0.7], [2, -0.7]]
