@@ -75,7 +75,8 @@ def measure() -> dict:
 
 def report(data: dict) -> str:
     """Share of completions that end: mean (lowest to highest) over the seeds."""
-    rows = ["", "| end-of-sequence | step 1 | step 8 | step 16 | step 24 |", "|---|---|---|---|---|"]
+    rows = ["", "| end-of-sequence | step 1 | step 8 | step 16 | step 24 |",
+            "|---|---|---|---|---|"]
     for name in ("in the mask", "left out"):
         runs = [r["ended"] for r in data["runs"] if r["name"] == name]
         cells = []

@@ -23,6 +23,8 @@ def next_token_explorer(policies: Mapping[str, Policy], rollouts: Rollouts, word
                         row: int = 0, temperature: float = 1.0, position: int = 0) -> Explorer:
     """Sliders for temperature and position in completion ``row``, and a menu of the policies
     that read it, by name. ``words`` are the tokenizer's."""
+    if not policies:
+        raise ValueError("policies: got none, allowed is one or more, by name")
     one = rollouts.select(torch.tensor([row]))
     with torch.no_grad():
         logits = {name: completion_logits(policy, one)[0].cpu() * one.temperature
@@ -36,7 +38,7 @@ def next_token_explorer(policies: Mapping[str, Policy], rollouts: Rollouts, word
         entropy = token_entropy(here / temperature).item()
         seen = " ".join(text[: len(text) - len(ids) + position])
         warm, plain = (here / temperature).softmax(-1), here.softmax(-1)
-        likeliest = warm.topk(SHOWN).indices.tolist()
+        likeliest = warm.topk(min(SHOWN, len(warm))).indices.tolist()
         names = [words[i].strip("<>") if i < 2 else words[i] for i in likeliest]
         figure = bars(names, warm[likeliest], plain[likeliest], 1 - warm[likeliest].sum().item(),
                       seen, temperature, likeliest.index(ids[position])
@@ -73,7 +75,7 @@ def bars(names: Sequence[str], warm: Tensor, plain: Tensor, rest: float, seen: s
     axis.set_yticks([0, .5, 1], ["0%", "50%", "100%"])
     axis.text(len(names) - .45, 1.08, "dashes: at temperature 1\n[orange]: the token that came\n"
               f"all other tokens: {rest:.0%}", fontsize=FONT - 1, ha="right", va="top")
-    label(axis, f"After \"{seen[-46:]}\"", f"ten likeliest next tokens at temperature "
+    label(axis, f"After \"{seen[-46:]}\"", "likeliest next tokens at temperature "
           f"{temperature:.1f}", "probability", legend=False)
     axis.xaxis.labelpad = 24  # below the tokens' names
     return figure

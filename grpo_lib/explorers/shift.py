@@ -95,9 +95,10 @@ def score_strip(names: Sequence[str], values: Tensor, offset: int, padding: int,
         if right > left:
             axis.plot([left + .1, right - .1], [-.15, -.15], color=BLACK, linewidth=1.4)
             write((left + right) / 2, -.25, name, va="bottom")
-    for y, name in ((-.5, "mask"), (.47, "token"), (2.17, "scored after"),
-                    (3.1, "log-prob (nats)")):
-        write(-.2 if y < 2 else start - .2, y, name, ha="right")
+    write(-.2, -.25, "mask", ha="right", va="bottom")
+    for x, y, name in ((0, .47, "token"), (start, 2.17, "scored after"),
+                       (start, 3.1, "log-prob (nats)")):
+        write(x - .2, y, name, ha="right")
     axis.set_title(f"Each token scored by the logits at {OFFSETS[offset]}", fontsize=FONT,
                    loc="left")
     return figure
