@@ -14,7 +14,7 @@ WORDS = ["<pad>", "<eos>", *"abcdefghij"]
 
 @pytest.fixture
 def rollouts(policy, sample):
-    return sample(policy, temperature=0.8)
+    return sample(policy, group_size=2, temperature=0.8)
 
 
 def by_hand(policy, rollouts, row, offset):

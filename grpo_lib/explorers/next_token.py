@@ -75,7 +75,8 @@ def bars(names: Sequence[str], warm: Tensor, plain: Tensor, rest: float, seen: s
     axis.set_yticks([0, .5, 1], ["0%", "50%", "100%"])
     axis.text(len(names) - .45, 1.08, "dashes: at temperature 1\n[orange]: the token that came\n"
               f"all other tokens: {rest:.0%}", fontsize=FONT - 1, ha="right", va="top")
-    label(axis, f"After \"{seen[-46:]}\"", "likeliest next tokens at temperature "
+    tail = seen if len(seen) <= 50 else "... " + seen[-46:].partition(" ")[2]
+    label(axis, f"After \"{tail}\"", "likeliest next tokens at temperature "
           f"{temperature:.1f}", "probability", legend=False)
     axis.xaxis.labelpad = 24  # below the tokens' names
     return figure
