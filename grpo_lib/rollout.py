@@ -165,6 +165,26 @@ def completion_log_probs(policy: Policy, rollouts: Rollouts) -> Tensor:
     return log_probs.masked_fill(rollouts.mask == 0, 0.0)
 
 
+def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
+    """log pi of every completion token by the logits ``offset`` columns away: (N*G, T).
+
+    The token in column c is scored by the logits at column c + offset. Offset -1 is right and
+    equals ``completion_log_probs``; every other is a mistake to look at. 0 where mask is 0;
+    nan where there is no such column.
+    """
+    width, start = rollouts.tokens.shape[1], rollouts.prompt_length
+    if not isinstance(offset, int) or not -start <= offset <= width - start:
+        raise ValueError(f"offset: got {offset!r}, allowed is a whole number from {-start} to "
+                         f"{width - start}")
+    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
+    logits = policy(rollouts.tokens, seen_mask) / rollouts.temperature
+    logits = logits[:, start + offset :][:, : width - start]
+    scored = rollouts.completions[:, : logits.shape[1]]
+    missing = logits.new_full((len(logits), width - start - logits.shape[1]), torch.nan)
+    log_probs = torch.cat((token_log_probs(logits, scored), missing), 1)
+    return log_probs.masked_fill(rollouts.mask == 0, 0.0)
+
+
 def check_sampling(prompts, group_size, max_new_tokens, temperature) -> None:
     """ValueError with the argument's name if ``sample_groups`` cannot use these."""
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):

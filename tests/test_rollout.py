@@ -8,7 +8,13 @@ import torch
 
 from grpo_lib import rollout
 from grpo_lib.policy import TinyPolicy
-from grpo_lib.rollout import choose, completion_log_probs, completion_logits, sample_groups
+from grpo_lib.rollout import (
+    choose,
+    completion_log_probs,
+    completion_logits,
+    offset_log_probs,
+    sample_groups,
+)
 from grpo_lib.tokenizer import EOS, PAD
 
 NARROW = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -357,3 +363,39 @@ def test_the_context_may_be_filled_to_the_last_place(policy, seeded):
     rollouts = sample_groups(policy, [[3]], 30, max_new_tokens=31, generator=seeded())
     assert rollouts.lengths.max() == 31
     assert (completion_log_probs(policy, rollouts) - rollouts.log_probs).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("offset", [-3, -2, -1, 0, 1, 2])
+def test_offset_log_probs_reads_the_logits_of_another_column(policy, sample, offset):
+    rollouts = sample(policy, temperature=1.3)
+    seen = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
+    with torch.no_grad():
+        logits = policy(rollouts.tokens, seen) / 1.3
+        found = offset_log_probs(policy, rollouts, offset)
+    assert found.shape == rollouts.mask.shape
+    for row in range(len(found)):
+        for t, counts in enumerate(rollouts.mask[row].tolist()):
+            column = rollouts.prompt_length + t
+            if not counts:
+                assert found[row, t] == 0
+            elif column + offset >= rollouts.tokens.shape[1]:
+                assert found[row, t].isnan()
+            else:
+                expected = logits[row, column + offset].log_softmax(-1)
+                assert found[row, t] == pytest.approx(
+                    expected[rollouts.tokens[row, column]].item(), abs=1e-12)
+
+
+def test_offset_log_probs_at_minus_one_is_completion_log_probs(policy, sample):
+    rollouts = sample(policy)
+    with torch.no_grad():
+        right = completion_log_probs(policy, rollouts)
+        torch.testing.assert_close(offset_log_probs(policy, rollouts, -1), right, rtol=0,
+                                   atol=1e-12)
+        assert not torch.allclose(offset_log_probs(policy, rollouts, 0), right)
+
+
+@pytest.mark.parametrize("offset", [-6, 9, 0.5, None])
+def test_an_offset_outside_the_text_is_named(policy, sample, offset):
+    with pytest.raises(ValueError, match=r"offset: got .*, allowed is a whole number from -5 to"):
+        offset_log_probs(policy, sample(policy), offset)
