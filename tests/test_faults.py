@@ -120,10 +120,10 @@ def test_an_entry_that_is_out_of_date_or_breaks_the_import_is_no_success(toy, ca
     assert "no test ran" in output and "Out of date: gone, no-python" in output
 
 
-def test_tests_that_are_red_without_a_fault_prove_nothing(toy, capsys):
+def test_a_test_that_is_red_without_a_fault_proves_nothing(toy, capsys):
     (toy / "tests" / "test_sums.py").write_text("def test_wrong():\n    assert False\n")
     assert faults.survey([MINUS], toy) == 2
-    assert "test_wrong is red without any fault" in capsys.readouterr().out
+    assert "minus: tests/test_sums.py::test_wrong is red without" in capsys.readouterr().out
 
 
 def test_a_hanging_test_has_noticed(toy, monkeypatch):
