@@ -414,7 +414,7 @@ FAULTS = [
          "temperature=1.0, device=self.device).accuracy"),
         ("training-on-held-out", "self.task.problems(config.prompts_per_step, rng)",
          'self.task.problems(config.prompts_per_step, rng, "held_out")',
-         "tests/test_tasks.py -k held_out"),
+         "tests/test_tasks.py -k rl_never"),
         ("reference-moves-along", "ref_policy if own else copy.deepcopy(policy)",
          "ref_policy if own else policy"),
         ("reference-ignored", "completion_log_probs(self.ref_policy, rollouts)",

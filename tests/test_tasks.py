@@ -258,6 +258,7 @@ def test_pre_training_never_shows_a_held_out_problem(name, held_out_ids, monkeyp
     assert steps == config.skill_steps + config.habit_steps
     assert len(seen) == steps * config.batch_size
     assert held_out_ids[name].isdisjoint(seen)
+    assert not any(is_held_out(task.tokenizer.decode(ids)) for ids in set(seen))
 
 
 def test_rl_never_shows_a_held_out_problem(held_out_ids, monkeypatch):
@@ -277,6 +278,7 @@ def test_rl_never_shows_a_held_out_problem(held_out_ids, monkeypatch):
         assert len(seen) == 50 * 32
         streams.append(set(seen))
     assert all(held_out_ids["chain"].isdisjoint(stream) for stream in streams)
+    assert not any(is_held_out(CHAIN.tokenizer.decode(ids)) for ids in set.union(*streams))
     assert all(len(stream) > 1550 for stream in streams)
     assert len(set.union(*streams)) > 15_500  # seeds do not share their problems
 
