@@ -252,7 +252,7 @@ def token_grid(words: Sequence[Sequence[str]], colors: Sequence[Sequence[str]],
             color = colors[y][x]
             axis.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=color,
                                      edgecolor=BLACK, linewidth=0.6))
-            ink = "white" if luminance(color) < 0.35 else "black"
+            ink = ink_on(color)
             axis.text(x + 0.5, y + (0.36 if numbers else 0.5), word, fontsize=size, color=ink,
                       ha="center", va="center")
             if numbers:
@@ -268,7 +268,12 @@ def token_grid(words: Sequence[Sequence[str]], colors: Sequence[Sequence[str]],
 
 
 def luminance(color: str) -> float:
-    """Relative luminance of a colour from 0 (black) to 1, to choose ink that reads on it."""
+    """Relative luminance of a colour from 0 (black) to 1 (white), as WCAG defines it."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
                         for c in to_rgb(color))
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def ink_on(color: str) -> str:
+    """Black or white, whichever has the higher contrast on a colour: 4.5 to 1 at least."""
+    return "white" if luminance(color) < 0.179 else "black"  # (L + .05)^2 = 1.05 * .05

@@ -45,7 +45,7 @@ if "google.colab" in sys.modules and REPOSITORY and not (here / "grpo").exists()
 
     subprocess.run(["git", "clone", "-q", "--depth=1", REPOSITORY, "grpo"], check=True)
 for folder in (here / "grpo", here, *here.parents):
-    if (folder / "grpo_lib").is_dir():
+    if (folder / "grpo_lib" / "__init__.py").is_file():
         sys.path.insert(0, str(folder))
         break
 try:
@@ -96,12 +96,17 @@ def notebooks() -> list[Path]:
     return [p for p in sorted(HERE.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 
 
+def place(path: Path) -> str:
+    """A notebook's path below notebooks/, as it stands in links."""
+    return path.relative_to(HERE).as_posix()
+
+
 def main() -> None:
     sys.path.insert(0, str(HERE.parent))
     from grpo_lib.checkpoint import write_atomically
 
     for path in notebooks():
-        notebook = put_front(nbformat.read(path, as_version=4), path.name)
+        notebook = put_front(nbformat.read(path, as_version=4), place(path))
         write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
     write_atomically(README, readme_with_badges(README.read_text(encoding="utf-8")).encode())
 

@@ -15,12 +15,13 @@ PROBLEMS = TASK.held_out(30)
 
 
 class Oracle:
-    """A policy that always gives ``=> answer``, with ``shift`` added to the digit."""
+    """A policy that always gives ``=> answer``, with ``shift`` added to the digit, after
+    ``words`` that mean nothing."""
 
-    def __init__(self, shift=0, stop=True):
+    def __init__(self, shift=0, stop=True, words=0):
         encode = TASK.tokenizer.encode
         self.after = {tuple(encode(p.prompt)): [
-            *encode(f"=> {(int(p.answer) + shift) % 10}"), EOS] for p in PROBLEMS}
+            *encode("5 " * words + f"=> {(int(p.answer) + shift) % 10}"), EOS] for p in PROBLEMS}
         self.stop = stop
 
     def new_cache(self, batch, length):
@@ -57,6 +58,15 @@ def test_completions_are_listed_problem_by_problem():
 def test_a_completion_that_never_ends_is_wrong():
     result = evaluate(Oracle(stop=False), TASK, PROBLEMS)
     assert result.accuracy == 0
+    assert result.mean_length == TASK.max_new_tokens
+
+
+@pytest.mark.parametrize(("words", "accuracy"), [(TASK.max_new_tokens - 3, 1.0),
+                                                 (TASK.max_new_tokens - 2, 0.0)])
+def test_a_right_answer_that_was_cut_off_before_its_end_is_wrong(words, accuracy):
+    result = evaluate(Oracle(words=words), TASK, PROBLEMS)
+    assert result.completions == ["5 " * words + f"=> {p.answer}" for p in PROBLEMS]
+    assert result.accuracy == accuracy
     assert result.mean_length == TASK.max_new_tokens
 
 

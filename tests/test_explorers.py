@@ -8,8 +8,10 @@ import ipywidgets
 import pytest
 import torch
 
+from grpo_lib import explorers
 from grpo_lib.config import StepMetrics
 from grpo_lib.explorers import Explorer, LiveCurves, epsilon_explorer, group_size_explorer
+from grpo_lib.explorers.controls import choice, stops, switch
 from grpo_lib.explorers.group_size import SIZES
 from grpo_lib.plots import lines
 
@@ -67,6 +69,75 @@ def test_an_error_in_drawing_is_raised_at_first_and_shown_later():
     explorer = Explorer(picky, height=slider())
     explorer.controls["height"].value = 5
     assert "ValueError: only &lt;two&gt;" in explorer.caption.value
+
+
+def test_set_raises_the_error_of_a_drawing_and_recovers():
+    def picky(height, twice):
+        if height == 5:
+            raise ZeroDivisionError("not five")
+        return a_line(height * (1 + twice))
+
+    explorer = Explorer(picky, height=slider(), twice=switch("twice", False))
+    for _ in range(2):  # the second time the control does not move, and the error still stands
+        with pytest.raises(ZeroDivisionError, match="not five"):
+            explorer.set(height=5)
+    with pytest.raises(ZeroDivisionError):
+        explorer.set(twice=True)
+    assert explorer.text == "height 2"
+    assert explorer.set(height=4).text == "height 8"
+    assert "ZeroDivisionError" not in explorer.caption.value
+
+
+@pytest.mark.parametrize("control", [stops("x", 2, (2, 4)), choice("x", 2, (2, 4)), slider()])
+def test_a_value_between_the_stops_is_refused_and_nothing_moves(control):
+    explorer = Explorer(a_line, height=control)
+    with pytest.raises(ValueError, match=r"height: got 3.5, which is outside"):
+        explorer.set(height=3.5)
+    if not isinstance(control, ipywidgets.IntSlider):
+        assert explorer.text == "height 2"
+
+
+def test_to_the_ends_tries_every_end_of_every_control_and_comes_back():
+    def draw(height, twice, style):
+        figure, text = a_line(height * (1 + twice))
+        return figure, f"{text} {style}"
+
+    explorer = Explorer(draw, height=slider(), twice=switch("twice", False),
+                        style=choice("style", "b", ["a", "b", "c"]))
+    assert explorer.to_the_ends() == [
+        "height = 0: height 0 b", "height = 9: height 9 b", "twice = False: height 2 b",
+        "twice = True: height 4 b", "style = 'a': height 2 a", "style = 'b': height 2 b",
+        "style = 'c': height 2 c"]
+    assert explorer.text == "height 2 b"
+
+
+def test_to_the_ends_raises_what_a_drawing_raises():
+    def picky(height):
+        if height == 9:
+            raise ValueError("too high")
+        return a_line(height)
+
+    with pytest.raises(ValueError, match="too high"):
+        Explorer(picky, height=slider()).to_the_ends()
+
+
+def test_the_axes_stand_still_while_a_control_moves():
+    explorer = Explorer(a_line, height=slider())
+    before = explorer.figure
+    explorer.set(height=9)
+    assert explorer.figure is not before
+    assert (explorer.figure.axes[0].get_position().bounds
+            == pytest.approx(before.axes[0].get_position().bounds))
+
+
+def test_explorers_are_found_by_name_and_others_are_not():
+    assert explorers.epsilon_explorer is epsilon_explorer
+    assert {"epsilon_explorer", "group_size_explorer", "Explorer"} <= set(dir(explorers))
+    assert all(callable(getattr(explorers, name)) for name in explorers.__all__)
+    for name in ("weather", "weather_explorer", "base_explorer", "controls_explorer",
+                 "__init___explorer", "_explorer"):
+        with pytest.raises(AttributeError, match=f"'grpo_lib.explorers' has no attribute '{name}'"):
+            getattr(explorers, name)
 
 
 def test_callbacks_from_several_threads_leave_a_consistent_explorer():

@@ -116,6 +116,20 @@ def test_value_follows_epsilon(batch, epsilon):
     assert loss_of(batch, epsilon=epsilon, **choice).loss.item() == pytest.approx(expected)
 
 
+def test_an_upper_width_of_zero_is_a_width_and_not_none(batch):
+    log_probs, old, ref, advantages, mask = batch
+    advantages = -advantages  # so that one is above 0 where the ratio is 1.1
+    batch = log_probs, old, ref, advantages, mask
+    choice = {"ratio": "token", "kl": "k3", "aggregation": "token_mean", "beta": 0.0}
+    lists = [tensor.tolist() for tensor in batch]
+    loss, stats = loss_of(batch, epsilon_high=0.0, **choice)
+    assert loss.item() == pytest.approx(loss_in_loops(*lists, epsilon_high=0.0, **choice))
+    assert loss.item() != pytest.approx(loss_in_loops(*lists, **choice))
+    above = ((advantages > 0) & (log_probs > old))[mask == 1].double().mean().item()
+    assert stats["clip_fraction_high"].item() == pytest.approx(above)
+    assert loss_of(batch, **choice).stats["clip_fraction_high"].item() < above
+
+
 def test_defaults_are_the_papers_with_beta_zero(batch):
     log_probs, old, ref, advantages, mask = batch
     spelled_out = grpo_loss(log_probs, old, advantages, mask, ref_log_probs=ref, epsilon=0.2,
@@ -242,12 +256,16 @@ def test_clip_fraction_is_the_share_of_tokens_without_gradient(seed, epsilon_hig
     assert stats["clip_fraction"].item() == pytest.approx(parts.item())
 
 
-def test_a_clipped_sequence_counts_with_all_its_tokens():
+@pytest.mark.parametrize(("sign", "side"), [(1, "high"), (-1, "low")])
+def test_a_clipped_sequence_counts_with_all_its_tokens(sign, side):
     old = torch.zeros(2, 4)
-    log_probs = torch.tensor([[0.5] * 4, [0.0] * 4])
+    log_probs = sign * torch.tensor([[0.5] * 4, [0.0] * 4])
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
-    stats = grpo_loss(log_probs, old, torch.ones(2), mask, ratio="sequence").stats
-    assert stats["clip_fraction_high"].item() == pytest.approx(3 / 4)
+    stats = grpo_loss(log_probs, old, sign * torch.ones(2), mask, ratio="sequence").stats
+    other = {"high": "low", "low": "high"}[side]
+    assert stats[f"clip_fraction_{side}"].item() == pytest.approx(3 / 4)
+    assert stats["clip_fraction"].item() == pytest.approx(3 / 4)
+    assert stats[f"clip_fraction_{other}"] == 0
 
 
 # --- what may flow, and what may not ------------------------------------------------------

@@ -1,9 +1,12 @@
 """Figures draw what they are given, legibly, and in the palette."""
 
 import itertools
+import re
 from dataclasses import asdict, fields
 
+import matplotlib
 import pytest
+from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 
 from grpo_lib import plots
@@ -88,3 +91,154 @@ def test_group_bars_draw_both_sides():
     left, right = figure.axes
     assert [bar[1].tolist() for bar in left.collections[0].get_segments()] == [[1, 1], [2, 0]]
     assert [bar[1].tolist() for bar in right.collections[0].get_segments()] == [[1, 0.7], [2, -0.7]]
+
+
+# --- pictures in HTML ---------------------------------------------------------------------
+
+def a_figure(title="a < title"):
+    return plots.lines([1, 2, 4], {"one & two": [1, 2, 3]}, title, "x (tokens)", "y")
+
+
+def texts_of(svg):
+    return [re.sub(r"<[^>]*>", "", t) for t in re.findall(r"<text.*?</text>", svg, re.DOTALL)]
+
+
+def test_the_text_of_an_svg_is_text():
+    texts = texts_of(plots.to_svg(a_figure(), "words"))
+    assert {"a &lt; title", "x (tokens)", "one &amp; two", "y"} <= set(map(str.strip, texts))
+
+
+class Broken(Artist):
+    def draw(self, renderer):
+        raise RuntimeError("cannot be drawn")
+
+
+def test_drawing_an_svg_leaves_settings_and_the_figure_as_they_were():
+    before = dict(matplotlib.rcParams)
+    figure = a_figure()
+    figure.dpi = 123
+    size = figure.get_size_inches().tolist()
+    plots.to_svg(figure, "words")
+    assert dict(matplotlib.rcParams) == before
+    assert figure.dpi == 123 and figure.get_size_inches().tolist() == size
+    figure.axes[0].add_artist(Broken())
+    with pytest.raises(RuntimeError, match="cannot be drawn"):
+        plots.to_svg(figure, "words")
+    assert dict(matplotlib.rcParams) == before
+    assert figure.dpi == 123
+    assert plots.to_svg(a_figure(), "words").startswith("<svg")  # nothing is left locked
+
+
+def test_the_same_picture_is_the_same_svg_but_for_its_ids():
+    def without_ids(svg):
+        ids = {name: str(i) for i, name in enumerate(re.findall(r'\bid="([^"]+)"', svg))}
+        return re.sub(r"[\w.-]+", lambda m: ids.get(m[0], m[0]), svg)
+
+    figure = a_figure()
+    one, again, other = (without_ids(plots.to_svg(f, "words"))
+                         for f in (figure, figure, a_figure()))
+    assert one == again == other
+    assert one != without_ids(plots.to_svg(a_figure("another"), "words"))
+
+
+def test_png_after_svg_is_the_png_before():
+    figure = a_figure()
+    before = plots.to_png(figure)
+    plots.to_svg(figure, "words")
+    assert plots.to_png(figure) == before
+
+
+def places(figure):
+    return [axis.get_position().bounds for axis in figure.axes]
+
+
+def test_keep_layout_puts_axes_where_those_of_the_old_figure_stand():
+    old, new = a_figure(), a_figure("a title\nof\nmany lines")
+    plots.to_svg(old, "")
+    free = a_figure("a title\nof\nmany lines")
+    plots.to_svg(free, "")
+    plots.keep_layout(old, new)
+    plots.to_svg(new, "")
+    assert places(new) == places(old) != places(free)
+
+
+@pytest.mark.parametrize("old", [
+    plots.Figure(), plots.lines([0, 1], {"y": [0, 1]}, "t", "x", "y", width=5.0),
+    plots.group_bars([1.0, 0.0], [0.7, -0.7], "two axes"),
+], ids=["empty", "another_size", "other_axes"])
+def test_keep_layout_leaves_a_figure_that_does_not_correspond(old):
+    plots.to_svg(old, "")
+    free, new = a_figure(), a_figure()
+    plots.keep_layout(old, new)
+    for figure in (free, new):
+        plots.to_svg(figure, "")
+    assert places(new) == places(free)
+
+
+# --- token grids --------------------------------------------------------------------------
+
+PALETTE = (plots.BLACK, plots.ORANGE, plots.SKY, plots.GREEN, plots.YELLOW, plots.BLUE,
+           plots.VERMILION, plots.PURPLE, plots.GREY, "white", "#DDDDDD")
+
+
+def contrast(one, other):
+    high, low = sorted((plots.luminance(one), plots.luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_luminance_has_its_known_values():
+    known = {"black": 0, "white": 1, "#FF0000": 0.2126, "#00FF00": 0.7152, "#0000FF": 0.0722,
+             "#808080": 0.2159}
+    assert {c: plots.luminance(c) for c in known} == pytest.approx(known, abs=1e-4)
+    assert contrast("#767676", "white") == pytest.approx(4.54, abs=0.01)
+
+
+@pytest.mark.parametrize("color", [*PALETTE, *(f"#{i:02X}{i:02X}{i:02X}" for i in range(256))])
+def test_ink_reads_on_every_colour(color):
+    ink = plots.ink_on(color)
+    assert contrast(ink, color) == max(contrast(c, color) for c in ("black", "white")) >= 4.5
+
+
+WORDS = [["7", "*3", ":", "=>"], ["1"], ["s1=", "2"]]
+COLORS = [[plots.SKY, plots.BLUE, plots.GREEN, "white"], [plots.BLACK], [plots.GREY, "#FFFFFF"]]
+NUMBERS = [["0.1", "0.2", "0.3", "0.4"], ["-1"], ["5", "6"]]
+
+
+def inks(figure):
+    """What is written where: (column, row) of the cell -> texts and their colours."""
+    cells = {}
+    for text in figure.axes[0].texts:
+        x, y = text.get_position()
+        cells.setdefault((int(x // 1), int(y)), []).append((text.get_text(), text.get_color()))
+    return cells
+
+
+@pytest.mark.parametrize("numbers", [None, NUMBERS])
+def test_a_token_grid_writes_every_token_on_its_colour(numbers):
+    figure = plots.token_grid(WORDS, COLORS, ["first", "second", "third"], "a title",
+                              {"right": plots.GREEN, "wrong": plots.VERMILION}, numbers=numbers)
+    [axis] = figure.axes
+    written = inks(figure)
+    patches = {(int(p.get_x()), int(p.get_y())): to_rgb(p.get_facecolor()[:3])
+               for p in axis.patches}
+    assert len(patches) == len(axis.patches) == sum(map(len, WORDS))
+    for y, row in enumerate(WORDS):
+        assert [t for t, _ in written.pop((-1, y))] == [["first", "second", "third"][y]]
+        for x, word in enumerate(row):
+            assert patches[x, y] == to_rgb(COLORS[y][x])
+            ink = plots.ink_on(COLORS[y][x])
+            assert written.pop((x, y)) == [(word, ink)] + (
+                [(numbers[y][x], ink)] if numbers else [])
+    assert not written
+    assert axis.get_title(loc="left") == "a title"
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["right", "wrong"]
+    assert axis.yaxis_inverted()  # the first row is on top
+
+
+def test_a_token_grid_needs_no_legend_and_shrinks_its_letters_to_many_columns():
+    few, many = (plots.token_grid([["9"] * n], [[plots.SKY] * n], ["row"], "t") for n in (3, 40))
+    assert few.axes[0].get_legend() is None
+    size = {n: figure.axes[0].texts[0].get_fontsize() for n, figure in ((3, few), (40, many))}
+    assert size[3] == plots.FONT - 1 > size[40]
+    for figure in (few, many):
+        assert "row" in "".join(texts_of(plots.to_svg(figure, "words")))

@@ -10,6 +10,8 @@ from grpo_lib.policy import (
     TinyPolicy,
     TransformerPolicy,
     attention_mask,
+    rotary_table,
+    rotate,
     token_entropy,
     token_log_probs,
 )
@@ -49,6 +51,63 @@ def test_logits_are_those_of_transformers_llama():
         theirs = llama(padded, attention_mask=mask, position_ids=positions).logits
         assert torch.allclose(policy(padded, mask)[mask == 1], theirs[mask == 1],
                               rtol=0, atol=1e-5)
+
+
+def logits_in_loops(policy, ids):
+    """Llama's formulas, one position and one head at a time: no mask, no batch, no cache."""
+    config, weights = policy.config, policy.state_dict()
+    width = config.d_model // config.n_heads
+    frequencies = config.rope_theta ** (-2 * torch.arange(width // 2).double() / width)
+
+    def norm(x, name):
+        return x / (x.square().mean() + config.norm_eps).sqrt() * weights[f"model.{name}.weight"]
+
+    def turn(x, position):  # x_i + i x_(i + width/2), times e^(i position frequency_i)
+        turned = torch.complex(*x.chunk(2)) * torch.exp(1j * position * frequencies)
+        return torch.cat((turned.real, turned.imag))
+
+    xs = [weights["model.embed_tokens.weight"][i] for i in ids]
+    for layer in range(config.n_layers):
+        def apply(name, x, layer=layer):
+            return weights[f"model.layers.{layer}.{name}.weight"] @ x
+
+        inputs = [norm(x, f"layers.{layer}.input_layernorm") for x in xs]
+        q, k, v = ([apply(f"self_attn.{name}_proj", x).split(width) for x in inputs]
+                   for name in "qkv")
+        for t in range(len(ids)):
+            heads = []
+            for h in range(config.n_heads):
+                scores = [turn(q[t][h], t) @ turn(k[s][h], s) / width**0.5 for s in range(t + 1)]
+                shares = torch.stack(scores).softmax(0)
+                heads.append(sum(share * v[s][h] for s, share in enumerate(shares)))
+            xs[t] = xs[t] + apply("self_attn.o_proj", torch.cat(heads))
+        for t, x in enumerate(xs):
+            x = norm(x, f"layers.{layer}.post_attention_layernorm")
+            gate, up = apply("mlp.gate_proj", x), apply("mlp.up_proj", x)
+            xs[t] = xs[t] + apply("mlp.down_proj", gate * gate.sigmoid() * up)
+    return torch.stack([weights["lm_head.weight"] @ norm(x, "norm") for x in xs])
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_formulas_in_loops(make_policy, seeded):
+    policy = make_policy(n_heads=2, rope_theta=50.0, norm_eps=1e-2)
+    for seed, parameter in enumerate(policy.parameters()):
+        if parameter.dim() == 1:  # norms start at 1: move them
+            parameter.uniform_(0.5, 1.5, generator=seeded(seed))
+    for ids in SEQUENCES:
+        expected = logits_in_loops(policy, ids)
+        assert torch.allclose(policy(torch.tensor([ids]))[0], expected, rtol=0, atol=1e-6)
+        assert expected.std() > 0.1
+
+
+def test_rotary_positions_turn_each_pair_by_position_times_frequency():
+    config = PolicyConfig(12, d_model=24, n_heads=3, context_length=20, rope_theta=500.0)
+    cos, sin = rotary_table(config)
+    x = torch.randn(2, 3, 20, 8, generator=torch.Generator().manual_seed(0))
+    angles = torch.tensor([[p * 500.0 ** (-i / 4) for i in range(4)] for p in range(20)])
+    turned = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angles)
+    expected = torch.cat((turned.real, turned.imag), -1)
+    assert torch.allclose(rotate(x, cos, sin), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -214,6 +214,18 @@ def test_the_held_out_list_is_the_same_every_time_and_shorter_lists_are_its_star
     assert get_task(name).held_out(25) == full[:25]
 
 
+@pytest.mark.parametrize(("task", "count"), [(SortTask(2, 3), 40), (ChainTask(1, 1), 10)])
+def test_the_held_out_problems_are_all_different_even_where_few_exist(task, count):
+    drawn = task.problems(count, random.Random(2402_03300), "held_out")
+    assert len({p.prompt for p in drawn}) < count  # such draws repeat themselves
+    assert len({p.prompt for p in task.held_out(count)}) == count
+
+
+def test_asking_for_more_held_out_problems_than_there_are_says_so():
+    with pytest.raises(ValueError, match=r"count: got 20, but SortTask seems to have only"):
+        SortTask(2, 2).held_out(20)
+
+
 def test_the_problems_come_from_the_passed_generator_alone():
     for task in (CHAIN, SortTask()):
         state = random.getstate()
@@ -246,6 +258,7 @@ def test_pre_training_never_shows_a_held_out_problem(name, held_out_ids, monkeyp
     assert steps == config.skill_steps + config.habit_steps
     assert len(seen) == steps * config.batch_size
     assert held_out_ids[name].isdisjoint(seen)
+    assert not any(is_held_out(task.tokenizer.decode(ids)) for ids in set(seen))
 
 
 def test_rl_never_shows_a_held_out_problem(held_out_ids, monkeypatch):
@@ -265,6 +278,7 @@ def test_rl_never_shows_a_held_out_problem(held_out_ids, monkeypatch):
         assert len(seen) == 50 * 32
         streams.append(set(seen))
     assert all(held_out_ids["chain"].isdisjoint(stream) for stream in streams)
+    assert not any(is_held_out(CHAIN.tokenizer.decode(ids)) for ids in set.union(*streams))
     assert all(len(stream) > 1550 for stream in streams)
     assert len(set.union(*streams)) > 15_500  # seeds do not share their problems
 

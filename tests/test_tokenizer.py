@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_lib.tasks import TASKS
+from grpo_lib.tasks import TASKS, ChainTask, SortTask
 from grpo_lib.tokenizer import EOS, PAD, Tokenizer, pad
 
 WORDS = ["1", "2", "12", "s1=", "=", "=>", ":"]
@@ -63,6 +63,21 @@ def test_decode_rows_counts_only_what_the_mask_counts(tokenizer):
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     assert tokenizer.decode_rows(tokens, mask) == ["1 2", ": 2 1"]
     assert tokenizer.decode_rows(tokens, mask.double()) == ["1 2", ": 2 1"]
+
+
+def test_padding_that_a_policy_samples_stays_visible_and_is_no_right_answer(tokenizer):
+    tokens = torch.tensor([[2, 0, 3, 1, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 0]])
+    assert tokenizer.decode_rows(tokens, mask) == ["1 <pad> 2"]
+    for task in (ChainTask(), SortTask()):
+        problem = task.held_out(1)[0]
+        right = task.tokenizer.encode({"chain": "=> "}.get(task.name, "") + problem.answer)
+        for at in range(len(right) + 1):
+            sampled = [*right[:at], 0, *right[at:]]
+            [text] = task.tokenizer.decode_rows(torch.tensor([sampled]),
+                                                torch.ones(1, len(sampled)))
+            before_the_arrow = task.name == "chain" and at == 0
+            assert task.correct(problem, text) == before_the_arrow
 
 
 @pytest.mark.parametrize("words", [["a", "a"], ["a", ""], ["<eos>"], ["<pad>", "b"]])

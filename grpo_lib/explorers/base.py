@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 import ipywidgets
 from matplotlib.figure import Figure
+from traitlets import TraitError
 
 from grpo_lib.config import StepMetrics
 from grpo_lib.explorers.controls import ends
@@ -72,8 +73,12 @@ class Explorer(Shown):
         for name, value in values.items():
             if name not in self.controls:
                 raise ValueError(f"{name}: no such control, allowed are {', '.join(self.controls)}")
-            self.controls[name].value = value
-            if self.controls[name].value != value:
+            try:
+                self.controls[name].value = value
+                taken = self.controls[name].value == value
+            except TraitError:
+                taken = False
+            if not taken:
                 raise ValueError(f"{name}: got {value!r}, which is outside what the control allows")
             if self._error is not None:  # callbacks keep errors to themselves
                 raise self._error

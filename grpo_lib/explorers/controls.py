@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import ipywidgets
 
@@ -16,7 +17,8 @@ def slider(label: str, value: float, low: float, high: float, step: float, *,
     if isinstance(step, int):
         return ipywidgets.IntSlider(value=value, min=low, max=high, step=step, description=label,
                                     style=WIDE, layout=ipywidgets.Layout(width="560px"))
-    digits = max(0, len(f"{step:g}".partition(".")[2])) if digits is None else digits
+    if digits is None:
+        digits = max(0, -Decimal(str(step)).normalize().as_tuple().exponent)
     return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=label,
                                   readout_format=f".{digits}f", style=WIDE,
                                   layout=ipywidgets.Layout(width="560px"))

@@ -1,0 +1,600 @@
+"""Would the tests notice? Deliberate faults in the maths, each of which must turn them red.
+
+    python tests/faults.py             all of them, one after the other (ten minutes)
+    python tests/faults.py NAME ...    some
+    python tests/faults.py --list      their names
+
+A fault is a text of a file and a wrong text in its place. It is put into a copy of the
+repository, never into the repository itself; there the tests that should notice run first,
+and only if they stay green all others. Exit status: 0 if every fault was noticed, 1 if one
+survived, 2 if an entry is out of date or its test is red without the fault too.
+
+To add one: a line (name, old text, wrong text) in ``FAULTS`` below its file; a fourth
+element names the tests to run first, where they are not those of its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+COPIED = ("grpo_lib", "tests", "benchmarks", "notebooks", "docs", "conftest.py", "pyproject.toml",
+          "README.md", "LICENSE", "requirements.txt")
+# All others: not the list's own tests, which see at once that a text has changed.
+OTHERS = ("tests", "--ignore=tests/test_faults.py", "--ignore=tests/browser",
+          "-m", "not gpu and not browser and not slow")
+# A fork of a process that has loaded what is slow to load, where there is such a thing.
+PROCESSES = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+SLOW_TO_LOAD = ["pytest", "torch", "hypothesis", "matplotlib.figure", "ipywidgets"]
+LONGEST = 600  # seconds; a fault that makes the tests hang has been noticed
+
+
+class Fault(NamedTuple):
+    """``new`` in place of ``old`` in ``file``; ``tests`` are pytest's arguments."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+class OutOfDate(Exception):
+    """An entry of the list does not fit the repository, or proves nothing about it."""
+
+
+def faults_in(file: str, tests: str, *entries: tuple[str, ...]) -> list[Fault]:
+    """The faults of one file; ``tests`` run first for those that name none of their own."""
+    return [Fault(name, file, old, new, tuple(shlex.split((own or [tests])[0])))
+            for name, old, new, *own in entries]
+
+
+FAULTS = [
+    *faults_in(
+        "grpo_lib/advantages.py", "tests/test_advantages.py",
+        ("advantage-sign", "rewards - rewards.mean(1, keepdim=True)",
+         "rewards.mean(1, keepdim=True) - rewards"),
+        ("mean-over-prompts", "rewards.mean(1, keepdim=True)", "rewards.mean(0, keepdim=True)"),
+        ("mean-over-the-batch", "rewards.mean(1, keepdim=True)", "rewards.mean()"),
+        ("median-for-mean", "rewards.mean(1, keepdim=True)",
+         "rewards.median(1, keepdim=True).values"),
+        ("baseline-none-ignored", 'rewards if baseline == "none" else rewards -', "rewards -"),
+        ("group-std-biased", "rewards.std(1, keepdim=True)",
+         "rewards.std(1, keepdim=True, correction=0)"),
+        ("batch-std-biased", "(rewards.std() + std_eps)",
+         "(rewards.std(correction=0) + std_eps)"),
+        ("std-over-prompts", "rewards.std(1, keepdim=True)", "rewards.std(0, keepdim=True)"),
+        ("std-of-the-advantages", "(rewards.std() + std_eps)", "(advantages.std() + std_eps)"),
+        ("variance-for-std", "rewards.std(1, keepdim=True)", "rewards.var(1, keepdim=True)"),
+        ("std-eps-left-out", "(rewards.std(1, keepdim=True) + std_eps)",
+         "rewards.std(1, keepdim=True).clamp(min=1e-30)"),
+        ("std-eps-inside-the-root", "(rewards.std(1, keepdim=True) + std_eps)",
+         "(rewards.var(1, keepdim=True) + std_eps).sqrt()"),
+        ("leave-one-out-upside-down", "(group_size / (group_size - 1))",
+         "((group_size - 1) / group_size)"),
+        ("leave-one-out-wrong-factor", "(group_size / (group_size - 1))",
+         "((group_size + 1) / group_size)"),
+        ("leave-one-out-ignored", 'if baseline == "leave_one_out":', "if False:"),
+        ("zero-variance-guard-left-out", "advantages.masked_fill(~spread[:, None], 0.0)",
+         "advantages"),
+        ("zero-variance-guard-exact", "8 * torch.finfo", "0 * torch.finfo"),
+        ("zero-variance-guard-greedy", "8 * torch.finfo", "1e6 * torch.finfo"),
+        ("zero-variance-over-the-batch", "rewards.amax(1) - rewards.amin(1)",
+         "(rewards.amax() - rewards.amin()).expand(len(rewards))"),
+        ("zero-variance-guard-without-baseline",
+         'if baseline != "none" or scale == "group":\n        advantages = advantages.masked',
+         "if True:\n        advantages = advantages.masked"),
+    ),
+    *faults_in(
+        "grpo_lib/objective.py", "tests/test_objective.py",
+        ("ratio-upside-down", "(log_probs - old_log_probs)", "(old_log_probs - log_probs)"),
+        ("ratio-of-padding", "(log_probs - old_log_probs).masked_fill(mask == 0, 0.0)",
+         "(log_probs - old_log_probs)"),
+        ("ratio-is-a-difference", "return difference.exp()", "return 1 + difference"),
+        ("sequence-ratio-of-the-sum",
+         "difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)",
+         "difference.sum(1, keepdim=True)"),
+        ("sequence-ratio-counts-padding", "/ mask.sum(1, keepdim=True).clamp(min=1)",
+         "/ mask.shape[1]"),
+        ("sequence-ratio-arithmetic-mean", "difference = difference.sum(1, keepdim=True) /",
+         "return (difference.exp() * mask).sum(1, keepdim=True) /"),
+        ("sequence-ratio-ignored", 'if ratio == "sequence":', "if False:"),
+        ("surrogate-max-for-min", "torch.minimum(unclipped", "torch.maximum(unclipped"),
+        ("surrogate-without-min",
+         "return torch.minimum(unclipped * advantages, clipped * advantages)",
+         "return clipped * advantages"),
+        ("surrogate-never-clipped",
+         "return torch.minimum(unclipped * advantages, clipped * advantages)",
+         "return unclipped * advantages"),
+        ("epsilon-high-ignored", "ratio.clamp(1 - epsilon, 1 + epsilon_high)",
+         "ratio.clamp(1 - epsilon, 1 + epsilon)"),
+        ("epsilon-high-on-both-sides", "ratio.clamp(1 - epsilon, 1 + epsilon_high)",
+         "ratio.clamp(1 - epsilon_high, 1 + epsilon_high)"),
+        ("epsilon-high-of-zero-is-none",
+         "    high = epsilon if epsilon_high is None else epsilon_high",
+         "    high = epsilon_high or epsilon"),
+        ("epsilon-high-of-zero-is-none-in-stats",
+         "epsilon_high = epsilon if epsilon_high is None else epsilon_high\n    counts",
+         "epsilon_high = epsilon_high or epsilon\n    counts"),
+        ("clip-above-only", "ratio.clamp(1 - epsilon, 1 + epsilon_high)",
+         "ratio.clamp(max=1 + epsilon_high)"),
+        ("clip-below-only", "ratio.clamp(1 - epsilon, 1 + epsilon_high)",
+         "ratio.clamp(min=1 - epsilon)"),
+        ("clip-by-quotient", "ratio.clamp(1 - epsilon, 1 + epsilon_high)",
+         "ratio.clamp(1 / (1 + epsilon), 1 + epsilon_high)"),
+        ("delta-ignored", "ratio if delta is None else ratio.clamp(max=delta)", "ratio"),
+        ("delta-caps-from-below", "ratio.clamp(max=delta)", "ratio.clamp(min=delta)"),
+        ("delta-caps-both-branches", "clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)",
+         "clipped = unclipped.clamp(1 - epsilon, delta or 1 + epsilon_high)"),
+        ("kl-direction", "d = ref_log_probs - log_probs", "d = log_probs - ref_log_probs"),
+        ("k1-sign", "return -d", "return d"),
+        ("k2-without-half", "d.square() / 2 if", "d.square() if"),
+        ("k2-absolute", "d.square() / 2 if", "d.abs() if"),
+        ("k3-sign-of-d", "d.expm1() - d", "d.expm1() + d"),
+        ("k3-without-d", "d.expm1() - d", "d.expm1()"),
+        ("k3-of-the-other-direction", "d.expm1() - d", "(-d).expm1() + d"),
+        ("padding-counts", "per_token.masked_fill(mask == 0, 0.0) * mask", "per_token"),
+        ("sequence-mean-over-padding", "values.sum(1) / mask.sum(1).clamp(min=1)",
+         "values.mean(1)"),
+        ("sequence-mean-over-columns", "values.sum(1) / mask.sum(1)",
+         "values.sum(0) / mask.sum(0)"),
+        ("sequence-mean-is-a-sum", "mask.sum(1).clamp(min=1)).mean()",
+         "mask.sum(1).clamp(min=1)).sum()"),
+        ("empty-rows-leave-the-mean", "(values.sum(1) / mask.sum(1).clamp(min=1)).mean()",
+         "(values.sum(1) / mask.sum(1))[mask.sum(1) > 0].mean()"),
+        ("token-mean-over-padding", "values.sum() / mask.sum().clamp(min=1)", "values.mean()"),
+        ("constant-by-the-longest-row", "(mask.shape[0] * max_length)", "mask.numel()"),
+        ("constant-without-batch", "(mask.shape[0] * max_length)", "max_length"),
+        ("constant-without-length", "(mask.shape[0] * max_length)", "mask.shape[0]"),
+        ("loss-sign", "policy_loss = -aggregate(", "policy_loss = aggregate("),
+        ("kl-term-sign", "policy_loss + beta * aggregate", "policy_loss - beta * aggregate"),
+        ("beta-ignored", "policy_loss + beta * aggregate", "policy_loss + aggregate"),
+        ("kl-choice-ignored", "kl_estimate(log_probs, ref, kl)", "kl_estimate(log_probs, ref)"),
+        ("kl-term-without-gradient", "kl_estimate(log_probs, ref, kl)",
+         "kl_estimate(log_probs.detach(), ref, kl)"),
+        ("kl-term-always-token-mean", "aggregate(distance, mask, aggregation, max_length)",
+         'aggregate(distance, mask, "token_mean")'),
+        ("kl-to-the-sampling-policy", "kl_estimate(log_probs, ref, kl)",
+         "kl_estimate(log_probs, old_log_probs, kl)"),
+        ("old-policy-not-detached", "old_log_probs = old_log_probs.detach()",
+         "old_log_probs = old_log_probs"),
+        ("ratio-fully-detached", "r = importance_ratio(log_probs,",
+         "r = importance_ratio(log_probs.detach(),"),
+        ("advantages-not-detached", "advantages.detach().to(", "advantages.to("),
+        ("reference-not-detached", "ref = ref_log_probs.detach()", "ref = ref_log_probs"),
+        ("policy-loss-not-detached", "policy_loss, policy_loss.detach()",
+         "policy_loss, policy_loss"),
+        ("padding-poisons-the-gradient", "log_probs = log_probs.masked_fill(mask == 0, 0.0)",
+         "log_probs = log_probs + 0"),
+        ("advantages-along-columns", "advantages = advantages[:, None]",
+         "advantages = advantages[None, :]"),
+        ("clip-stats-low-side", "(advantages < 0) & (ratio < 1 - epsilon)",
+         "(advantages > 0) & (ratio < 1 - epsilon)"),
+        ("clip-stats-high-side", "(advantages > 0) & (ratio > 1 + epsilon_high)",
+         "(advantages < 0) & (ratio > 1 + epsilon_high)"),
+        ("clip-stats-epsilon-high-ignored", "(ratio > 1 + epsilon_high)",
+         "(ratio > 1 + epsilon)"),
+        ("clip-stats-without-sign", "(low | high).sum() / tokens",
+         "(((ratio - 1).abs() > epsilon) & counts).sum() / tokens"),
+        ("clip-stats-low-and-high-swapped", 'low.sum() / tokens, "clip_fraction_high": high',
+         'high.sum() / tokens, "clip_fraction_high": low'),
+        ("clip-stats-per-cell", "tokens = counts.sum().clamp(min=1)", "tokens = counts.numel()"),
+        ("clip-stats-count-padding", "& (ratio < 1 - epsilon) & counts",
+         "& (ratio < 1 - epsilon)"),
+        ("clip-stats-count-padding-above", "& (ratio > 1 + epsilon_high) & counts",
+         "& (ratio > 1 + epsilon_high)"),
+        ("ratio-min-of-padding", "everywhere.masked_fill(~counts, torch.inf).amin()",
+         "everywhere.amin()"),
+        ("ratio-max-of-padding", "everywhere.masked_fill(~counts, -torch.inf).amax()",
+         "everywhere.amax()"),
+        ("kl-stat-follows-kl", "kl_estimate(log_probs.detach(), ref), mask",
+         "kl_estimate(log_probs.detach(), ref, kl), mask"),
+        ("kl-stat-follows-aggregation", 'ref), mask, "token_mean")',
+         "ref), mask, aggregation, max_length)"),
+    ),
+    *faults_in(
+        "grpo_lib/evaluation.py", "tests/test_evaluation.py",
+        ("pass-at-k-biased",
+         "1.0 - math.comb(samples - right, k) / math.comb(samples, k)",
+         "1.0 - (1 - right / samples) ** k"),
+        ("pass-at-k-of-the-wrong-ones", "math.comb(samples - right, k)", "math.comb(right, k)"),
+        ("pass-at-k-is-all-of-k",
+         "1.0 - math.comb(samples - right, k) / math.comb(samples, k)",
+         "math.comb(right, k) / math.comb(samples, k)"),
+        ("pass-at-k-pools-the-problems", "for c in self.right.sum(1)) / len(self.right)",
+         "for c in [self.right.sum() // len(self.right)])"),
+        ("wilson-centre", "share + z * z / (2 * count)", "share + z * z / count"),
+        ("wilson-half-width", "z * z / (4 * count * count)", "z * z / (4 * count)"),
+        ("wilson-scale", "scale = 1 + z * z / count", "scale = 1 + z / count"),
+        ("wilson-is-walds", "centre = share + z * z / (2 * count)", "centre, z = share, 0 * z"),
+        ("wilson-at-90-per-cent", "z: float = 1.96", "z: float = 1.645"),
+        ("interval-counts-samples", "wilson_interval(self.accuracy, len(self.right))",
+         "wilson_interval(self.accuracy, self.right.numel())"),
+        ("evaluation-of-unfinished", "rollouts.finished.tolist()) > 0", "[True] * len(texts)) > 0"),
+        ("evaluation-by-reward", "task.grades(some", "task.rewards(some"),
+        ("evaluation-interleaved", "rollouts.lengths.view(len(some), samples)",
+         "rollouts.lengths.view(samples, len(some)).T"),
+        ("evaluation-at-temperature-one", "temperature=temperature,\n", "temperature=1.0,\n"),
+    ),
+    *faults_in(
+        "grpo_lib/rollout.py", "tests/test_rollout.py",
+        ("scored-token-is-seen", "seen = rollouts.tokens[:, :-1]",
+         "seen = rollouts.tokens[:, 1:]"),
+        ("scored-one-too-early", "(seen, seen_mask)[:, rollouts.prompt_length - 1 :]",
+         "(seen, seen_mask).roll(1, 1)[:, rollouts.prompt_length - 1 :]"),
+        ("scoring-without-temperature", "return logits / rollouts.temperature", "return logits"),
+        ("scoring-times-temperature", "return logits / rollouts.temperature",
+         "return logits * rollouts.temperature"),
+        ("sampling-without-temperature", "F.log_softmax(logits / temperature, dim=-1)",
+         "F.log_softmax(logits, dim=-1)"),
+        ("kept-log-probs-without-temperature", "log_probs.gather(1, chosen).squeeze(1)",
+         "F.log_softmax(logits, dim=-1).gather(1, chosen).squeeze(1)"),
+        ("eos-left-out-of-the-mask", "= live.to(mask.dtype)",
+         "= (live & (chosen != eos_id)).to(mask.dtype)"),
+        ("mask-goes-on-after-eos", "= live.to(mask.dtype)", "= 1"),
+        ("tokens-after-eos", "torch.where(live, chosen, PAD)", "chosen"),
+        ("log-probs-after-eos", "torch.where(live, chosen_log_probs, 0.0)", "chosen_log_probs"),
+        ("finished-forgotten", "finished[rows] |= chosen == eos_id",
+         "finished[rows] = chosen == eos_id"),
+        ("eos-fixed", "chosen == eos_id", "chosen == EOS"),
+        ("random-numbers-follow-the-running", "uniforms[rows, step]",
+         "uniforms[: len(rows), step]"),
+        ("one-random-number-a-row", "uniforms[rows, step]", "uniforms[rows, 0]"),
+        ("prompts-padded-on-the-right", 'pad(prompts, "left")', 'pad(prompts, "right")'),
+        ("first-logits-interleaved", "[:, -1].repeat_interleave(group_size, 0)",
+         "[:, -1].repeat(group_size, 1)"),
+        ("prompts-interleaved", "(t.repeat_interleave(group_size, 0)", "(t.repeat(group_size, 1)"),
+        ("scoring-sees-the-padding",
+         "torch.cat((rollouts.prompt_mask, rollouts.mask[:, :-1].long()), 1)",
+         "torch.ones_like(seen)"),
+        ("scores-of-padding-kept", "return log_probs.masked_fill(rollouts.mask == 0, 0.0)",
+         "return log_probs"),
+        ("minibatch-mixes-rows", "log_probs=self.log_probs[rows]",
+         "log_probs=self.log_probs[: len(rows)]"),
+        ("minibatch-cut-too-short", "self.mask[rows].sum(1).max()", "self.mask[rows].sum(1).min()"),
+        ("length-without-eos", "return self.mask.sum(1)",
+         "return self.mask.sum(1) - self.finished"),
+        ("cdf-boundary", "right=True", "right=False"),
+        ("cdf-ends-below-one", "cdf /= cdf[:, -1:].clone()", "cdf = cdf"),
+        ("greedy-log-prob", "logits.new_zeros(len(logits))",
+         "F.log_softmax(logits, -1).amax(-1)"),
+    ),
+    *faults_in(
+        "grpo_lib/policy.py", "tests/test_policy.py -k 'not llama'",
+        ("log-softmax-over-time", "F.log_softmax(logits, dim=-1).gather",
+         "F.log_softmax(logits, dim=-2).gather"),
+        ("log-probs-unnormalised", "F.log_softmax(logits, dim=-1).gather", "logits.gather"),
+        ("entropy-sign", "torch.special.entr(log_probs.exp())",
+         "-torch.special.entr(log_probs.exp())"),
+        ("entropy-mean", "(log_probs.exp()).sum(-1)", "(log_probs.exp()).mean(-1)"),
+        ("entropy-of-impossible-tokens", "torch.special.entr(log_probs.exp()).sum(-1)",
+         "-(log_probs.exp() * log_probs).sum(-1)"),
+        ("positions-count-padding", "return (mask.long().cumsum(1) - 1).clamp(min=0)",
+         "return torch.arange(mask.shape[1], device=mask.device).expand_as(mask)"),
+        ("positions-from-one", "return (mask.long().cumsum(1) - 1).clamp(min=0)",
+         "return mask.long().cumsum(1)"),
+        ("cache-positions-count-padding", "self.positions + mask.long().sum(1)",
+         "self.positions + mask.shape[1]"),
+        ("cache-positions-start-again", "self.positions[:, None] + token_positions(mask)",
+         "token_positions(mask) + 0"),
+        ("cache-positions-stand-still", "self.positions + mask.long().sum(1)", "self.positions"),
+        ("causal-mask-sees-the-next", "steps[:, None] >= steps,", "steps[:, None] >= steps - 1,"),
+        ("causal-mask-misses-the-last", "steps[:, None] >= steps,", "steps[:, None] >= steps + 2,"),
+        ("padding-is-seen", "(mask[:, None, :].bool() & causal)",
+         "(torch.ones_like(mask)[:, None, :].bool() & causal)"),
+        ("attention-both-ways", "is_causal=allowed is None", "is_causal=False"),
+        ("rotary-sign", "torch.cat((-second, first), -1)", "torch.cat((second, -first), -1)"),
+        ("rotary-pairs-are-neighbours", "torch.cat((angles, angles), -1)",
+         "angles.repeat_interleave(2, -1)"),
+        ("rotary-frequencies", "dtype=torch.float64) / half)",
+         "dtype=torch.float64) / (2 * half))"),
+        ("rotary-theta-ignored", "config.rope_theta ** (", "1e4 ** ("),
+        ("rotary-keys-left-out", "rotate(heads[1], cos, sin), heads[2]", "heads[1], heads[2]"),
+        ("rotary-values-too", "rotate(heads[1], cos, sin), heads[2]",
+         "rotate(heads[1], cos, sin), rotate(heads[2], cos, sin)"),
+        ("rotary-cos-and-sin-swapped", "torch.stack((angles.cos(), angles.sin()))",
+         "torch.stack((angles.sin(), angles.cos()))"),
+        ("heads-interleaved", ".unflatten(-1, (self.n_heads, -1)).transpose(1, 2)",
+         ".unflatten(-1, (-1, self.n_heads)).movedim(-1, 1)"),
+        ("swiglu-gate-and-up-swapped", "F.silu(self.gate_proj(x)) * self.up_proj(x)",
+         "self.gate_proj(x) * F.silu(self.up_proj(x))"),
+        ("residual-left-out", "return x + self.mlp(", "return self.mlp("),
+        ("last-norm-left-out", "self.lm_head(self.model.norm(x))", "self.lm_head(x)"),
+        ("norm-eps-ignored",
+         "self.model.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)",
+         "self.model.norm = nn.RMSNorm(config.d_model)"),
+        ("cache-forgets-padding", "self.mask[:, start : self.filled] = mask",
+         "self.mask[:, start : self.filled] = True"),
+        ("cache-keys-and-values-swapped", "self.values[layer, :, :, new] = keys, values",
+         "self.values[layer, :, :, new] = values, keys"),
+        ("cache-interleaved", ".repeat_interleave(times, 1)", ".repeat(1, times, 1, 1, 1)"),
+        ("cache-positions-interleaved", "self.positions.repeat_interleave(times, 0)",
+         "self.positions.repeat(times)"),
+        ("cache-keeps-the-first-rows", "= old[:, rows, :, used]", "= old[:, :count, :, used]"),
+        ("cache-keeps-other-positions", "self.mask[rows], self.positions[rows]",
+         "self.mask[rows], self.positions[:count]"),
+    ),
+    *faults_in(
+        "grpo_lib/tokenizer.py", "tests/test_tokenizer.py",
+        ("sampled-padding-is-hidden", "if counts and i != EOS", "if counts and i > EOS"),
+        ("text-after-eos", "if counts and i != EOS", "if i != EOS"),
+        ("padding-sides-swapped", 'if side == "left" else', 'if side == "right" else'),
+        ("pad-mask-of-everything", "mask[row, columns] = 1", "mask[row] = 1"),
+    ),
+    *faults_in(
+        "grpo_lib/tasks/base.py", "tests/test_tasks.py",
+        ("held-out-another-share", "% HELD_OUT_SHARE == 0", "% HELD_OUT_SHARE == 1"),
+        ("held-out-by-process", "zlib.crc32(prompt.encode())", "hash(prompt)"),
+        ("held-out-is-trained-on", 'is_held_out(problem.prompt) == (split == "held_out")',
+         'split == "train" or is_held_out(problem.prompt)'),
+        ("train-is-evaluated", 'is_held_out(problem.prompt) == (split == "held_out")',
+         'split == "held_out" or not is_held_out(problem.prompt)'),
+        ("held-out-repeats", "found.setdefault(problem.prompt, problem)",
+         "found[len(found)] = problem"),
+        ("cut-off-is-rewarded", "if done else 0.0", "if True else 0.0"),
+        ("rewards-interleaved", "problems[row // group_size]", "problems[row % len(problems)]"),
+        ("rewards-transposed", ".view(len(problems), group_size)",
+         ".view(group_size, len(problems)).T"),
+        ("grades-by-reward", "self._each(self.correct,", "self._each(self.reward,"),
+        ("reward-sign", "return float(self.correct(problem, completion))",
+         "return -float(self.correct(problem, completion))"),
+    ),
+    *faults_in(
+        "grpo_lib/tasks/chain.py", "tests/test_tasks.py",
+        ("verifier-takes-a-beginning", '.partition("=>")[2] == f" {problem.answer}"',
+         '.partition("=>")[2].startswith(f" {problem.answer}")'),
+        ("verifier-takes-an-ending", '.partition("=>")[2] == f" {problem.answer}"',
+         ".endswith(problem.answer)"),
+        ("verifier-takes-any-place", '.partition("=>")[2] == f" {problem.answer}"',
+         '.count(problem.answer) > 0'),
+        ("verifier-takes-the-last-arrow", '.partition("=>")[2] ==', '.rpartition("=>")[2] =='),
+        ("verifier-without-arrow", '.partition("=>")[2] == f" {problem.answer}"',
+         '.rpartition("=>")[2].strip() == problem.answer'),
+        ("verifier-takes-a-signed-digit", '.partition("=>")[2] == f" {problem.answer}"',
+         '.partition("=>")[2].lstrip(" +-*") == problem.answer'),
+        ("operations-from-the-far-end", "in reversed(operations):", "in operations:"),
+        ("subtraction-turned", "(a - b) % 10", "(b - a) % 10"),
+        ("modulus", "(a * b) % 10", "(a * b) % 9"),
+        ("steps-shifted-by-one", '{values[k]} " for k in kept', '{values[k - 1]} " for k in kept'),
+        ("probe-shifted-by-one", "str(values[step])", "str(values[step - 1])"),
+        ("answer-one-step-early", "chain_values(prompt)[-1]", "chain_values(prompt)[-2]"),
+    ),
+    *faults_in(
+        "grpo_lib/tasks/sorting.py", "tests/test_tasks.py",
+        ("sorted-downwards", '" ".join(sorted(digits))', '" ".join(sorted(digits)[::-1])'),
+        ("extra-places-are-free", "max(len(wanted), len(got))", "len(wanted)"),
+        ("missing-places-are-free", "max(len(wanted), len(got))", "max(1, len(got))"),
+    ),
+    *faults_in(
+        "grpo_lib/training.py", "tests/test_training.py",
+        ("advantages-interleaved", "row_advantages = advantages.flatten()",
+         "row_advantages = advantages.T.flatten()"),
+        ("minibatch-takes-other-advantages", "row_advantages[rows], batch.mask",
+         "row_advantages[: len(rows)], batch.mask"),
+        ("minibatch-takes-other-references", "ref_log_probs=ref_log_probs[rows,",
+         "ref_log_probs=ref_log_probs[: len(rows),"),
+        ("ratio-always-one", "token_log_probs(logits, batch.completions), batch.log_probs,",
+         "token_log_probs(logits, batch.completions),\n"
+         "                    token_log_probs(logits, batch.completions).detach(),"),
+        ("gradients-pile-up", "self.optimizer.zero_grad(set_to_none=True)", "pass"),
+        ("gradients-never-shortened", "config.max_grad_norm, error", 'float("inf"), error'),
+        ("one-step-a-pass", "order.tensor_split(config.minibatches)", "order.tensor_split(1)"),
+        ("one-pass-only", "in range(config.num_iterations)", "in range(1)"),
+        ("config-epsilon-high-lost", "epsilon_high=config.epsilon_high", "epsilon_high=None"),
+        ("config-delta-lost", "delta=config.delta", "delta=None"),
+        ("config-beta-lost", "beta=config.beta", "beta=0.0"),
+        ("config-kl-lost", "kl=config.kl", 'kl="k3"'),
+        ("config-ratio-lost", "ratio=config.ratio", 'ratio="token"'),
+        ("config-aggregation-lost", "aggregation=config.aggregation", 'aggregation="token_mean"'),
+        ("config-baseline-lost", "baseline=config.baseline", 'baseline="mean"'),
+        ("config-std-eps-lost", ", std_eps=config.std_eps", ""),
+        ("constant-by-the-minibatch", "max_length=self.task.max_new_tokens)",
+         "max_length=batch.mask.shape[1])"),
+        ("training-at-temperature-one", "temperature=config.temperature, generator",
+         "temperature=1.0, generator"),
+        ("evaluation-in-training-at-one",
+         "temperature=config.temperature, device=self.device).accuracy",
+         "temperature=1.0, device=self.device).accuracy"),
+        ("training-on-held-out", "self.task.problems(config.prompts_per_step, rng)",
+         'self.task.problems(config.prompts_per_step, rng, "held_out")',
+         "tests/test_tasks.py -k rl_never"),
+        ("reference-moves-along", "ref_policy if own else copy.deepcopy(policy)",
+         "ref_policy if own else policy"),
+        ("reference-ignored", "completion_log_probs(self.ref_policy, rollouts)",
+         "completion_log_probs(self.policy, rollouts)"),
+        ("entropy-weighs-minibatches-alike", "batch.mask.sum().item() / tokens",
+         "1 / config.minibatches"),
+        ("entropy-of-every-pass", "if iteration == 0:", "if True:"),
+        ("metric-groups-turned", "1 - informative_groups(rewards)", "informative_groups(rewards)"),
+        ("metric-std-biased", "rewards.std().item()", "rewards.std(correction=0).item()"),
+        ("metric-kl-direction", "kl_estimate(rollouts.log_probs, ref_log_probs",
+         "kl_estimate(ref_log_probs, rollouts.log_probs"),
+        ("metric-kl-over-padding", 'aggregate(distance, rollouts.mask, "token_mean")',
+         "distance.mean()"),
+        ("metric-accuracy-of-rewards", "grades.mean().item()", "rewards.mean().item()"),
+        ("metric-lengths-turned", 'lengths[right].mean().item() if right.any()',
+         'lengths[~right].mean().item() if right.any()'),
+        ("metric-rows-interleaved", "grades.flatten() > 0", "grades.T.flatten() > 0"),
+        ("metric-ratio-min", 'min(s["ratio_min"]', 'max(s["ratio_min"]'),
+        ("metric-gradient-after-shortening", '"grad_norm": norm.item()',
+         '"grad_norm": min(norm.item(), config.max_grad_norm)'),
+    ),
+    *faults_in(
+        "grpo_lib/pretraining.py", "tests/test_pretraining.py",
+        ("prompts-are-trained-on", "mask[:, 1:] * (torch.arange(1, tokens.shape[1]) >= prompts)",
+         "mask[:, 1:]"),
+        ("first-token-not-trained-on", "tokens.shape[1]) >= prompts)",
+         "tokens.shape[1]) > prompts)"),
+        ("pretraining-sees-the-token", "policy(tokens[:, :-1])", "policy(tokens[:, 1:])"),
+        ("pretraining-sign", "return -aggregate(log_probs", "return aggregate(log_probs"),
+        ("pretraining-without-eos", "[*completion, task.tokenizer.eos_id]", "[*completion]"),
+        ("skill-and-habit-swapped", "rng.random() < skill_share", "rng.random() >= skill_share"),
+        ("pretraining-on-held-out", "task.problems(count, rng)",
+         'task.problems(count, rng, "held_out")'),
+        ("probes-padded-on-the-right", 'for text in texts], "left")',
+         'for text in texts], "right")'),
+    ),
+]
+
+
+def copy_repository(root: Path, copy: Path) -> None:
+    """What the tests need of the repository, without what running left in it."""
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns(
+                "__pycache__", ".*", "*.egg-info"))
+        elif (root / name).exists():
+            shutil.copy2(root / name, copy / name)
+
+
+@contextmanager
+def put_in(fault: Fault, copy: Path) -> Iterator[None]:
+    """The copy with the fault in it, and without it again, whatever happens.
+
+    OutOfDate: the old text is not there exactly once.
+    """
+    path = copy / fault.file
+    before = path.read_bytes() if path.is_file() else b""
+    found = before.decode().count(fault.old)
+    if found != 1:
+        raise OutOfDate(f"{fault.name}: {fault.old!r} is {found} times in {fault.file}, allowed "
+                        f"is once")
+    try:
+        path.write_bytes(before.decode().replace(fault.old, fault.new).encode())
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def run_tests(copy: Path, arguments: Sequence[str]) -> str | None:
+    """The first test that goes red, or None if all are green.
+
+    OutOfDate: no test ran, since pytest could not collect them.
+    """
+    with tempfile.TemporaryDirectory(prefix="grpo_faults_") as folder:
+        output = Path(folder) / "output"
+        process = PROCESSES.Process(target=run_pytest, args=(copy, arguments, output))
+        process.start()
+        try:
+            process.join(LONGEST)
+            if process.is_alive():
+                return f"more than {LONGEST} s"
+        finally:
+            process.kill()
+            process.join()
+        text = output.read_text(errors="replace") if output.exists() else ""
+    if process.exitcode == 0:
+        return None
+    red = re.search(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", text, re.MULTILINE)
+    if process.exitcode != 1 or red is None:
+        raise OutOfDate(f"pytest {shlex.join(arguments)}: exit status {process.exitcode}, no test "
+                        f"ran\n{text[-2000:]}")
+    return red[1]
+
+
+def run_pytest(copy: Path, arguments: Sequence[str], output: Path) -> None:
+    """In a process of its own: pytest in the copy, its words to a file."""
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(copy)
+    sys.path[:] = [str(copy), *(p for p in sys.path if Path(p).resolve() not in (ROOT, HERE))]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    # Python knows a changed file by its second and size, which a wrong sign leaves alone.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *arguments]))
+
+
+def noticed_by(fault: Fault, copy: Path, green: set[str]) -> str | None:
+    """The test that notices a fault, those that should before all others; None: survived.
+
+    ``green`` are tests known to be green without any fault, and is added to.
+    """
+    with put_in(fault, copy):
+        test = run_tests(copy, fault.tests) or run_tests(copy, OTHERS)
+    if test and "::" in test and test not in green:
+        if run_tests(copy, [test]):
+            raise OutOfDate(f"{fault.name}: {test} is red without any fault")
+        green.add(test)
+    return test
+
+
+def survey(faults: Sequence[Fault], root: Path = ROOT) -> int:
+    """Put in every fault in turn, print what notices it and a table; the exit status."""
+    start, rows, wrong, green = time.monotonic(), [], [], set()
+    with tempfile.TemporaryDirectory(prefix="grpo_faults_") as folder:
+        copy = Path(folder).resolve()
+        copy_repository(root, copy)
+        for number, fault in enumerate(faults, start=1):
+            before = time.monotonic()
+            try:
+                test = noticed_by(fault, copy, green)
+            except OutOfDate as error:
+                wrong.append(fault.name)
+                print(f"OUT OF DATE {error}", flush=True)
+                continue
+            seconds = time.monotonic() - before
+            rows.append((fault, test, seconds))
+            verdict = f"red    {test}" if test else "GREEN  survived"
+            print(f"{number:3} of {len(faults)}  {seconds:5.1f} s  {fault.name:40} {verdict}",
+                  flush=True)
+    print(table(rows, time.monotonic() - start))
+    survived = [fault.name for fault, test, _ in rows if test is None]
+    for title, names in (("Survived", survived), ("Out of date", wrong)):
+        if names:
+            print(f"{title}: {', '.join(names)}")
+    return 2 if wrong else 1 if survived else 0
+
+
+def table(rows: Sequence[tuple[Fault, str | None, float]], seconds: float) -> str:
+    """Faults, how many were noticed, and seconds, a line for each file and one for all."""
+    lines = [f"\n{'file':32}{'faults':>8}{'noticed':>9}{'seconds':>9}"]
+    for file in dict.fromkeys(fault.file for fault, _, _ in rows):
+        some = [row for row in rows if row[0].file == file]
+        lines.append(f"{file:32}{len(some):8}{sum(test is not None for _, test, _ in some):9}"
+                     f"{sum(row[2] for row in some):9.0f}")
+    noticed = sum(test is not None for _, test, _ in rows)
+    return "\n".join([*lines, f"{'all':32}{len(rows):8}{noticed:9}{seconds:9.0f}"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Put faults into a copy and run the tests.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults to try (none: all)")
+    parser.add_argument("--list", action="store_true", help="only say what there is")
+    options = parser.parse_args(arguments)
+    by_name = {fault.name: fault for fault in FAULTS}
+    unknown = [name for name in options.names if name not in by_name]
+    if unknown:
+        parser.error(f"got {', '.join(unknown)}, allowed are the names that --list shows")
+    chosen = [by_name[name] for name in options.names] or FAULTS
+    if options.list:
+        for fault in chosen:
+            print(f"{fault.name:40} {fault.file}")
+        return 0
+    PROCESSES.set_forkserver_preload(SLOW_TO_LOAD)
+    # Told to stop, leave in order: the copy goes, and the tests with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return survey(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The logs that ship with the library: small, complete, and there without the repository."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from grpo_lib import recorded
+
+ROOT = Path(__file__).parent.parent
+NAMES = recorded.names()
+
+
+def test_the_names_are_those_of_the_files():
+    files = {p.stem for p in (ROOT / "grpo_lib" / "recorded").glob("*.json")}
+    assert set(NAMES) == files >= {"flagship"}
+    assert sorted(NAMES) == NAMES
+
+
+@pytest.mark.parametrize("name", ["flag", "", "flagship.json", "../base_models/chain"])
+def test_an_unknown_name_is_answered_with_the_names(name):
+    with pytest.raises(ValueError, match=f"name: got {name!r}, allowed are .*flagship"):
+        recorded.load(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestLog:
+    def test_says_how_it_was_made(self, name):
+        log = recorded.load(name)
+        assert log["command"] == f"python -m benchmarks {name}"
+        assert {"torch", "python", "grpo_lib"} <= log["versions"].keys()
+        assert isinstance(log["threads"], int) and log["threads"] >= 1
+        assert len(log) > 3
+
+    def test_is_small_and_names_no_place_on_a_machine(self, name):
+        file = resources.files(recorded) / f"{name}.json"
+        assert len(file.read_bytes()) < 300_000
+        assert not re.search(r"/(home|root|Users|tmp)/", file.read_text(encoding="utf-8"))
+
+    def test_its_command_names_a_part_of_the_benchmarks_that_ships_its_log(self, name):
+        tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8"))
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        constants = {target.id: node.value for node in tree.body if isinstance(node, ast.Assign)
+                     for target in node.targets if isinstance(target, ast.Name)}
+        assert {"measure", "report"} <= functions
+        assert ast.literal_eval(constants["IN_LESSONS"]) is True
+
+
+def test_the_logs_load_where_the_repository_is_not(tmp_path):
+    shutil.copytree(ROOT / "grpo_lib", tmp_path / "grpo_lib",
+                    ignore=shutil.ignore_patterns("__pycache__", "base_models"))
+    code = ("import grpo_lib, sys\nfrom grpo_lib import recorded\n"
+            "print([len(recorded.load(name)) > 3 for name in recorded.names()])\n"
+            "print(grpo_lib.__file__, 'benchmarks' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == [
+        str([True] * len(NAMES)), f"{tmp_path / 'grpo_lib' / '__init__.py'} False"]
+
+
+def test_the_package_takes_its_logs_with_it():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"grpo_lib.recorded"' in settings and '"recorded/*.json"' in settings
