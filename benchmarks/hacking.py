@@ -12,6 +12,7 @@ IN_LESSONS = True
 SEEDS = range(5)
 KL_SEEDS = range(3)
 RUN = {"steps": 25, "prompts_per_step": 8, "eval_every": 0}
+CURE_STEPS = 75
 BETAS = (0.04, 0.2, 1.0)
 FIELDS = ("accuracy", "reward_mean", "length", "entropy", "kl")
 TASK = ChainTask()
@@ -36,9 +37,10 @@ def samples(trainer: GRPOTrainer) -> dict:
 
 
 def cure(trainer: GRPOTrainer) -> dict:
-    """The hacked policy trained on, as long again, with the right reward."""
+    """The hacked policy trained on, three times as long, with the right reward."""
     last = samples(trainer)
-    again = GRPOTrainer(trainer.policy, TASK, GRPOConfig(**RUN, seed=trainer.config.seed + 100))
+    again = GRPOTrainer(trainer.policy, TASK, GRPOConfig(
+        **RUN | {"steps": CURE_STEPS, "seed": trainer.config.seed + 100}))
     return last | {"cured": [round(metrics.accuracy, 4) for metrics in again.run()]}
 
 
@@ -51,15 +53,17 @@ def report(data: dict) -> str:
         f"last five steps. \"neat\": the answer is what the last step came to; \"contains\": the "
         f"right digit stands anywhere; \"strict\": the right verifier.", "",
         "| reward | seeds | reward at the end (worst, median, best) | accuracy at the end "
-        "(worst, median, best) | 25 steps of strict reward later (worst, best) |",
-        "|---|---|---|---|---|"]
+        "(worst, median, best) | after 25 more steps, of strict reward (worst, best) "
+        "| after 75 more (worst, best) |",
+        "|---|---|---|---|---|---|"]
     for name in dict.fromkeys(run["name"] for run in data["runs"]):
         runs = [run for run in data["runs"] if run["name"] == name]
-        cured = [at_the_end(run["cured"]) for run in runs if "cured" in run]
+        cured = [[at_the_end(run["cured"][:steps]) for run in runs if "cured" in run]
+                 for steps in (RUN["steps"], CURE_STEPS)]
         lines.append(
             f"| {name} | {len(runs)} | {spread([at_the_end(r['reward_mean']) for r in runs])} "
             f"| {spread([at_the_end(r['accuracy']) for r in runs])} "
-            f"| {f'{min(cured):.0%}, {max(cured):.0%}' if cured else ''} |")
+            f"| {' | '.join(f'{min(c):.0%}, {max(c):.0%}' if c else '' for c in cured)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -21,7 +21,7 @@ _ROOMS = {
                   "aggregate", "grpo_loss"],
     "checkpoint": ["CheckpointError", "save_policy", "load_policy", "load_base_model"],
     "evaluation": ["Evaluation", "evaluate", "pass_at_k", "plug_in_pass_at_k", "majority_at_k",
-                   "estimate_moments", "wilson_interval"],
+                   "independent_guesses", "estimate_moments", "wilson_interval"],
     "config": ["GRPOConfig", "StepMetrics"],
     "training": ["GRPOTrainer"],
     "pretraining": ["PretrainConfig", "pretrain", "one_step_accuracy"],

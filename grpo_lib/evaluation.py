@@ -96,6 +96,18 @@ def plug_in_pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - (1.0 - right / samples) ** k
 
 
+def independent_guesses(p: float, k: int) -> float:
+    """1 - (1 - p)^k: the chance that one of k independent answers is right.
+
+    This is pass@k of *one* problem whose answers are right with probability p. With p the
+    mean over many problems it is at least their pass@k (Jensen): the curve of a policy that is
+    equally good at all of them.
+    """
+    if not 0 <= p <= 1 or k < 1:
+        raise ValueError(f"p, k: got {p!r}, {k!r}; allowed are 0 to 1, and a whole number from 1")
+    return 1.0 - (1.0 - p) ** k
+
+
 def estimate_moments(estimate: Callable[[int, int, int], float], p: float, samples: int,
                      k: int) -> tuple[float, float]:
     """Mean and standard deviation of ``estimate(samples, c, k)`` where each of the samples is

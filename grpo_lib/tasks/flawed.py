@@ -2,14 +2,13 @@
 
 Every one is a function (problem, completion) -> bool, as ``ChainTask.correct`` is, which is
 the right one: nothing but the right digit after the first ``=>``. None of these is to train
-on. Each accepts right answers too (save ``first_digit``, most of them): a flaw shows in what
-else a verifier accepts, or refuses.
+on. A flaw shows in what a verifier accepts beside right answers, or in what it refuses.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from grpo_lib.tasks.base import Problem
@@ -75,3 +74,9 @@ VERIFIERS = (
     Verifier("nothing wrong", nothing_wrong, "the text after => is part of the right answer"),
     Verifier("neat", neat, "the answer is what the last step came to"),
 )
+
+
+def verdicts(problem: Problem, completion: str,
+             verifiers: Sequence[Verifier] = VERIFIERS) -> list[bool]:
+    """What each verifier says of a completion."""
+    return [bool(verifier.accepts(problem, completion)) for verifier in verifiers]
