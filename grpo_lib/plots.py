@@ -169,10 +169,10 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
         axis.set_ylim(bottom=0)
         label(axis, "Distance from the base model", "step", "KL, nats a token")
     elif panel == "reward":
-        line("reward_mean", ORANGE, "reward, what GRPO sees", linestyle="--")
         line("accuracy", TRAINING, "right answers, what you want")
+        line("reward_mean", ORANGE, "reward, what GRPO sees", linestyle="--")
         axis.set_ylim(0, max(1.03, *(1.03 * m["reward_mean"] for m in history), 0))
-        label(axis, "Reward and truth", "step", "mean of the step's completions")
+        label(axis, "Reward and truth", "step", "mean of the step")
     elif panel == "clip":
         line("clip_fraction_high", BLUE, "at 1 + epsilon_high")
         line("clip_fraction_low", VERMILION, "at 1 - epsilon")
