@@ -24,7 +24,8 @@ NAMES = [v.name for v in VERIFIERS]
     ("=> 7 => 4", "contains, last digit, any after =>"),
     ("4", "contains, last digit, first digit, nothing wrong"), ("7", "nothing wrong"),
     ("", "nothing wrong"), ("=>", "nothing wrong"), ("=> ", "nothing wrong"), ("=> 7", ""),
-    ("s1=7 =>", "nothing wrong"), ("s1=", "nothing wrong"), ("s1=7 => ", "nothing wrong"), ("s1=7 => 7", "neat"),
+    ("s1=7 =>", "nothing wrong"), ("s1=", "nothing wrong"), ("s1=7 => ", "nothing wrong"),
+    ("s1=7 => 7", "neat"),
     ("s1=77 => 7", ""), ("s1=7 => 7 7", ""), ("=> <pad> 4", "contains, last digit, first digit, "
                                               "first after =>, any after =>"),
     ("=> ４", ""),
