@@ -1,10 +1,11 @@
-"""Accuracy and pass@k on held-out problems, with confidence intervals."""
+"""Accuracy, pass@k and majority@k on held-out problems, with confidence intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -82,6 +83,80 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     if not 1 <= k <= samples:
         raise ValueError(f"k: got {k}, allowed is 1 to samples = {samples}")
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def plug_in_pass_at_k(samples: int, right: int, k: int) -> float:
+    """1 - (1 - c/n)^k, from c = ``right`` of n = ``samples``: too low on average, for k > 1.
+
+    It takes c/n for the true share p and draws *with* replacement. As a function of c/n it is
+    concave, so by Jensen's inequality its mean lies below 1 - (1 - p)^k, which ``pass_at_k``
+    meets (2107.03374, section 2.1).
+    """
+    pass_at_k(samples, right, k)  # the same arguments are allowed
+    return 1.0 - (1.0 - right / samples) ** k
+
+
+def independent_guesses(p: float, k: int) -> float:
+    """1 - (1 - p)^k: the chance that one of k independent answers is right.
+
+    This is pass@k of *one* problem whose answers are right with probability p. With p the
+    mean over many problems it is at least their pass@k (Jensen): the curve of a policy that is
+    equally good at all of them.
+    """
+    if not 0 <= p <= 1 or k < 1:
+        raise ValueError(f"p, k: got {p!r}, {k!r}; allowed are 0 to 1, and a whole number from 1")
+    return 1.0 - (1.0 - p) ** k
+
+
+def estimate_moments(estimate: Callable[[int, int, int], float], p: float, samples: int,
+                     k: int) -> tuple[float, float]:
+    """Mean and standard deviation of ``estimate(samples, c, k)`` where each of the samples is
+    right with probability p, independently: exact sums over c, which is binomial."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"p: got {p!r}, allowed is a number from 0 to 1")
+    chances = [math.comb(samples, c) * p**c * (1 - p) ** (samples - c) for c in range(samples + 1)]
+    values = [estimate(samples, c, k) for c in range(samples + 1)]
+    mean = math.fsum(w * v for w, v in zip(chances, values))
+    return mean, math.sqrt(math.fsum(w * (v - mean) ** 2 for w, v in zip(chances, values)))
+
+
+def majority_at_k(counts: Sequence[int], right: int, k: int) -> float:
+    """Chance that the most frequent of k answers is the right one (self-consistency,
+    2203.11171), without bias: the mean over all k-subsets of the n = sum(counts) sampled.
+
+    counts[a] samples gave answer a, and answer ``right`` is right (its count may be 0); a tie
+    for first place is broken by drawing among the tied. For j = 1..k votes for the right
+    answer and t others with j votes as well, no other having more, the number of subsets is
+    C(counts[right], j) * ways(j, t, k - j), and each wins with chance 1 / (t + 1).
+    """
+    if not counts or any(not isinstance(c, int) or c < 0 for c in counts):
+        raise ValueError(f"counts: got {counts!r}, allowed are whole numbers from 0, one for each "
+                         f"answer")
+    if not 0 <= right < len(counts):
+        raise ValueError(f"right: got {right}, allowed is a place in counts, 0 to "
+                         f"{len(counts) - 1}")
+    if not 1 <= k <= sum(counts):
+        raise ValueError(f"k: got {k}, allowed is 1 to the {sum(counts)} samples")
+    others = sorted(c for a, c in enumerate(counts) if a != right and c > 0)
+    return _majority(counts[right], tuple(others), k)
+
+
+@lru_cache(maxsize=100_000)
+def _majority(right: int, others: tuple[int, ...], k: int) -> float:
+    wins = 0.0
+    subsets = math.comb(right + sum(others), k)
+    for j in range(1, min(right, k) + 1):
+        ways = {(0, 0): 1}  # (other answers in the subset, those with j votes) -> subsets
+        for count in others:
+            longer: dict[tuple[int, int], int] = {}
+            for (used, ties), number in ways.items():
+                for votes in range(min(count, j, k - j - used) + 1):
+                    at = (used + votes, ties + (votes == j))
+                    longer[at] = longer.get(at, 0) + number * math.comb(count, votes)
+            ways = longer
+        wins += sum(math.comb(right, j) * number / subsets / (ties + 1)
+                    for (used, ties), number in ways.items() if used == k - j)
+    return wins
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

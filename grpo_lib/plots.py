@@ -136,7 +136,8 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
                   linewidth=2.2, **style)
 
     main = {"accuracy": "accuracy", "length": "length", "entropy": "entropy", "kl": "kl",
-            "groups": "zero_variance_groups", "clip": "clip_fraction_high"}
+            "groups": "zero_variance_groups", "clip": "clip_fraction_high",
+            "reward": "reward_mean"}
     if panel not in main:
         raise ValueError(f"panels: got {panel!r}, allowed are {', '.join(main)}")
     if compare is not None:
@@ -169,6 +170,11 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
                   color=BLUE, linewidth=2.2, label="running median of 5")
         axis.set_ylim(bottom=0)
         label(axis, "Distance from the base model", "step", "KL, nats a token")
+    elif panel == "reward":
+        line("accuracy", TRAINING, "right answers, what you want")
+        line("reward_mean", ORANGE, "reward, what GRPO sees", linestyle="--")
+        axis.set_ylim(0, max(1.03, *(1.03 * m["reward_mean"] for m in history), 0))
+        label(axis, "Reward and truth", "step", "mean of the step")
     elif panel == "clip":
         line("clip_fraction_high", BLUE, "at 1 + epsilon_high")
         line("clip_fraction_low", VERMILION, "at 1 - epsilon")

@@ -34,6 +34,15 @@ def test_training_curves_draw_the_metrics():
                for axis in figure.axes)
 
 
+def test_the_reward_panel_draws_reward_beside_truth_and_fits_rewards_above_one():
+    history = [m | {"reward_mean": 2 * m["accuracy"] + 1} for m in HISTORY]
+    [axis] = plots.training_curves(history, ("reward",)).axes
+    assert drawn(axis) == {"reward, what GRPO sees": [m["reward_mean"] for m in history],
+                           "right answers, what you want": [m["accuracy"] for m in history]}
+    assert axis.get_ylim()[1] > max(m["reward_mean"] for m in history)
+    assert plots.training_curves([], ("reward",)).axes[0].get_ylim() == (0, 1.03)
+
+
 def test_training_curves_of_nothing_and_beside_another_run():
     assert len(plots.training_curves([], steps=5).axes) == 4
     figure = plots.training_curves(HISTORY[:2], ("accuracy",), compare=("other", HISTORY))
