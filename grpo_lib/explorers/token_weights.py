@@ -34,7 +34,7 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
         advantages = group_advantages(rewards[None, :group_size].float())[0]
         lengths, each = mask[:group_size].sum(1), weights.amax(1)
         values = each * advantages if mode == "push" else each
-        most = values.abs().max().clamp(min=1e-12)
+        most = max(values.abs().max().item(), 1e-12)
         cells = [tint(value / most, BLUE if mode == "weight" else RIGHT if value > 0 else WRONG)
                  for value in values.tolist()]
         figure = token_grid(
@@ -42,7 +42,7 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
             [f"{name}, {value:{'+' if mode == 'push' else ''}.4f} each"
              for name, value in zip(names, values.tolist())],
             f"{'Weight of each token' if mode == 'weight' else 'Weight times advantage'}, "
-            f"{aggregation}", width=12)
+            f"{aggregation}", width=12, font=10)
         short, long = int(lengths.argmin()), int(lengths.argmax())
         text = (f"{aggregation}, G = {group_size}"
                 f"{f', max_length {max_length}' if aggregation == 'constant' else ''}: "
