@@ -42,7 +42,10 @@ def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explor
                           linewidth=2.6, label=name)
             axis.axvline(step, color=GREY, linewidth=1.2)
             axis.set_xlim(0, steps)
-            axis.set_ylim(0, 1 if field == "accuracy" else 20)
+            share = field == "accuracy"
+            axis.set_ylim(0, 1 if share else 20)
+            axis.set_yticks((0, 0.5, 1) if share else (0, 5, 10, 15, 20))
+            axis.set_xticks(range(0, steps + 1, 10))
         label(axes[0], f"Wrong answers: {title}", "step", "tokens", legend=False)
         label(axes[1], LABELS[beside][0], "step", LABELS[beside][1])
         said = []
