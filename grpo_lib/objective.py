@@ -85,10 +85,26 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
         return (values.sum(1) / mask.sum(1).clamp(min=1)).mean()
     if aggregation == "token_mean":
         return values.sum() / mask.sum().clamp(min=1)
-    if max_length is None or not max_length >= 1:
-        raise ValueError(f"max_length: got {max_length!r}; aggregation='constant' divides by it, "
-                         f"allowed is a whole number from 1")
+    check_max_length(max_length)
     return values.sum() / (mask.shape[0] * max_length)
+
+
+def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None) -> Tensor:
+    """How much each token counts in ``aggregate``, d aggregate / d per_token: (B, T) -> (B, T).
+
+    "sequence_mean": 1 / (B |o_i|);  "token_mean": 1 / sum_j |o_j|;
+    "constant": 1 / (B * max_length); 0 where mask is 0.
+    """
+    counts = (mask != 0).to(torch.get_default_dtype() if not mask.is_floating_point()
+                            else mask.dtype)
+    lengths = counts.sum(1, keepdim=True)
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    if aggregation == "sequence_mean":
+        return counts / lengths.clamp(min=1) / len(mask)
+    if aggregation == "token_mean":
+        return counts / lengths.sum().clamp(min=1)
+    check_max_length(max_length)
+    return counts / (len(mask) * max_length)
 
 
 def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
@@ -161,6 +177,12 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
+
+
+def check_max_length(max_length: int | None) -> None:
+    if max_length is None or not max_length >= 1:
+        raise ValueError(f"max_length: got {max_length!r}; aggregation='constant' divides by it, "
+                         f"allowed is a whole number from 1")
 
 
 def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) -> float:

@@ -241,23 +241,25 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str,
 
 def token_grid(words: Sequence[Sequence[str]], colors: Sequence[Sequence[str]],
                names: Sequence[str], title: str, legend: Mapping[str, str] | None = None, *,
-               numbers: Sequence[Sequence[str]] | None = None, width: float = 11.0) -> Figure:
+               numbers: Sequence[Sequence[str]] | None = None, width: float = 11.0,
+               font: float | None = None) -> Figure:
     """Completions as rows of coloured cells, a token each: words[i][t] on colors[i][t].
 
     ``names`` stand before the rows, ``numbers`` (same shape as words) below the words;
-    ``legend`` maps what a colour means to the colour. Rows may differ in length.
+    ``legend`` maps what a colour means to the colour. Rows may differ in length. ``font``: size
+    of the words in points, None for one that fits wide words.
     """
     columns = max(map(len, words))
     figure, axis = new_figure(width=width, height=0.6 * len(words) + (1.4 if legend else 0.8))
     axis.set_axis_off()
     axis.set_xlim(-0.02, columns)
     axis.set_ylim(len(words), 0)
-    size = min(FONT - 1, 110 / columns)
+    size = font or min(FONT - 1, 110 / columns)
     for y, row in enumerate(words):
         for x, word in enumerate(row):
             color = colors[y][x]
-            axis.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=color,
-                                     edgecolor=BLACK, linewidth=0.6))
+            axis.add_artist(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=color,
+                                      edgecolor=BLACK, linewidth=0.6))
             ink = ink_on(color)
             axis.text(x + 0.5, y + (0.36 if numbers else 0.5), word, fontsize=size, color=ink,
                       ha="center", va="center")

@@ -15,6 +15,7 @@ from grpo_lib.objective import (
     grpo_loss,
     importance_ratio,
     kl_estimate,
+    token_weights,
 )
 
 MAX_LENGTH = 7
@@ -423,3 +424,56 @@ def test_a_bad_argument_is_named(change, named):
     with pytest.raises(ValueError, match=f"^{named}: ") as caught:
         grpo_loss(**arguments)
     assert "allowed" in str(caught.value)
+
+
+# --- the weight of a token ----------------------------------------------------------------
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("lengths", [LENGTHS, GROUP_LENGTHS, [0, 0], [1], [4]])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64, torch.bool])
+def test_token_weights_are_the_slopes_of_aggregate(aggregation, lengths, dtype):
+    mask = (torch.arange(4) < torch.tensor(lengths)[:, None]).to(dtype)
+    kind = dtype if dtype.is_floating_point else torch.float32
+    values = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0), dtype=kind)
+    values.requires_grad_()
+    number = aggregate(values, mask, aggregation, MAX_LENGTH)
+    got = token_weights(mask, aggregation, MAX_LENGTH)
+    assert got.dtype == kind and got.shape == mask.shape
+    assert torch.allclose(got, torch.autograd.grad(number, values)[0], atol=1e-7)
+    assert (got * values.detach()).sum().item() == pytest.approx(number.item(), abs=1e-6)
+
+
+def test_token_weights_by_hand():
+    mask = torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 1]])
+    assert token_weights(mask, "sequence_mean").tolist() == [[0.25, 0.25, 0, 0], [0.125] * 4]
+    assert token_weights(mask, "token_mean").tolist() == [
+        pytest.approx([1 / 6, 1 / 6, 0, 0]), pytest.approx([1 / 6] * 4)]
+    assert token_weights(mask, "constant", 5).tolist() == [
+        pytest.approx([0.1, 0.1, 0, 0]), pytest.approx([0.1] * 4)]
+
+
+@pytest.mark.parametrize("max_length", [None, 0, -3])
+def test_token_weights_name_bad_input(max_length):
+    with pytest.raises(ValueError, match=r"max_length: got .*'constant' divides by it"):
+        token_weights(torch.ones(2, 2), "constant", max_length)
+    with pytest.raises(ValueError, match="aggregation: got 'sum', allowed are sequence_mean"):
+        token_weights(torch.ones(2, 2), "sum")
+
+
+def test_sequence_mean_is_constant_with_advantages_over_length(on_policy):
+    log_probs, advantages, mask = on_policy
+    options = {"max_length": MAX_LENGTH}
+    first = grpo_loss(log_probs, log_probs, advantages, mask, aggregation="sequence_mean").loss
+    second = grpo_loss(log_probs, log_probs, advantages * MAX_LENGTH / mask.sum(1), mask,
+                       aggregation="constant", **options).loss
+    slopes = [torch.autograd.grad(loss, log_probs, retain_graph=True)[0]
+              for loss in (first, second)]
+    assert (slopes[0] - slopes[1]).abs().max() < 1e-15 < slopes[0].abs().max()
+
+
+def test_token_mean_over_micro_batches_of_one_row_is_sequence_mean(on_policy):
+    values, mask = torch.randn(6, 4, generator=torch.Generator().manual_seed(2)), on_policy[2]
+    rows = [aggregate(values[i: i + 1], mask[i: i + 1], "token_mean") for i in range(6)]
+    assert sum(rows).item() / 6 == pytest.approx(
+        aggregate(values, mask, "sequence_mean").item(), abs=1e-6)
+    assert abs(sum(rows).item() / 6 - aggregate(values, mask, "token_mean").item()) > 1e-3

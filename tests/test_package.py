@@ -11,8 +11,8 @@ import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
 CORE = ["threads", "tokenizer", "policy", "tasks", "rollout", "advantages", "objective",
-        "algorithms", "critic", "checkpoint", "evaluation", "config", "training", "pretraining",
-        "exact", "recorded"]  # each room may use those before it
+        "length_bias", "algorithms", "critic", "checkpoint", "evaluation", "config", "training",
+        "pretraining", "exact", "recorded"]  # each room may use those before it
 NUMBERS_ONLY = {"plots"}  # knows numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")
 

@@ -1,0 +1,77 @@
+"""Recorded runs under each aggregation: how long the wrong answers are, seed by seed."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from grpo_lib.explorers.base import Explorer
+from grpo_lib.explorers.controls import choice, slider
+from grpo_lib.objective import AGGREGATIONS
+from grpo_lib.plots import BLUE, GREY, ORANGE, PURPLE, label, new_figure
+
+LOOKS = dict(zip(AGGREGATIONS, ((BLUE, "-"), (ORANGE, "--"), (PURPLE, ":"))))
+SETTINGS = {"flagship": ("the default run", "accuracy"),
+            "too_long": ("chains too long", "accuracy"),
+            "marked": ("marked beforehand", "length_right")}
+LABELS = {"accuracy": ("Right answers", "share"), "length_right": ("Right answers", "tokens")}
+
+
+def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explorer:
+    """Menus for setting and aggregation, a slider for the step; ``record`` is
+    ``grpo_lib.recorded.load("aggregation")``."""
+    missing = [name for name in SETTINGS if not record.get(name)]
+    if missing:
+        raise ValueError(f"record: has no {', '.join(missing)}, allowed is load('aggregation')")
+    steps = max(len(run["length_wrong"]) for name in SETTINGS for run in record[name])
+
+    def draw(setting: str, aggregation: str, step: int):
+        title, beside = SETTINGS[setting]
+        runs = record[setting]
+        step = min(step, len(runs[0]["length_wrong"]))
+        figure, axes = new_figure(2, width=11, height=4.3)
+        names = AGGREGATIONS if aggregation == "all three" else (aggregation,)
+        for axis, field in zip(axes, ("length_wrong", beside)):
+            for name in names:
+                color, style = LOOKS[name]
+                curves = [run[field] for run in runs if run["name"] == name]
+                for curve in curves:
+                    axis.plot(range(1, len(curve) + 1), nan(curve), style, color=color,
+                              linewidth=0.8, alpha=0.6)
+                average = [mean_of(values) for values in zip(*curves)]
+                axis.plot(range(1, len(average) + 1), nan(average), style, color=color,
+                          linewidth=2.6, label=name)
+            axis.axvline(step, color=GREY, linewidth=1.2)
+            axis.set_xlim(0, steps)
+            share = field == "accuracy"
+            axis.set_ylim(0, 1 if share else 20)
+            axis.set_yticks((0, 0.5, 1) if share else (0, 5, 10, 15, 20))
+            axis.set_xticks(range(0, steps + 1, 10))
+        label(axes[0], f"Wrong answers: {title}", "step", "tokens", legend=False)
+        label(axes[1], LABELS[beside][0], "step", LABELS[beside][1])
+        said = []
+        for name in names:
+            chosen = [run for run in runs if run["name"] == name]
+            wrong = [run["length_wrong"][step - 1] for run in chosen]
+            wrong = [value for value in wrong if value is not None]
+            other = mean_of([run[beside][step - 1] for run in chosen])
+            said.append(f"{name} {mean(wrong):.1f} ({min(wrong):.1f} to {max(wrong):.1f}), "
+                        + (f"accuracy {other:.0%}" if beside == "accuracy"
+                           else f"right ones {other:.1f}"))
+        text = (f"{title}, step {step}, tokens of a wrong answer (mean and range of "
+                f"{len(chosen)} runs): {'; '.join(said)}")
+        return figure, text
+
+    return Explorer(
+        draw, setting=choice("setting", setting, [(v[0], k) for k, v in SETTINGS.items()]),
+        aggregation=choice("aggregation", "all three", ("all three", *AGGREGATIONS)),
+        step=slider("step", steps, 1, steps, 1))
+
+
+def mean_of(values) -> float | None:
+    """Mean of the numbers among the values; None where there are none."""
+    there = [value for value in values if value is not None]
+    return mean(there) if there else None
+
+
+def nan(values) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
