@@ -39,17 +39,17 @@ def clip_explorer(epsilon: float = 0.2) -> Explorer:
         for axis, bottom, top in ((value, -3.6, 3.6), (slope, -1.6, 1.6)):
             axis.set_ylim(bottom, top)
             axis.set_xlim(0, WIDTH)
+            axis.set_xticks([0, 1, 2, 3])
+            axis.set_yticks([-3, 0, 3] if axis is value else [-1, 0, 1])
             axis.axvline(1, color=BLACK, linewidth=1)
-            middle = 0.5
-            axis.axvspan(high_edge, WIDTH, middle, 1, color=BLUE, alpha=0.16, hatch="//",
-                         linewidth=0)
-            axis.axvspan(0, low_edge, 0, middle, color=VERMILION, alpha=0.16, hatch="\\\\",
-                         linewidth=0)
+            bands = [(high_edge, WIDTH, 0.5, BLUE, "//"), (0, low_edge, 0, VERMILION, "\\\\")]
             if cap is not None:
-                axis.axvspan(cap, WIDTH, 0, middle, color=VERMILION, alpha=0.16, hatch="\\\\",
-                             linewidth=0)
+                bands.append((cap, WIDTH, 0, VERMILION, "\\\\"))
+            for left, right, bottom, color, hatch in bands:  # upper half A = +1, lower A = -1
+                axis.axvspan(left, right, bottom, bottom + 0.5, color=color, alpha=0.16,
+                             hatch=hatch, linewidth=0)
         for at, y, name, color in (((high_edge + WIDTH) / 2, 1.35, "A = +1\nblocked", BLUE),
-                                   (low_edge / 2, -1.35, "A = -1\nblocked", VERMILION)):
+                                   (max(low_edge / 2, 0.3), -1.35, "A = -1\nblocked", VERMILION)):
             slope.text(at, y, name, color=color, fontsize=FONT - 1, ha="center", va="center",
                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         label(value, "Objective of one token", "ratio r", "min(r A, clip(r) A)", legend=False)

@@ -24,7 +24,8 @@ def clip_tokens_explorer(words: Sequence[Sequence[str]], rows: Sequence[int], ra
     """Sliders for epsilon, epsilon_high and the updates taken on one batch.
 
     ratios (U + 1, B, T) after 0 to U updates, advantages (B,), mask (B, T) of the batch;
-    ``rows`` of it are shown, with their tokens in ``words``.
+    ``rows`` of it are shown, with their tokens in ``words``. Both epsilons start above 0:
+    there, rounding would decide about tokens that have not moved.
     """
     if ratios.dim() != 3 or ratios.shape[1:] != mask.shape:
         raise ValueError(f"ratios: got shape {tuple(ratios.shape)}, allowed is (U + 1, B, T) with "
@@ -63,6 +64,6 @@ def clip_tokens_explorer(words: Sequence[Sequence[str]], rows: Sequence[int], ra
                 f"whatever the sign of A: {naive:.1%}")
         return figure, text
 
-    return Explorer(draw, epsilon=slider("epsilon", epsilon, 0.0, 0.9, 0.05),
+    return Explorer(draw, epsilon=slider("epsilon", epsilon, 0.05, 0.9, 0.05),
                     epsilon_high=stops("epsilon_high", SAME, HIGHS),
                     updates=slider("updates taken", len(ratios) - 1, 0, len(ratios) - 1, 1))
