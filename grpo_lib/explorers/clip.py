@@ -17,7 +17,7 @@ WIDTH = 3.4  # the ratio goes from 0 to this
 
 def clip_explorer(epsilon: float = 0.2) -> Explorer:
     """Sliders for epsilon, epsilon_high and delta. Left the objective over the ratio, right
-    its slope; regions without gradient are hatched and named."""
+    its slope; regions without gradient are shaded and named."""
     x = torch.linspace(0, WIDTH, 341, dtype=torch.float64)
     probes = torch.tensor([0.5, 1.5], dtype=torch.float64)
 
@@ -42,12 +42,12 @@ def clip_explorer(epsilon: float = 0.2) -> Explorer:
             axis.set_xticks([0, 1, 2, 3])
             axis.set_yticks([-3, 0, 3] if axis is value else [-1, 0, 1])
             axis.axvline(1, color=BLACK, linewidth=1)
-            bands = [(high_edge, WIDTH, 0.5, BLUE, "//"), (0, low_edge, 0, VERMILION, "\\\\")]
+            bands = [(high_edge, WIDTH, 0.5, BLUE), (0, low_edge, 0, VERMILION)]
             if cap is not None:
-                bands.append((cap, WIDTH, 0, VERMILION, "\\\\"))
-            for left, right, bottom, color, hatch in bands:  # upper half A = +1, lower A = -1
-                axis.axvspan(left, right, bottom, bottom + 0.5, color=color, alpha=0.16,
-                             hatch=hatch, linewidth=0)
+                bands.append((cap, WIDTH, 0, VERMILION))
+            for left, right, bottom, color in bands:  # upper half A = +1, lower A = -1
+                axis.axvspan(left, right, bottom, bottom + 0.5, color=color, alpha=0.2,
+                             linewidth=0)
         for at, y, name, color in (((high_edge + WIDTH) / 2, 1.35, "A = +1\nblocked", BLUE),
                                    (max(low_edge / 2, 0.3), -1.35, "A = -1\nblocked", VERMILION)):
             slope.text(at, y, name, color=color, fontsize=FONT - 1, ha="center", va="center",
