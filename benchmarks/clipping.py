@@ -83,8 +83,8 @@ def report(data: dict) -> str:
         f"answers at learning rate {SHARED['learning_rate']}, eight updates on each batch (four "
         f"passes in two halves) except in the last row, {len(SEEDS)} seeds, {data['threads']} "
         f"threads, torch {data['versions']['torch']}. Accuracy is of the sampled answers, mean of "
-        f"the last five steps. These runs and {len(data['losses'])} short ones, of which every loss "
-        f"is kept, take seven minutes of one core.", "",
+        f"the last five steps. These runs and {len(data['losses'])} short ones, of which every "
+        f"loss is kept, take seven minutes of one core.", "",
         "| clip | accuracy at the end, each seed | median | tokens blocked (mean) |",
         "|---|---|---|---|"]
     for name in SETTINGS:

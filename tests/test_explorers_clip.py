@@ -18,8 +18,8 @@ def said(sign, epsilon, high, delta):
     """What a token of advantage ``sign`` must be said to get at r = 0.5 and 1.5."""
     blocked = {0.5: sign < 0 and 1 - epsilon > 0.5 + 1e-9,
                1.5: sign > 0 and 1 + high < 1.5 - 1e-9}
-    at = {r: 0 if blocked[r] else sign for r in (0.5, 1.5)}
-    return f"A = {sign:+d}: gradient {at[0.5]:+d} at r = 0.5, {at[1.5]:+d} at r = 1.5"
+    at = {r: "0" if blocked[r] else f"{sign:+d}" for r in (0.5, 1.5)}
+    return f"A = {sign:+d}: gradient {at[0.5]} at r = 0.5, {at[1.5]} at r = 1.5"
 
 
 def check(explorer, epsilon, high, delta):

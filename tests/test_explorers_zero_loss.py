@@ -31,7 +31,7 @@ def test_every_combination_says_its_own_numbers(records):
         every = [loss for losses in r["loss"] for loss in losses]
         steep = [norm for norms in r["grad_norm"] for norm in norms]
         text = explorer.text.replace("\n", " ")
-        assert text.startswith(f"{r['way']} a batch, beta {r['beta']:g}, {r['aggregation']}: ")
+        assert text.startswith(f"{r['way']}; beta {r['beta']:g}; {r['aggregation']}: ")
         assert f"batch from {min(first):.3f} to {max(first):.3f}, of all" in text
         assert f"updates from {min(every):.3f} to {max(every):.3f} gradient" in text
         assert f"gradient from {min(steep):.2f} to {max(steep):.2f}, reward 0.12" in text

@@ -32,8 +32,8 @@ def clip_explorer(epsilon: float = 0.2) -> Explorer:
                 axis.plot(x.tolist(), function(x, advantage, epsilon, high, cap).tolist(), style,
                           color=color, linewidth=2.6, label=f"A = {sign:+.0f}")
             slopes = surrogate_gradient(probes, advantage, epsilon, high, cap).tolist()
-            said.append(f"A = {sign:+.0f}: gradient {slopes[0]:+.0f} at r = 0.5, "
-                        f"{slopes[1]:+.0f} at r = 1.5")
+            at_half, at_more = (f"{slope:+.0f}" if slope else "0" for slope in slopes)
+            said.append(f"A = {sign:+.0f}: gradient {at_half} at r = 0.5, {at_more} at r = 1.5")
         low_edge, high_edge = 1 - epsilon, 1 + high
         value, slope = axes
         for axis, bottom, top in ((value, -3.6, 3.6), (slope, -1.6, 1.6)):

@@ -52,7 +52,7 @@ def zero_loss_explorer(records: Sequence[Mapping]) -> Explorer:
             label(axis, title, "step", "", legend=False)
         first = [values[0] for values in record["loss"]]
         # "+ 0.0" turns a rounded -0.0 into 0.0
-        text = (f"{way} a batch, beta {beta:g}, {aggregation}: loss before the first update of a "
+        text = (f"{way}; beta {beta:g}; {aggregation}: loss before the first update of a "
                 f"batch from {round(min(first), 3) + 0.0:.3f} to {round(max(first), 3) + 0.0:.3f}, "
                 f"of all updates from {round(min(map(min, record['loss'])), 3) + 0.0:.3f} to "
                 f"{round(max(map(max, record['loss'])), 3) + 0.0:.3f}\ngradient from "
