@@ -88,3 +88,16 @@ def test_group_bars_draw_both_sides():
     left, right = figure.axes
     assert [bar.get_height() for bar in left.patches] == [1.0, 0.0]
     assert [bar.get_height() for bar in right.patches] == [0.7, -0.7]
+
+
+def test_seed_panels_draw_every_run_and_their_median():
+    runs = {"a": [[0.0, 0.2], [0.1, 0.9], [0.5, 1.0]], "b": [[0.3, 0.4]], "c": [[0.1, 0.1]],
+            "d": [[1.0, 0.0]]}
+    figure = plots.seed_panels(runs, "step", "share", columns=2)
+    assert [axis.get_title("left") for axis in figure.axes] == list(runs)
+    first = figure.axes[0].lines
+    assert [list(line.get_ydata()) for line in first] == [*runs["a"], [0.1, 0.9]]
+    assert list(first[-1].get_xdata()) == [1, 2]
+    assert first[-1].get_linewidth() > first[0].get_linewidth()
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "", "step", "step"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["share", "", "share", ""]
