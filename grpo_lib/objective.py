@@ -56,6 +56,42 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float,
     return torch.minimum(unclipped * advantages, clipped * advantages)
 
 
+def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
+                       epsilon_high: float | None = None, delta: float | None = None) -> Tensor:
+    """d clipped_surrogate / d r: A where the gradient flows, 0 where it is blocked.
+
+    Blocked are A > 0 with r > 1 + epsilon_high, A < 0 with r < 1 - epsilon, and A < 0 with
+    r > delta. On an edge itself it flows, as in autograd. By log pi it is r times this.
+    """
+    epsilon_high = check_clip(epsilon, epsilon_high, delta)
+    low, high = clip_binds(ratio, advantages, epsilon, epsilon_high)
+    blocked = low | high
+    if delta is not None:
+        blocked = blocked | ((advantages < 0) & (ratio > delta))
+    return (advantages * torch.ones_like(ratio)).masked_fill(blocked, 0.0)
+
+
+def clip_binds(ratio: Tensor, advantages: Tensor, epsilon: float,
+               epsilon_high: float | None = None) -> tuple[Tensor, Tensor]:
+    """Where the clip cuts off the gradient, bool: at 1 - epsilon (A < 0), and at
+    1 + epsilon_high (A > 0). Strictly beyond the edge, as TRL counts."""
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    return ((advantages < 0) & (ratio < 1 - epsilon),
+            (advantages > 0) & (ratio > 1 + epsilon_high))
+
+
+def outside_fraction(ratio: Tensor, mask: Tensor, epsilon: float,
+                     epsilon_high: float | None = None) -> Tensor:
+    """Share of tokens with r outside 1 - epsilon to 1 + epsilon_high, whatever the sign of A.
+
+    Some codes log this as the clip fraction. It is never below ``clip_stats``'s, since it
+    also counts tokens whose gradient flows.
+    """
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    outside = ((ratio < 1 - epsilon) | (ratio > 1 + epsilon_high)) & (mask > 0)
+    return outside.sum() / (mask > 0).sum().clamp(min=1)
+
+
 def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3") -> Tensor:
     """Per-token estimate of KL(pi || pi_ref) at sampled tokens: (B, T), (B, T) -> (B, T).
 
@@ -162,10 +198,9 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
     Counted by the sign of A, since each sign binds on one side; |r - 1| > epsilon alone
     would overstate it.
     """
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
     counts = mask > 0
-    low = (advantages < 0) & (ratio < 1 - epsilon) & counts
-    high = (advantages > 0) & (ratio > 1 + epsilon_high) & counts
+    low, high = (where & counts
+                 for where in clip_binds(ratio, advantages, epsilon, epsilon_high))
     tokens = counts.sum().clamp(min=1)
     everywhere = ratio.expand_as(mask)
     return {"clip_fraction": (low | high).sum() / tokens,

@@ -275,6 +275,27 @@ def token_grid(words: Sequence[Sequence[str]], colors: Sequence[Sequence[str]],
     return figure
 
 
+def seed_panels(panels: Mapping[str, Sequence[Sequence[float]]], x_label: str, y_label: str, *,
+                columns: int = 3, colors: Sequence[str] = (BLUE,)) -> Figure:
+    """A panel for each setting, all of one scale from 0% to 100%: a thin line for each run
+    (a seed), and the median of the runs thick."""
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(columns, rows, width=3.9 * columns, height=2.8 * rows)
+    for i, (axis, (name, runs)) in enumerate(zip(axes, panels.items())):
+        color = colors[i % len(colors)]
+        steps = range(1, len(runs[0]) + 1)
+        for run in runs:
+            axis.plot(steps, run, color=color, linewidth=1, alpha=0.6)
+        axis.plot(steps, [statistics.median(values) for values in zip(*runs)], color=color,
+                  linewidth=3)
+        axis.set_ylim(0, 1.03)
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        label(axis, name, x_label if i >= len(panels) - columns else "",
+              y_label if i % columns == 0 else "", legend=False)
+    return figure
+
+
 def luminance(color: str) -> float:
     """Relative luminance of a colour from 0 (black) to 1 (white), as WCAG defines it."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4

@@ -11,10 +11,14 @@ from grpo_lib.objective import (
     KLS,
     RATIOS,
     aggregate,
+    clip_binds,
+    clip_stats,
     clipped_surrogate,
     grpo_loss,
     importance_ratio,
     kl_estimate,
+    outside_fraction,
+    surrogate_gradient,
     token_weights,
 )
 
@@ -227,6 +231,56 @@ def test_only_one_side_binds_for_each_sign(advantage, r, value, slope, low, high
 def test_delta_caps_the_ratio_only_of_bad_tokens(advantage, r, value):
     got = clipped_surrogate(numbers([[r]]), numbers([[advantage]]), 0.2, None, 2.0)
     assert got.item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("sign", [1.7, -1.7])
+@pytest.mark.parametrize(("epsilon", "high", "delta"), [
+    (0.2, None, None), (0.2, 0.28, None), (0.05, None, 1.5), (0.2, 0.28, 2.0), (1.0, 1e9, None),
+    (0.0, 0.0, None), (0.0, 0.0, 1.3)])
+def test_the_surrogates_gradient_is_that_of_finite_differences(sign, epsilon, high, delta):
+    edges = (1 - epsilon, 1 + (epsilon if high is None else high), delta or 0)
+    ratio = numbers([i / 100 for i in range(1, 300)])
+    ratio = ratio[[min(abs(r - edge) for edge in edges) > 1e-3 for r in ratio.tolist()]]
+    step, advantage = 1e-6, numbers(sign)
+    above, below = (clipped_surrogate(r, advantage, epsilon, high, delta)
+                    for r in (ratio + step, ratio - step))
+    slope = (above - below) / (2 * step)
+    got = surrogate_gradient(ratio, advantage, epsilon, high, delta)
+    assert (got - slope).abs().max() < 1e-6
+    assert epsilon == 1.0 or 0 < (got == 0).sum() < len(got)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
+def test_on_the_very_edge_the_surrogates_gradient_is_autograds(sign):
+    for edge in (0.75, 1.0, 1.25, 1.5):  # numbers that floats hold exactly
+        ratio = numbers([edge]).requires_grad_()
+        clipped_surrogate(ratio, numbers([sign]), 0.25, None, 1.5).backward()
+        got = surrogate_gradient(ratio.detach(), numbers([sign]), 0.25, None, 1.5)
+        assert got.tolist() == ratio.grad.tolist()
+
+
+def test_the_surrogates_gradient_spreads_one_advantage_over_a_row():
+    got = surrogate_gradient(numbers([[0.5, 1.5], [0.5, 1.5]]), numbers([[2.0], [-3.0]]), 0.2)
+    assert got.tolist() == [[2.0, 0.0], [0.0, -3.0]]
+    with pytest.raises(ValueError, match=r"^epsilon: "):
+        surrogate_gradient(numbers([1.0]), numbers([1.0]), 1.5)
+
+
+def test_the_clip_binds_on_one_side_for_each_sign():
+    low, high = clip_binds(numbers([[0.5, 0.75, 1.0, 1.25, 1.4, 2.0]]),
+                           numbers([[1.0], [-1.0], [0.0]]), 0.25, 0.4)
+    nothing = [False] * 6
+    assert low.tolist() == [nothing, [True] + [False] * 5, nothing]
+    assert high.tolist() == [[False] * 5 + [True], nothing, nothing]
+
+
+@pytest.mark.parametrize(("high", "expected"), [(None, 4 / 5), (0.5, 3 / 5)])
+def test_outside_fraction_counts_whatever_the_sign_and_no_padding(high, expected):
+    ratio = numbers([[0.5, 1.0, 1.4, 9.0], [0.7, 1.9, 9.0, 9.0]])
+    mask = numbers([[1, 1, 1, 0], [1, 1, 0, 0]])
+    assert outside_fraction(ratio, mask, 0.2, high).item() == pytest.approx(expected)
+    binding = clip_stats(ratio, numbers([[1.0], [-1.0]]), mask, 0.2, high)["clip_fraction"]
+    assert binding < expected  # the tokens that move against their advantage are not blocked
 
 
 @pytest.mark.parametrize(("r", "binds"), [(1.25, False), (1.35, True)])
