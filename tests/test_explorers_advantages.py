@@ -27,11 +27,17 @@ def said(text):
     return [float(x) for x in text.split("advantages ")[1].split(", sum")[0].split()]
 
 
+@pytest.fixture(scope="module")
+def explorer():
+    return advantages_explorer(START, SECOND)
+
+
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("value", [i / 10 for i in range(11)])
-def test_every_position_of_every_slider(place, value):
+def test_every_position_of_every_slider(explorer, place, value):
     rewards = [*START[:place], value, *START[place + 1:]]
-    text = advantages_explorer(START, SECOND).set(**{f"r{place + 1}": value}).text
+    text = explorer.set(**{f"r{place + 1}": value}).text
+    explorer.set(**{f"r{place + 1}": START[place]})
     assert f"rewards {' '.join(f'{r:.1f}' for r in rewards)}:" in text
     assert f"mean {statistics.fmean(rewards):.3f}" in text
     assert f"std {statistics.stdev(rewards):.3f} " in text

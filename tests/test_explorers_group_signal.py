@@ -26,10 +26,15 @@ def shares(rewards, size):
             sum(len(set(group)) > 1 for group in cut) / len(cut))
 
 
+@pytest.fixture(scope="module")
+def explorer():
+    return group_signal_explorer(MEASURED)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("policy", list(MEASURED))
-def test_every_size_and_policy(size, policy):
-    explorer = group_signal_explorer(MEASURED).set(policy=policy, group_size=size)
+def test_every_size_and_policy(explorer, size, policy):
+    explorer.set(policy=policy, group_size=size)
     rewards, tokens = MEASURED[policy]
     at_mean, by_problem, real = shares(rewards, size)
     text = explorer.text
