@@ -67,3 +67,35 @@ def informative_groups(rewards: Tensor) -> Tensor:
                          f"allowed are finite numbers")
     width = rewards.amax(1) - rewards.amin(1)
     return width > 8 * torch.finfo(rewards.dtype).eps * rewards.abs().amax(1)
+
+
+def informative_share(p: Tensor | float, group_size: int) -> Tensor | float:
+    """1 - p^G - (1 - p)^G: how often a group of G is neither all right nor all wrong.
+
+    ``p``, the chance that one answer is right, is a number or a tensor of any shape. The
+    answers of a group are independent given p. Over problems of different p, average the
+    results, not the p: the formula at the mean p is larger (Jensen's inequality).
+    ValueError: a p outside 0 to 1, a group_size that is no whole number from 1.
+    """
+    values = torch.as_tensor(p)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p: got {p!r}, allowed are numbers from 0 to 1")
+    if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
+        raise ValueError(f"group_size: got {group_size!r}, allowed is a whole number from 1")
+    return 1 - p**group_size - (1 - p) ** group_size
+
+
+def signal_and_noise(estimates: Tensor) -> tuple[float, float]:
+    """How large a gradient is and how far one estimate of it strays: (|g|^2, E|g_hat - g|^2).
+
+    estimates (N, K, D): K independent estimates of each of N gradients, D numbers long.
+    Means over the N, both unbiased: the noise from the variance (K - 1) within each of the
+    N, the signal from |mean|^2 less the noise / K that is left in a mean of K. (So a signal
+    near 0 may come out below it.) ValueError: not (N, K, D) with K of 2 or more.
+    """
+    if estimates.dim() != 3 or estimates.shape[1] < 2 or estimates.numel() == 0:
+        raise ValueError(f"estimates: got shape {tuple(estimates.shape)}, allowed is (N, K, D) "
+                         f"with K of 2 or more")
+    noise = estimates.var(1).sum(-1).mean()
+    signal = estimates.mean(1).square().sum(-1).mean() - noise / estimates.shape[1]
+    return signal.item(), noise.item()

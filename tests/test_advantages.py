@@ -1,5 +1,6 @@
 """Advantages by hand, by property, and groups that can teach nothing."""
 
+import itertools
 import math
 import statistics
 
@@ -8,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_lib.advantages import BASELINES, SCALES, group_advantages, informative_groups
+from grpo_lib.advantages import (
+    BASELINES,
+    SCALES,
+    group_advantages,
+    informative_groups,
+    informative_share,
+    signal_and_noise,
+)
 
 FOUNDING = [1.0, 0.1, 1.0, 0.2]
 
@@ -209,3 +217,91 @@ def test_a_bad_argument_is_named(rewards, options, named):
 def test_groups_of_one_are_allowed_where_nothing_is_compared():
     rewards = torch.tensor([[2.0], [3.0]])
     assert torch.equal(group_advantages(rewards, baseline="none", scale="none"), rewards)
+
+
+# --- how many groups teach, and how far a gradient strays ---------------------------------
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_informative_share_is_what_going_through_all_groups_gives(p, size):
+    chance = sum(math.prod(p if right else 1 - p for right in group)
+                 for group in itertools.product([0, 1], repeat=size) if len(set(group)) > 1)
+    assert informative_share(p, size) == pytest.approx(chance, abs=1e-12)
+    one = informative_share(torch.tensor([[p, 0.5]], dtype=torch.float64), size)
+    assert one.tolist() == [[pytest.approx(chance, abs=1e-12),
+                             pytest.approx(1 - 2 * 0.5**size)]]
+
+
+def test_the_informative_share_by_hand():
+    shares = [informative_share(0.05, size) for size in (2, 8, 16, 64)]
+    assert shares == pytest.approx([0.095, 0.337, 0.560, 0.962], abs=5e-4)
+
+
+def test_at_the_mean_p_the_informative_share_is_larger():
+    p = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    for size in (2, 4, 8):
+        assert informative_share(p.mean(), size) > informative_share(p, size).mean()
+
+
+@pytest.mark.parametrize(("p", "size", "named"), [
+    (-0.1, 4, "p: got -0.1"), (1.1, 4, "p: got 1.1"), (math.nan, 4, "p: got nan"),
+    (torch.tensor([0.5, 2.0]), 4, "p: got tensor"), (0.5, 0, "group_size: got 0"),
+    (0.5, 2.0, "group_size: got 2.0"), (0.5, True, "group_size: got True"),
+])
+def test_a_bad_share_is_named(p, size, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        informative_share(p, size)
+    assert "allowed" in str(caught.value)
+
+
+def test_signal_and_noise_by_hand():
+    estimates = numbers([[[1.0, 0.0], [3.0, 0.0]], [[0.0, 2.0], [0.0, 2.0]]])
+    # within: variances 2 and 0; means (2, 0) and (0, 2)
+    assert signal_and_noise(estimates) == (pytest.approx(4 - 1 / 2), pytest.approx(1.0))
+
+
+def test_signal_and_noise_are_unbiased():
+    generator = torch.Generator().manual_seed(0)
+    true = numbers([[3.0, -4.0, 0.0], [0.0, 1.0, 0.0]])[:, None]
+    drawn = torch.randn(2, 60_000, 3, dtype=torch.float64, generator=generator) * 2 + true
+    looks = [signal_and_noise(part) for part in drawn.split(3, 1)]
+    signal, noise = (statistics.fmean(x) for x in zip(*looks))
+    assert signal == pytest.approx((25 + 1) / 2, rel=0.01)
+    assert noise == pytest.approx(3 * 4, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 1, 3), (0, 2, 3), (2, 2, 0)])
+def test_too_few_estimates_are_named(shape):
+    with pytest.raises(ValueError, match=r"estimates: got shape .* allowed"):
+        signal_and_noise(torch.zeros(shape))
+
+
+# --- the estimate of the gradient, exactly, for a policy of two answers --------------------
+
+def mean_estimate(p, size, **choices):
+    """Mean of (1/G) sum_i A_i d log pi(o_i) / d theta over all groups, p = sigmoid(theta)."""
+    total = 0.0
+    for group in itertools.product([0.0, 1.0], repeat=size):
+        values = group_advantages(numbers([list(group)]), **choices)[0].tolist()
+        chance = math.prod(p if right else 1 - p for right in group)
+        total += chance * sum(a * (r - p) for a, r in zip(values, group)) / size
+    return total
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.8])
+@pytest.mark.parametrize("size", [2, 3, 4, 6])
+def test_leave_one_out_is_unbiased_and_the_mean_is_so_but_for_one_factor(p, size):
+    exact = p * (1 - p)
+    for baseline, factor in (("none", 1), ("mean", 1 - 1 / size), ("leave_one_out", 1)):
+        got = mean_estimate(p, size, baseline=baseline, scale="none")
+        assert got == pytest.approx(factor * exact, abs=1e-10)
+
+
+def test_the_std_weighs_hard_problems_more_from_groups_of_four_on():
+    def factor(p, size):
+        return mean_estimate(p, size, std_eps=0.0) / (p * (1 - p))
+
+    for size in (2, 3):
+        assert factor(0.05, size) == pytest.approx(factor(0.5, size))
+    for size in (4, 6):
+        assert factor(0.05, size) > 1.02 * factor(0.5, size)
