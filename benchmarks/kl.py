@@ -1,4 +1,4 @@
-"""The pull to the base model: weights beta from 0 to 0.5, and the estimators at strong ones."""
+"""The pull to the base model: weights beta from 0 to 0.5, and other estimators at strong ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from benchmarks.record import record_runs
 IN_LESSONS = True
 SEEDS = (0, 1, 2)
 BETAS = (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 0.5)
-STRONG = (0.3, 1.0)  # weights at which the estimators are compared
-ESTIMATORS = {"k1": {"kl": "k1"}, "k2": {"kl": "k2"}, "k3": {},
-              "r k3": {"use_bias_correction_kl": True}}
+OTHERS = {  # estimator other than k3: how to have it, and at which weights
+    "k1": ({"kl": "k1"}, (0.3, 1.0)), "k2": ({"kl": "k2"}, (0.3,)),
+    "r k3": ({"use_bias_correction_kl": True}, (0.3,))}
 COMMON = {"steps": 30, "prompts_per_step": 16, "eval_every": 30, "eval_problems": 300}
 FIELDS = ("accuracy", "held_out_accuracy", "length", "entropy", "kl", "grad_norm")
 
@@ -19,7 +19,7 @@ FIELDS = ("accuracy", "held_out_accuracy", "length", "entropy", "kl", "grad_norm
 def measure() -> dict:
     settings = {name_of("k3", beta): COMMON | {"beta": beta} for beta in BETAS}
     settings |= {name_of(kl, beta): COMMON | {"beta": beta} | changes
-                 for beta in STRONG for kl, changes in ESTIMATORS.items()}
+                 for kl, (changes, betas) in OTHERS.items() for beta in betas}
     data = record_runs(settings, SEEDS, FIELDS)
     for run in data["runs"]:
         run["held_out_accuracy"] = run["held_out_accuracy"][-1]

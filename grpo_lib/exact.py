@@ -33,6 +33,17 @@ def kl_divergence(log_probs_p: Tensor, log_probs_q: Tensor) -> Tensor:
     return (log_probs_p.exp() * difference).sum(-1)
 
 
+def kl_divergence_gradient(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """Gradient of KL(pi || pi_ref) with respect to the logits of pi: (..., V) -> (..., V).
+
+    pi_v (log pi_v - log pi_ref,v - KL): a token is pushed up if it is rarer, against the
+    reference, than the average token drawn.
+    """
+    check_pair("logits", logits, "ref_logits", ref_logits)
+    log_probs, ref = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    return log_probs.exp() * (log_probs - ref - kl_divergence(log_probs, ref)[..., None])
+
+
 def kl_estimator_moments(logits: Tensor, ref_logits: Tensor, kl: str = "k3") -> Moments:
     """Mean and std of ``kl_estimate`` at one token v drawn from pi: (...), (...).
 

@@ -7,6 +7,7 @@ import torch
 
 from grpo_lib.exact import (
     kl_divergence,
+    kl_divergence_gradient,
     kl_estimator_gradient,
     kl_estimator_moments,
     kl_estimator_slope,
@@ -71,6 +72,14 @@ def test_a_token_that_p_never_takes_adds_nothing_and_one_that_q_never_takes_make
     distance.backward()
     assert p.grad.isfinite().all()
     assert kl_divergence(q, p.detach()) == math.inf
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_the_distance_is_that_of_finite_differences(seed):
+    logits, ref_logits = two(seed)
+    ref = ref_logits.softmax(-1).tolist()
+    expected = slopes_by_differences(lambda x: kl_in_loops(x.softmax(-1).tolist(), ref), logits)
+    assert (kl_divergence_gradient(logits, ref_logits) - expected).abs().max() < 1e-9
 
 
 # --- the estimators' values ---------------------------------------------------------------
