@@ -10,9 +10,10 @@ from grpo_lib.explorers.controls import stops
 from grpo_lib.plots import BLUE, FONT, GREY, label, new_figure, running_median
 
 LAST = 10  # steps at the end of a run that a reading is the median of
-PANELS = (("accuracy", "Right answers", "share", 1.03), ("kl", "KL to base (running median)",
-          "nats a token", 0.62), ("length", "Completion length", "tokens", 18.0),
-          ("entropy", "Entropy of the next token", "nats", 1.3))
+PANELS = (("accuracy", "Right answers", "share", 1.03, (0, 0.5, 1)),
+          ("kl", "KL to base (running median)", "nats a token", 0.62, (0, 0.2, 0.4, 0.6)),
+          ("length", "Completion length", "tokens", 18.0, (0, 5, 10, 15)),
+          ("entropy", "Entropy of the next token", "nats", 1.3, (0, 0.5, 1)))
 
 
 def beta_explorer(record: Mapping, beta: float = 0.04, kl: str = "k3") -> Explorer:
@@ -30,16 +31,19 @@ def beta_explorer(record: Mapping, beta: float = 0.04, kl: str = "k3") -> Explor
     curves = {weight: {panel[0]: curves_of(some, panel[0]) for panel in PANELS}
               for weight, some in runs.items()}
 
+    steps = len(curves[0]["kl"][0])
+
     def draw(beta: float):
         figure, axes = new_figure(2, 2, width=10.0, height=6.2)
-        for axis, (field, title, unit, top) in zip(axes, PANELS):
+        for axis, (field, title, unit, top, ticks) in zip(axes, PANELS):
             for weight, color, style in ((0, GREY, "--"), (beta, BLUE, "-")):
-                for seed in curves[weight][field]:
-                    axis.plot(range(1, len(seed) + 1), seed, style, color=color, linewidth=1.5,
-                              alpha=0.8)
+                seeds = zip(*curves[weight][field])  # a line a seed, in one call
+                axis.plot(range(1, steps + 1), list(seeds), style, color=color, linewidth=1.5)
                 axis.plot([], [], style, color=color, label=f"beta = {weight:g}")
-            axis.set_xlim(1, len(curves[0][field][0]))
+            axis.set_xlim(1, steps)
+            axis.set_xticks([1, 10, 20, 30])
             axis.set_ylim(0, top)
+            axis.set_yticks(ticks)
             label(axis, title, "step", unit, legend=field == "accuracy")
         axes[0].legend(fontsize=FONT - 2, frameon=False, loc="lower right")
         return figure, describe(beta, runs[beta]) + "; " + describe(0, runs[0])

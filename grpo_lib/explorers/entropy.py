@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice
-from grpo_lib.plots import BLUE, FONT, GREY, ORANGE, PURPLE, VERMILION, label, new_figure
+from grpo_lib.plots import BLUE, GREY, ORANGE, PURPLE, VERMILION, label, new_figure
 
 EARLY, LAST = 5, 5  # the step that early signs are read at; steps at the end that are averaged
 FIELDS = ("accuracy", "entropy", "zero_variance_groups", "unique")
@@ -25,34 +25,43 @@ def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
     if run not in runs:
         raise ValueError(f"run: got {run!r}, allowed are {', '.join(runs)}")
 
+    everyone = path_of(record["runs"])
+    arrivals = path_of([end_of(one) for one in record["runs"]])
+
     def draw(run: str):
         figure, (left, right) = new_figure(2, width=10.6, height=4.4)
-        for name, some in sorted(runs.items(), key=lambda item: item[0] == run):
-            chosen = name == run
-            color = VERMILION if chosen else GREY
-            for one in some:
-                left.plot(one["entropy"], one["accuracy"], color=color, zorder=2 + chosen,
-                          linewidth=1.8 if chosen else 0.7, alpha=1 if chosen else 0.35)
-            ends = [end_of(one) for one in some]
-            left.plot([e["entropy"] for e in ends], [e["accuracy"] for e in ends],
-                      "o" if chosen else "x", color=color, markersize=8 if chosen else 5,
-                      zorder=2 + chosen, label=run if chosen else None)
-        left.plot([], [], "x", color=GREY, label="other settings")
+        left.plot(*everyone, color=GREY, linewidth=0.7, alpha=0.4)
+        left.plot(*arrivals, "x", color=GREY, markersize=6, label="all settings, at the end")
+        left.plot(*path_of(runs[run]), color=VERMILION, linewidth=1.8)
+        left.plot(*path_of([end_of(one) for one in runs[run]]), "o", color=VERMILION,
+                  markersize=9, label=run)
+        label(left, "Runs go from right to left", "entropy (nats)", "right answers")
         left.set_xlim(0, 1.3)
-        left.set_ylim(0, 1.03)
-        label(left, "Each run from right to left", "entropy (nats)", "right answers", legend=False)
-        left.legend(fontsize=FONT - 3, frameon=False, loc="upper right")
+        left.set_xticks([0, 0.5, 1])
         for field, color, style, name in SIGNS:
             middle = [statistics.median(values) for values in zip(*(o[field] for o in runs[run]))]
             right.plot(range(1, len(middle) + 1), middle, style, color=color, linewidth=2.4,
                        label=name)
+        label(right, f"{run}: median of {len(runs[run])} seeds", "step", "share")
         right.set_xlim(1, len(middle))
-        right.set_ylim(0, 1.03)
-        label(right, f"{run}: median of {len(runs[run])} seeds", "step", "share", legend=False)
-        right.legend(fontsize=FONT - 3, frameon=False, loc="center right")
+        right.set_xticks([1, 5, 15, 25])
+        for axis in (left, right):
+            axis.set_ylim(0, 1.45)
+            axis.set_yticks([0, 0.5, 1])
+            axis.get_legend().set_loc("upper right")
         return figure, describe(run, runs[run])
 
     return Explorer(draw, run=choice("run", run, list(runs)))
+
+
+def path_of(runs: Sequence[Mapping]) -> tuple[list, list]:
+    """Entropy and accuracy of all steps of some runs, as one line with gaps between the runs."""
+    return tuple([value for run in runs for value in (*listed(run[field]), float("nan"))]
+                 for field in ("entropy", "accuracy"))
+
+
+def listed(value) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def end_of(run: Mapping) -> dict[str, float]:

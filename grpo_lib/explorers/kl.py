@@ -58,8 +58,9 @@ def kl_explorer(logits: Tensor, ref_logits: Tensor, steps: Sequence[int] | None 
         dots = ((ref - log_probs)[seen], log_probs[seen],
                 kl_estimate(log_probs, ref, kl)[seen],
                 kl_estimator_slope(log_probs, ref, kl, corrected)[seen])
-        text = (f"step {step}, {estimator}: KL(pi || ref) is {true + 0.0:.3f} nats; one token reads "
-                f"{value.mean:.3f} on average, std {value.std:.3f}. Gradient: KL's has length "
+        distance, mean = (round(x.item(), 3) + 0.0 for x in (true, value.mean))  # no -0.000
+        text = (f"step {step}, {estimator}: KL(pi || ref) is {distance:.3f} nats; one token reads "
+                f"{mean:.3f} on average, std {value.std:.3f}. Gradient: KL's has length "
                 f"{away.norm():.3f}; the expected one lies {(gradient.mean - away).norm():.3f} "
                 f"from it, one token's {gradient.std:.3f} (rms) from the expected one")
         return figure_of(x, curves, dots, estimator, step), text
