@@ -22,22 +22,27 @@ from grpo_lib.runs import versions
 IN_LESSONS = True
 SEEDS = (0, 1, 2)
 COMMON = {"steps": 25, "prompts_per_step": 8, "eval_every": 25, "eval_problems": 300}
+COLD = {"temperature": 0.3}
+BARE = {"baseline": "none", "scale": "none", "aggregation": "sequence_mean"}
 HOT = {"learning_rate": 3e-3}
 PASSES = {"num_iterations": 4, "learning_rate": 1e-3}
-BARE = {"baseline": "none", "scale": "none", "aggregation": "sequence_mean"}
+KL = {"beta": 0.1, "use_bias_correction_kl": True}
 SETTINGS = {
     "default": {},
+    "temperature 0.3": COLD,
+    "no baseline, temperature 0.3": BARE | COLD,
+    "with baseline, temperature 0.3": COLD | {"aggregation": "sequence_mean"},
+    "no baseline, temperature 1": BARE,
+    "no baseline 0.3, rate 1e-4": BARE | COLD | {"learning_rate": 1e-4},
+    "no baseline 0.3, KL by r k3": BARE | COLD | KL,
+    "no baseline 0.3, KL by k3": BARE | COLD | {"beta": 0.1},
     "rate 3e-3": HOT,
-    "rate 3e-3, clip-higher": HOT | {"epsilon_high": 0.28},
-    "rate 3e-3, KL": HOT | {"beta": 0.1, "use_bias_correction_kl": True},
     "rate 3e-3, temperature 1.3": HOT | {"temperature": 1.3},
+    "rate 3e-3, KL by r k3": HOT | KL,
     "rate 1e-3": {"learning_rate": 1e-3},
     "4 passes, no clip": PASSES | {"epsilon": 1.0, "epsilon_high": 1e6},
     "4 passes, epsilon 0.2": PASSES,
     "4 passes, clip-higher": PASSES | {"epsilon_high": 0.28},
-    "no baseline": BARE,
-    "no baseline, KL": BARE | {"beta": 0.1, "use_bias_correction_kl": True},
-    "temperature 0.3": {"temperature": 0.3},
 }
 FIELDS = ("accuracy", "entropy", "zero_variance_groups", "length", "kl", "grad_norm",
           "clip_fraction_low", "clip_fraction_high")

@@ -124,11 +124,11 @@ def test_entropy_explorer_says_what_was_recorded_of_every_setting():
         text = explorer.set(run=name).text
         for where, at in (("at step 5", lambda v: v[4]),
                           ("at the end", lambda v: sum(v[-5:]) / 5)):
-            accuracy, entropy, silent, unique = (
-                middle([at(r[field]) for r in runs])
-                for field in ("accuracy", "entropy", "zero_variance_groups", "unique"))
+            accuracy, entropy, silent, wrong, unique = (
+                middle([at(r[field]) for r in runs]) for field in (
+                    "accuracy", "entropy", "zero_variance_groups", "silent_wrong", "unique"))
             assert (f"{where} {accuracy:.0%} right, entropy {entropy:.2f}, {silent:.0%} of groups "
-                    f"silent, {unique:.0%} of a group's") in text
+                    f"silent ({wrong:.0%} all wrong), {unique:.0%} of a group's") in text
         assert text.endswith("held-out accuracy " + ", ".join(
             f"{r['held_out_accuracy']:.0%}" for r in runs))
         assert max(max(r["entropy"]) for r in runs) < explorer.figure.axes[0].get_xlim()[1]

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice
-from grpo_lib.plots import BLUE, GREY, ORANGE, PURPLE, VERMILION, label, new_figure
+from grpo_lib.plots import BLACK, BLUE, GREY, ORANGE, PURPLE, VERMILION, label, new_figure
 
 EARLY, LAST = 5, 5  # the step that early signs are read at; steps at the end that are averaged
-FIELDS = ("accuracy", "entropy", "zero_variance_groups", "unique")
-SIGNS = (("accuracy", BLUE, "-", "right answers"), ("unique", PURPLE, "--", "different answers"),
-         ("zero_variance_groups", ORANGE, ":", "silent groups"))
+FIELDS = ("accuracy", "entropy", "zero_variance_groups", "silent_wrong", "unique")
+SIGNS = (("accuracy", BLUE, "-", "right answers"),
+         ("unique", PURPLE, "--", "different answers in a group"),
+         ("zero_variance_groups", ORANGE, ":", "silent groups"),
+         ("silent_wrong", BLACK, "-.", "groups that are all wrong"))
 
 
 def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
@@ -36,8 +38,8 @@ def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
         left.plot(*path_of([end_of(one) for one in runs[run]]), "o", color=VERMILION,
                   markersize=9, label=run)
         label(left, "Runs go from right to left", "entropy (nats)", "right answers")
-        left.set_xlim(0, 1.3)
-        left.set_xticks([0, 0.5, 1])
+        left.set_xlim(0, 1.6)
+        left.set_xticks([0, 0.5, 1, 1.5])
         for field, color, style, name in SIGNS:
             middle = [statistics.median(values) for values in zip(*(o[field] for o in runs[run]))]
             right.plot(range(1, len(middle) + 1), middle, style, color=color, linewidth=2.4,
@@ -46,7 +48,7 @@ def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
         right.set_xlim(1, len(middle))
         right.set_xticks([1, 5, 15, 25])
         for axis in (left, right):
-            axis.set_ylim(0, 1.45)
+            axis.set_ylim(0, 1.6)
             axis.set_yticks([0, 0.5, 1])
             axis.get_legend().set_loc("upper right")
         return figure, describe(run, runs[run])
@@ -74,7 +76,8 @@ def describe(name: str, runs: Sequence[Mapping]) -> str:
     early = {field: statistics.median(run[field][EARLY - 1] for run in runs) for field in FIELDS}
     late = {field: statistics.median(end_of(run)[field] for run in runs) for field in FIELDS}
     said = [f"{when} {values['accuracy']:.0%} right, entropy {values['entropy']:.2f}, "
-            f"{values['zero_variance_groups']:.0%} of groups silent, "
+            f"{values['zero_variance_groups']:.0%} of groups silent "
+            f"({values['silent_wrong']:.0%} all wrong), "
             f"{values['unique']:.0%} of a group's answers different"
             for when, values in ((f"at step {EARLY}", early), ("at the end", late))]
     held_out = ", ".join(f"{run['held_out_accuracy']:.0%}" for run in runs)

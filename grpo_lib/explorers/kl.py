@@ -43,7 +43,7 @@ def kl_explorer(logits: Tensor, ref_logits: Tensor, steps: Sequence[int] | None 
         raise ValueError(f"estimator: got {estimator!r}, allowed are {', '.join(ESTIMATORS)}")
     logits, ref_logits = logits.detach().double().cpu(), ref_logits.detach().double().cpu()
     ref = ref_logits.log_softmax(-1)
-    x = torch.linspace(*REACH, 101, dtype=torch.float64)
+    x = torch.linspace(*REACH, 81, dtype=torch.float64)
     curves = {name: (kl_estimate(-x, torch.zeros_like(x), kl),
                      kl_estimator_slope(-x, torch.zeros_like(x), kl, corrected))
               for name, (kl, corrected) in ESTIMATORS.items()}
@@ -85,9 +85,10 @@ def figure_of(x: Tensor, curves: dict, dots: tuple, chosen: str, step: int):
         x_in, y_in = d.clamp(*REACH), height.clamp(*limits)
         beyond = (x_in != d) | (y_in != height)
         for which, marker in ((~beyond, "o"), (beyond, "^" if panel == 0 else "v")):
-            axis.scatter(x_in[which], y_in[which], s=30 + 330 * log_probs[which].exp(), zorder=3,
-                         marker=marker, facecolors="none", edgecolors=BLACK, linewidths=1.6,
-                         clip_on=False)
+            if which.any():
+                axis.scatter(x_in[which], y_in[which], s=30 + 330 * log_probs[which].exp(),
+                             marker=marker, facecolors="none", edgecolors=BLACK, linewidths=1.6,
+                             zorder=3, clip_on=False)
         axis.set_xlim(*REACH)
         axis.set_ylim(*limits)
         axis.set_xticks([-2, 0, 2, 4])
