@@ -28,6 +28,8 @@ _ROOMS = {
     "config": ["GRPOConfig", "StepMetrics"],
     "training": ["GRPOTrainer"],
     "pretraining": ["PretrainConfig", "pretrain", "one_step_accuracy"],
+    "exact": ["kl_divergence", "kl_divergence_gradient", "kl_estimator_moments",
+              "kl_estimator_slope", "kl_estimator_gradient"],
     "recorded": [],
     "plots": [],
     "explorers": [],

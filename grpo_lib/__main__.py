@@ -93,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
                      help="held-out problems to measure on, before and after (default: 1000)")
     for f in fields(GRPOConfig):
         default = "none" if f.default is None else f.default
-        kinds = {"int": int, "float": float, "str": str, "float | None": optional_float}
+        kinds = {"int": int, "float": float, "str": str, "float | None": optional_float,
+                 "bool": true_or_false}
         sub.add_argument("--" + f.name.replace("_", "-"), type=kinds[f.type],
                          default=argparse.SUPPRESS,
                          help=f"{f.metadata['about']} (default: {default})")
@@ -121,6 +122,12 @@ def positive(text: str) -> int:
 
 def optional_float(text: str):
     return None if text == "none" else float(text)
+
+
+def true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed are true and false")
+    return text.lower() == "true"
 
 
 def starting_policy(path, task):

@@ -31,6 +31,8 @@ class GRPOConfig:
                                         "negative (none: no cap)")
     beta: float = setting(0.0, "weight of the KL distance to the base model in the loss")
     kl: str = setting("k3", "estimator of that distance: k1, k2 or k3")
+    use_bias_correction_kl: bool = setting(False, "weigh each token's estimate by its ratio, true "
+                                                  "or false")
     baseline: str = setting("mean", "what a reward is compared with: mean, leave_one_out or none")
     scale: str = setting("group", "whose std advantages are divided by: group, batch or none")
     std_eps: float = setting(1e-4, "added to that std")
@@ -70,6 +72,9 @@ class GRPOConfig:
         for name, allowed in (("kl", KLS), ("baseline", BASELINES), ("scale", SCALES),
                               ("ratio", RATIOS), ("aggregation", AGGREGATIONS)):
             check_choice(name, getattr(self, name), allowed)
+        if not isinstance(self.use_bias_correction_kl, bool):
+            raise ValueError(f"use_bias_correction_kl: got {self.use_bias_correction_kl!r}, "
+                             f"allowed are True and False")
         if self.minibatches > self.prompts_per_step * self.group_size:
             raise ValueError(f"minibatches: got {self.minibatches}, allowed are at most the "
                              f"{self.prompts_per_step * self.group_size} completions of a step")

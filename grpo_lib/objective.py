@@ -148,7 +148,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
               epsilon: float = 0.2, epsilon_high: float | None = None,
               delta: float | None = None, beta: float = 0.0, kl: str = "k3",
               ratio: str = "token", aggregation: str = "sequence_mean",
-              max_length: int | None = None) -> LossOutput:
+              max_length: int | None = None,
+              use_bias_correction_kl: bool = False) -> LossOutput:
     """-aggregate(clipped_surrogate(r, A) - beta KL): the loss of 2402.03300 Eq. 3.
 
     log_probs (B, T) under the policy being trained; old_log_probs (B, T) under the policy
@@ -157,6 +158,10 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     into ``log_probs`` alone.
 
     epsilon 0.2 and beta 0 are TRL's defaults (DeepSeekMath's beta is 0.04, R1's 0.001).
+
+    ``use_bias_correction_kl`` weighs each token's KL estimate by its ratio r, through which
+    gradients flow (DeepSeek-V3.2, 2512.02556; TRL's name): with k1 or k3 the expected gradient
+    is then that of KL(pi || pi_ref), where plain k3's is that of KL(pi_ref || pi).
 
     stats: ``clip_fraction`` of tokens where the clip binds (their gradient is 0), and its
     parts ``clip_fraction_low`` (A < 0, r < 1 - epsilon) and ``clip_fraction_high`` (A > 0,
@@ -187,6 +192,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
         stats["kl"] = aggregate(kl_estimate(log_probs.detach(), ref), mask, "token_mean")
         if beta > 0:
             distance = kl_estimate(log_probs, ref, kl)
+            if use_bias_correction_kl:
+                distance = r * distance  # r as it is: neither detached nor capped by delta
             loss = policy_loss + beta * aggregate(distance, mask, aggregation, max_length)
     return LossOutput(loss, stats)
 

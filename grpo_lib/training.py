@@ -150,7 +150,8 @@ class GRPOTrainer:
                     ref_log_probs=ref_log_probs[rows, : batch.mask.shape[1]],
                     epsilon=config.epsilon, epsilon_high=config.epsilon_high, delta=config.delta,
                     beta=config.beta, kl=config.kl, ratio=config.ratio,
-                    aggregation=config.aggregation, max_length=self.task.max_new_tokens)
+                    aggregation=config.aggregation, max_length=self.task.max_new_tokens,
+                    use_bias_correction_kl=config.use_bias_correction_kl)
                 if not output.loss.isfinite():
                     raise FloatingPointError(f"loss: got {output.loss.item()} at step "
                                              f"{self.step_count + 1}; that gradient step was not "

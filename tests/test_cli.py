@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from grpo_lib.__main__ import main
+from grpo_lib.__main__ import main, parser
 from grpo_lib.checkpoint import (
     base_model_path,
     load_base_model,
@@ -288,6 +288,22 @@ def test_every_setting_is_an_option_with_its_sentence(capsys):
     for name, sentence in describe_fields(GRPOConfig).items():
         assert f"--{name.replace('_', '-')}" in text
         assert sentence[:20] in text
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("True", True)])
+def test_a_setting_that_is_on_or_off_is_given_as_true_or_false(text, value):
+    options = parser().parse_args(["train", "--use-bias-correction-kl", text])
+    assert options.use_bias_correction_kl is value
+    assert not hasattr(parser().parse_args(["train"]), "use_bias_correction_kl")
+
+
+@pytest.mark.parametrize("text", ["yes", "1", "", "none"])
+def test_a_setting_that_is_on_or_off_takes_nothing_else(text, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parser().parse_args(["train", "--use-bias-correction-kl", text])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert f"--use-bias-correction-kl: got {text!r}, allowed are true and false" in error
 
 
 def test_help_is_there_without_torch():

@@ -22,6 +22,7 @@ BAD = [
     *((name, value) for name in ("kl", "baseline", "scale", "ratio", "aggregation")
       for value in ("other", "", None, 1)),
     ("minibatches", 513),
+    *(("use_bias_correction_kl", value) for value in (None, 0, 1, "true", "False")),
 ]
 
 
@@ -40,6 +41,7 @@ def test_a_bad_value_is_an_error_that_names_its_field(name, value):
     ("epsilon_high", 0.0), ("epsilon_high", 3), ("epsilon_high", math.inf), ("delta", 1.21),
     ("beta", 0), ("std_eps", 0), ("kl", "k1"), ("baseline", "none"), ("scale", "batch"),
     ("ratio", "sequence"), ("aggregation", "constant"), ("minibatches", 512),
+    ("use_bias_correction_kl", True),
 ])
 def test_a_value_at_the_edge_is_taken(name, value):
     assert getattr(GRPOConfig(**{name: value}), name) == value
@@ -68,6 +70,7 @@ def test_the_defaults_of_the_flagship_run():
     assert (config.baseline, config.scale, config.std_eps) == ("mean", "group", 1e-4)
     assert (config.epsilon, config.epsilon_high, config.delta) == (0.2, None, None)
     assert (config.beta, config.temperature) == (0.0, 1.0)
+    assert config.use_bias_correction_kl is False
 
 
 def test_settings_cannot_be_changed_under_a_run():

@@ -384,6 +384,77 @@ def test_a_batch_with_nothing_to_count_has_loss_zero():
         assert loss.item() == 0
 
 
+# --- the KL term, weighed by the ratio ----------------------------------------------------
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("kl", KLS)
+def test_ratio_corrected_kl_in_value_and_gradient(batch, kl, ratio, aggregation):
+    choice = {"kl": kl, "ratio": ratio, "aggregation": aggregation, "delta": 1.25}
+    log_probs, old, ref, _, mask = batch
+
+    def by_hand(x):
+        d, difference = ref - x, (x - old) * mask
+        distance = {"k1": -d, "k2": d**2 / 2, "k3": d.exp() - d - 1}[kl]
+        if ratio == "sequence":
+            difference = (difference.sum(1) / mask.sum(1).clamp(min=1))[:, None].expand_as(x)
+        return aggregate(difference.exp() * distance, mask, aggregation, MAX_LENGTH)
+
+    leaf = log_probs.clone().requires_grad_()
+    with_kl = loss_of((leaf, *batch[1:]), beta=0.3, use_bias_correction_kl=True, **choice).loss
+    without = loss_of(batch, **choice).loss
+    assert with_kl.item() == pytest.approx((without + 0.3 * by_hand(log_probs)).item(), abs=1e-12)
+    plain = loss_of(batch, beta=0.3, **choice).loss
+    assert abs(with_kl - plain) > 1e-5
+
+    with_kl.backward()
+    alone = log_probs.clone().requires_grad_()
+    loss_of((alone, *batch[1:]), **choice).loss.backward()
+    slopes, step = leaf.grad - alone.grad, 1e-6
+    for b, t in itertools.product(range(5), range(4)):
+        moved = torch.zeros_like(log_probs)
+        moved[b, t] = step
+        slope = 0.3 * (by_hand(log_probs + moved) - by_hand(log_probs - moved)) / (2 * step)
+        assert slopes[b, t].item() == pytest.approx(slope.item(), abs=1e-8)
+
+
+@pytest.mark.parametrize(("corrected", "slope"), [
+    (True, lambda d: -d), (False, lambda d: 1 - d.exp())])
+def test_at_ratio_one_corrected_k3_pulls_by_log_pi_minus_log_ref(batch, corrected, slope):
+    log_probs, _, ref, _, mask = batch
+    leaf = log_probs.clone().requires_grad_()
+    grpo_loss(leaf, log_probs, torch.zeros(5), mask, ref_log_probs=ref, beta=1.0,
+              aggregation="token_mean", use_bias_correction_kl=corrected).loss.backward()
+    expected = slope(ref - log_probs) * mask / mask.sum()
+    assert (leaf.grad - expected).abs().max() < 1e-12
+
+
+def test_ratio_correction_is_off_by_default_and_changes_neither_stats_nor_a_loss_without_kl(batch):
+    log_probs, old, ref, advantages, mask = batch
+    given = {"ref_log_probs": ref, "kl": "k3"}
+    for beta in (0.0, 0.3):
+        plain = grpo_loss(log_probs, old, advantages, mask, beta=beta, **given)
+        off = grpo_loss(log_probs, old, advantages, mask, beta=beta,
+                        use_bias_correction_kl=False, **given)
+        on = grpo_loss(log_probs, old, advantages, mask, beta=beta,
+                       use_bias_correction_kl=True, **given)
+        assert torch.equal(plain.loss, off.loss)
+        assert torch.equal(plain.loss, on.loss) == (beta == 0)
+        assert all(torch.equal(plain.stats[name], on.stats[name]) for name in plain.stats)
+
+
+@pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf, -200.0])
+def test_padding_may_hold_anything_under_ratio_correction(batch, rubbish):
+    blank, results = batch[4] == 0, []
+    for tensors in (batch[:3], [t.masked_fill(blank, rubbish) for t in batch[:3]]):
+        leaf = tensors[0].clone().requires_grad_()
+        loss = grpo_loss(leaf, tensors[1], batch[3], batch[4], ref_log_probs=tensors[2], beta=0.3,
+                         use_bias_correction_kl=True).loss
+        loss.backward()
+        results.append((loss, leaf.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
 def test_stats_describe_the_counted_tokens(batch):
     log_probs, old, ref, advantages, mask = batch
     _, stats = grpo_loss(log_probs, old, advantages, mask, ref_log_probs=ref, beta=0.5, kl="k1",

@@ -117,7 +117,7 @@ def test_one_step_is_the_algorithm_written_out(make_trainer):
 
 @pytest.mark.parametrize("change", [
     {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 2.0}, {"beta": 0.2, "kl": "k1"},
-    {"ratio": "sequence"}, {"aggregation": "constant"}, {"aggregation": "sequence_mean"},
+    {"beta": 0.2, "use_bias_correction_kl": True}, {"ratio": "sequence"}, {"aggregation": "constant"}, {"aggregation": "sequence_mean"},
 ])
 def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, change):
     calls = []
@@ -131,7 +131,8 @@ def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, 
     trainer = make_trainer(config)
     trainer.step()
     for seen, _ in calls:
-        for name in ("epsilon", "epsilon_high", "delta", "beta", "kl", "ratio", "aggregation"):
+        for name in ("epsilon", "epsilon_high", "delta", "beta", "kl", "ratio", "aggregation",
+                     "use_bias_correction_kl"):
             assert seen[name] == getattr(config, name), name
         assert seen["max_length"] == trainer.task.max_new_tokens
     assert min(width for _, width in calls) < trainer.task.max_new_tokens
