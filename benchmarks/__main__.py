@@ -2,7 +2,8 @@
 
 A part is a file here with ``measure() -> dict`` and ``report(dict) -> str`` (Markdown); one
 with ``IN_LESSONS = True`` is shown by a notebook, and its log ships with the library. What is
-not measured anew keeps its numbers. The parts and how long they take: benchmarks/results.md.
+not measured anew keeps its numbers; ``python -m benchmarks report`` measures nothing and only
+writes results.md, which says what the parts are and how long they take.
 """
 
 import sys
@@ -25,10 +26,11 @@ def file_of(name: str) -> Path:
 
 
 def main(names: list[str]) -> None:
-    unknown = set(names) - PARTS.keys()
+    unknown = set(names) - PARTS.keys() - {"report"}
     if unknown:
-        sys.exit(f"benchmarks: got {', '.join(sorted(unknown))}, allowed are {', '.join(PARTS)}")
-    for name in names or PARTS:
+        sys.exit(f"benchmarks: got {', '.join(sorted(unknown))}, allowed are report, "
+                 f"{', '.join(PARTS)}")
+    for name in [n for n in names if n != "report"] if names else PARTS:
         write_json(file_of(name), {"command": f"python -m benchmarks {name}"}
                    | PARTS[name].measure())
     sections = [PARTS[name].report(read_json(file_of(name))) for name in PARTS
