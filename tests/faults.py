@@ -288,10 +288,8 @@ FAULTS = [
         ("kl-noise-of-onehot-alone", "(1 - 2 * probs + probs.square()", "(1 + probs.square()")),
     *faults_in(
         "grpo_lib/length_bias.py", "tests/test_length_bias.py",
-        ("length-starts-at-zero", "mean_length(stop: float, max_length: int) -> float:\n    \"\"\"Exp"
-         "ected tokens in a completion.\"\"\"\n    lengths = torch.arange(1, max_length + 1",
-         "mean_length(stop: float, max_length: int) -> float:\n    \"\"\"Expected tokens in a "
-         "completion.\"\"\"\n    lengths = torch.arange(0, max_length"),
+        ("mean-length-from-zero", "return (length_distribution(stop, max_length) @ lengths)",
+         "return (length_distribution(stop, max_length) @ (lengths - 1))"),
         ("no-cut-at-the-longest", "chances[-1] = (1 - stop) ** (max_length - 1)",
          "chances[-1] = chances[-1]"),
         ("score-sign", "score = 1 - stop * lengths", "score = stop * lengths - 1"),
