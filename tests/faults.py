@@ -212,8 +212,8 @@ FAULTS = [
         ("surrogate-gradient-unsigned", "(advantages * torch.ones_like(ratio))",
          "(advantages.abs() * torch.ones_like(ratio))"),
         ("surrogate-gradient-lower-side-flows", "blocked = low | high", "blocked = high"),
-        ("surrogate-gradient-delta-for-all", "((advantages < 0) & (ratio > delta))",
-         "(ratio > delta)"),
+        ("surrogate-gradient-delta-ignored", "blocked = blocked | ((advantages < 0) & (ratio > "
+         "delta))", "blocked = blocked | ((advantages < 0) & (ratio > 1e9))"),
         ("weights-of-padding", "counts / lengths.clamp(min=1) / len(mask)",
          "1 / lengths.clamp(min=1) / len(mask) + 0 * counts"),
         ("weights-forget-the-rows", "counts / lengths.clamp(min=1) / len(mask)",
