@@ -56,7 +56,12 @@ def test_every_choice(baseline, scale, rewards):
     assert ("std of both groups" in explorer.text) == (scale == "batch")
     low, high = explorer.figure.axes[1].get_ylim()
     assert all(low < 1.2 * v < high for v in values), "a bar or its number is cut off"
-    assert f"baseline {baseline}, scale {scale}" in explorer.figure.axes[1].get_title("left")
+    assert explorer.figure.axes[1].get_title("left") == f"Baseline {baseline}, scale {scale}"
+
+
+def test_the_longest_title_is_not_cut_off():
+    figure = advantages_explorer().set(baseline="leave_one_out").figure
+    assert figure.axes[1].get_tightbbox().x1 < figure.bbox.x1
 
 
 def test_bars_are_the_numbers():

@@ -56,12 +56,14 @@ def bars(rewards: Sequence[float], advantages: Sequence[float], title: str):
     right.bar(members, advantages, color=[RIGHT if a > 0 else WRONG for a in advantages])
     right.axhline(0, color=BLACK, linewidth=1)
     for member, value in zip(members, advantages):
-        right.annotate(f"{value + 0.0:+.2f}", (member, value), ha="center",
-                       va="bottom" if value >= 0 else "top", fontsize=FONT)
+        up = 2 if value >= 0 else -4  # points between the bar and its number
+        right.annotate(f"{value + 0.0:+.2f}", (member, value), (0, up), ha="center",
+                       textcoords="offset points", va="bottom" if value >= 0 else "top",
+                       fontsize=FONT)
     right.set_ylim(-limit, limit)
     right.set_yticks([-limit, 0, limit])
     for axis in (left, right):
         axis.set_xticks(list(members))
     label(left, "Rewards of one group", "completion", "reward", legend=False)
-    label(right, f"Advantages: {title}", "completion", "advantage", legend=False)
+    label(right, title[0].upper() + title[1:], "completion", "advantage", legend=False)
     return figure

@@ -44,8 +44,8 @@ def beta_explorer(record: Mapping, beta: float = 0.04, kl: str = "k3") -> Explor
             axis.set_xticks([1, 15, 30])
             axis.set_ylim(0, top)
             axis.set_yticks(ticks)
-            label(axis, title, "step", unit, legend=False)
-        axes[-1].legend(fontsize=FONT - 2, frameon=False, loc="upper right")
+            label(axis, title, "step" if axis in axes[2:] else "", unit, legend=False)
+        axes[-1].legend(fontsize=FONT - 1, frameon=False, loc="upper right")
         return figure, describe(beta, runs[beta]) + "; " + describe(0, runs[0])
 
     return Explorer(draw, beta=stops("beta, weight of KL", beta, [(f"{b:g}", b) for b in runs]))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice
-from grpo_lib.plots import BLACK, BLUE, GREY, ORANGE, PURPLE, VERMILION, label, new_figure
+from grpo_lib.plots import BLACK, BLUE, FONT, GREY, ORANGE, PURPLE, VERMILION, label, new_figure
 
 EARLY, LAST = 5, 5  # the step that early signs are read at; steps at the end that are averaged
 FIELDS = ("accuracy", "entropy", "zero_variance_groups", "silent_wrong", "unique")
@@ -37,20 +37,21 @@ def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
         left.plot(*path_of(runs[run]), color=VERMILION, linewidth=1.8)
         left.plot(*path_of([end_of(one) for one in runs[run]]), "o", color=VERMILION,
                   markersize=9, label=run)
-        label(left, "Runs go from right to left", "entropy (nats)", "right answers")
+        label(left, "Runs go from right to left", "entropy (nats)", "right answers",
+              legend=False)
         left.set_xlim(0, 1.6)
         left.set_xticks([0, 0.5, 1, 1.5])
         for field, color, style, name in SIGNS:
             middle = [statistics.median(values) for values in zip(*(o[field] for o in runs[run]))]
             right.plot(range(1, len(middle) + 1), middle, style, color=color, linewidth=2.4,
                        label=name)
-        label(right, f"{run}: median of {len(runs[run])} seeds", "step", "share")
+        label(right, f"Signs, median of {len(runs[run])} seeds", "step", "share", legend=False)
         right.set_xlim(1, len(middle))
         right.set_xticks([1, 5, 15, 25])
         for axis in (left, right):
             axis.set_ylim(0, 1.6)
             axis.set_yticks([0, 0.5, 1])
-            axis.get_legend().set_loc("upper right")
+            axis.legend(loc="upper right", fontsize=FONT - 1, frameon=False)
         return figure, describe(run, runs[run])
 
     return Explorer(draw, run=choice("run", run, list(runs)))

@@ -17,7 +17,7 @@ from grpo_lib.exact import (
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice, stops
 from grpo_lib.objective import kl_estimate
-from grpo_lib.plots import BLACK, BLUE, GREEN, PURPLE, VERMILION, label, new_figure
+from grpo_lib.plots import BLACK, BLUE, FONT, GREEN, PURPLE, VERMILION, label, new_figure
 
 ESTIMATORS = {"k1": ("k1", False), "k2": ("k2", False), "k3": ("k3", False), "r k3": ("k3", True)}
 LOOKS = {"k1": (BLUE, ":"), "k2": (GREEN, "--"), "k3": (VERMILION, "-"), "r k3": (PURPLE, "-.")}
@@ -95,5 +95,7 @@ def figure_of(x: Tensor, curves: dict, dots: tuple, chosen: str, step: int):
         axis.set_yticks(range(int(limits[0]), int(limits[1]) + 1, 4))
     name = "d = log pi_ref - log pi"
     label(left, f"What one token reads, step {step}", name, "estimate (nats)", legend=False)
-    label(right, "What it does to log pi of that token", name, "slope of the estimate")
+    label(right, "What it does to log pi of that token", name, "slope of the estimate",
+          legend=False)
+    right.legend(loc="lower left", fontsize=FONT - 1, frameon=False)
     return figure
