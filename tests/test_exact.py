@@ -184,7 +184,7 @@ def test_a_nearly_certain_policy_has_little_noise_but_with_plain_k3_without_boun
         if (kl, corrected) == ("k3", False):  # a token has 1 - exp(d), which outgrows its rarity
             assert std > 1e7
         else:
-            assert std < 1e-6
+            assert std < 1e-5
 
 
 def test_nothing_flows_back_and_grad_mode_does_not_matter():

@@ -39,7 +39,8 @@ def test_kl_explorer_says_the_sums_over_the_vocabulary(kl, row, estimator):
     text = explorer.set(step=[0, 1, 5, 20][row], estimator=estimator).text
     assert text.startswith(f"step {[0, 1, 5, 20][row]}, {estimator}: ")
     for number in (f"KL(pi || ref) is {abs(distance):.3f} nats",
-                   f"reads {abs(mean):.3f} on average", f"std {std:.3f}.", f"has length {math.hypot(*true):.3f};",
+                   f"reads {abs(mean):.3f} on average", f"std {std:.3f}.",
+                   f"has length {math.hypot(*true):.3f};",
                    f"lies {math.dist(expected, true):.3f} from it",
                    f"one token's {noise:.3f} (rms)"):
         assert number in text, (number, text)

@@ -176,6 +176,7 @@ class Knows:
         logits = torch.zeros(*tokens.shape, len(TASK.tokenizer))
         for row, ids in enumerate(tokens.tolist()):
             assert mask[row].tolist() == [int(i != PAD) for i in ids]
+            assert ids[-1] != PAD, "the newest token stands in the last column"
             text = TASK.tokenizer.decode(ids)
             self.seen.append(text)
             prompt, _, steps = text.partition(" :")

@@ -117,7 +117,8 @@ def test_one_step_is_the_algorithm_written_out(make_trainer):
 
 @pytest.mark.parametrize("change", [
     {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 2.0}, {"beta": 0.2, "kl": "k1"},
-    {"beta": 0.2, "use_bias_correction_kl": True}, {"ratio": "sequence"}, {"aggregation": "constant"}, {"aggregation": "sequence_mean"},
+    {"beta": 0.2, "use_bias_correction_kl": True}, {"ratio": "sequence"},
+    {"aggregation": "constant"}, {"aggregation": "sequence_mean"},
 ])
 def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, change):
     calls = []

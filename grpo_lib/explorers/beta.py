@@ -11,9 +11,9 @@ from grpo_lib.plots import BLUE, FONT, GREY, label, new_figure, running_median
 
 LAST = 10  # steps at the end of a run that a reading is the median of
 PANELS = (("accuracy", "Right answers", "share", 1.03, (0, 0.5, 1)),
-          ("kl", "KL to base (running median)", "nats a token", 0.62, (0, 0.2, 0.4, 0.6)),
-          ("length", "Completion length", "tokens", 18.0, (0, 5, 10, 15)),
-          ("entropy", "Entropy of the next token", "nats", 1.3, (0, 0.5, 1)))
+          ("kl", "KL to base (running median)", "nats a token", 0.62, (0, 0.3, 0.6)),
+          ("length", "Completion length", "tokens", 18.0, (0, 8, 16)),
+          ("entropy", "Entropy of the next token", "nats", 1.7, (0, 0.5, 1)))
 
 
 def beta_explorer(record: Mapping, beta: float = 0.04, kl: str = "k3") -> Explorer:
@@ -41,11 +41,11 @@ def beta_explorer(record: Mapping, beta: float = 0.04, kl: str = "k3") -> Explor
                 axis.plot(range(1, steps + 1), list(seeds), style, color=color, linewidth=1.5)
                 axis.plot([], [], style, color=color, label=f"beta = {weight:g}")
             axis.set_xlim(1, steps)
-            axis.set_xticks([1, 10, 20, 30])
+            axis.set_xticks([1, 15, 30])
             axis.set_ylim(0, top)
             axis.set_yticks(ticks)
-            label(axis, title, "step", unit, legend=field == "accuracy")
-        axes[0].legend(fontsize=FONT - 2, frameon=False, loc="lower right")
+            label(axis, title, "step", unit, legend=False)
+        axes[-1].legend(fontsize=FONT - 2, frameon=False, loc="upper right")
         return figure, describe(beta, runs[beta]) + "; " + describe(0, runs[0])
 
     return Explorer(draw, beta=stops("beta, weight of KL", beta, [(f"{b:g}", b) for b in runs]))

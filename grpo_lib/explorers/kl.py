@@ -92,6 +92,7 @@ def figure_of(x: Tensor, curves: dict, dots: tuple, chosen: str, step: int):
         axis.set_xlim(*REACH)
         axis.set_ylim(*limits)
         axis.set_xticks([-2, 0, 2, 4])
+        axis.set_yticks(range(int(limits[0]), int(limits[1]) + 1, 4))
     name = "d = log pi_ref - log pi"
     label(left, f"What one token reads, step {step}", name, "estimate (nats)", legend=False)
     label(right, "What it does to log pi of that token", name, "slope of the estimate")
