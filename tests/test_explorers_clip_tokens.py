@@ -52,7 +52,8 @@ def check(explorer, data, epsilon, high, updates):
             f"({every.count('low') / n:.1%} at 1 - epsilon, {every.count('high') / n:.1%} at "
             f"1 + epsilon_high)" in text)
     assert text.endswith(f"whatever the sign of A: {sum(outside) / n:.1%}")
-    cells = [patch.get_facecolor() for patch in explorer.figure.axes[0].patches]
+    [drawn] = explorer.figure.axes[0].collections
+    cells = [tuple(color) for color in drawn.get_facecolors()]
     wanted = {"high": BLUE, "low": VERMILION}
     for cell, found in zip(cells, shown, strict=True):
         is_blocked = cell in (to_rgba(BLUE), to_rgba(VERMILION))

@@ -81,8 +81,8 @@ def test_pushes_are_coloured_by_their_sign_and_named_with_it(explorer):
     names = [t.get_text() for t in explorer.figure.axes[0].texts if "each" in t.get_text()]
     assert [name.startswith("right") for name in names] == (REWARDS > 0).tolist()
     assert all(("+" in name) == name.startswith("right") for name in names)
-    patches = [a for a in explorer.figure.axes[0].get_children() if hasattr(a, "get_width")]
-    right, wrong = (patches[i].get_facecolor()[:3] for i in (0, 3))
+    [cells] = explorer.figure.axes[0].collections
+    right, wrong = (cells.get_facecolors()[i][:3] for i in (0, LENGTHS[0]))
     assert right[1] > right[0] and wrong[0] > wrong[2]
 
 

@@ -228,9 +228,12 @@ def test_a_token_grid_writes_every_token_on_its_colour(numbers):
                               {"right": plots.GREEN, "wrong": plots.VERMILION}, numbers=numbers)
     [axis] = figure.axes
     written = inks(figure)
-    patches = {(int(p.get_x()), int(p.get_y())): to_rgb(p.get_facecolor()[:3])
-               for p in axis.patches}
-    assert len(patches) == len(axis.patches) == sum(map(len, WORDS))
+    [cells] = axis.collections
+    boxes = [path.get_extents() for path in cells.get_paths()]
+    patches = {(int(box.x0), int(box.y0)): to_rgb(color[:3])
+               for box, color in zip(boxes, cells.get_facecolors(), strict=True)}
+    assert len(patches) == len(boxes) == sum(map(len, WORDS))
+    assert all(0.8 < side < 1 for box in boxes for side in (box.width, box.height))
     for y, row in enumerate(WORDS):
         assert [t for t, _ in written.pop((-1, y))] == [["first", "second", "third"][y]]
         for x, word in enumerate(row):

@@ -11,7 +11,7 @@ from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.clip import HIGHS, SAME
 from grpo_lib.explorers.controls import slider, stops
 from grpo_lib.objective import clip_binds, clip_stats, outside_fraction
-from grpo_lib.plots import BLUE, VERMILION, token_grid
+from grpo_lib.plots import BLUE, FONT, VERMILION, token_grid
 
 FLOWS, SILENT = "#FFFFFF", "#BBBBBB"
 SIGNS = {FLOWS: "", SILENT: " o", BLUE: " ^", VERMILION: " v"}
@@ -51,7 +51,7 @@ def clip_tokens_explorer(words: Sequence[Sequence[str]], rows: Sequence[int], ra
             cells.append([f"{words[i][t]}\n{ratio[row, t]:.2f}{SIGNS[colors[i][t]]}"
                           for t in range(lengths[row])])  # one text a cell is quicker than two
         figure = token_grid(cells, colors, names,
-                            f"Ratios after {updates} updates on one batch", LEGEND)
+                            f"Ratios after {updates} updates on one batch", LEGEND, font=FONT - 1)
         shown = sum(len(row) for row in words)
         stopped = int((low | above)[mask[some] > 0].sum())
         stats = clip_stats(ratio, column, mask, epsilon, high)

@@ -8,6 +8,7 @@ from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice, stops
 from grpo_lib.plots import BLACK, BLUE, GREEN, SKY, VERMILION, label, new_figure
 
+LINEAR = 0.02  # up to this size of the loss its axis is linear, beyond it logarithmic
 FIELDS = ("way", "beta", "aggregation", "loss", "grad_norm", "reward")
 
 
@@ -23,7 +24,7 @@ def zero_loss_explorer(records: Sequence[Mapping]) -> Explorer:
         raise ValueError(f"records: got {len(table)} combinations of {len(ways)} ways, "
                          f"{len(betas)} betas and {len(averages)} averages; allowed is all")
     losses = [value for r in records for step in r["loss"] for value in step]
-    margin = 0.06 * (max(losses) - min(losses)) + 1e-3
+    lowest, highest = min(-LINEAR, *losses), max(LINEAR, *losses)
     steepest = max(value for r in records for step in r["grad_norm"] for value in step)
 
     def draw(way: str, beta: float, aggregation: str):
@@ -41,11 +42,14 @@ def zero_loss_explorer(records: Sequence[Mapping]) -> Explorer:
                         handletextpad=0.3, columnspacing=0.8, borderaxespad=0)
         right.plot(steps, record["reward"], color=GREEN, linewidth=2.4, marker="o", markersize=4)
         left.axhline(0, color=BLACK, linewidth=1)
-        span = max(losses) - min(losses) + 2 * margin
-        left.set_ylim(min(losses) - margin, max(losses) + margin + 0.16 * span)
+        left.set_yscale("symlog", linthresh=LINEAR)
+        left.set_ylim(1.5 * lowest, 7 * highest)  # room for the legend
+        ticks = [-0.3, -0.1, -LINEAR, 0, LINEAR, 0.1, 0.3]
+        left.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        left.set_yticks([], minor=True)
         middle.set_ylim(0, 1.2 * steepest)
         right.set_ylim(0, 1.03)
-        for axis, title in ((left, "Loss"), (middle, "Length of the gradient"),
+        for axis, title in ((left, "Loss (stretched near 0)"), (middle, "Length of the gradient"),
                             (right, "Mean reward")):
             axis.set_xlim(0.5, len(record["reward"]) + 1.5)
             axis.set_xticks([1, 4, 8, 12])
