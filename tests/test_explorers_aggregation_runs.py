@@ -42,7 +42,17 @@ def test_every_position(explorer, setting, aggregation, step):
         expected = f"{name} {mean(wrong):.1f} ({min(wrong):.1f} to {max(wrong):.1f}), {other}"
         assert (expected in text) == (aggregation in ("all three", name))
     drawn = 3 if aggregation == "all three" else 1
-    assert all(len(axis.lines) == drawn * 3 + 1 for axis in explorer.figure.axes)
+    assert all(len(axis.lines) == drawn * 2 + 1 for axis in explorer.figure.axes)
+    beside = "length_right" if setting == "marked" else "accuracy"
+    for axis, field in zip(explorer.figure.axes, ("length_wrong", beside)):
+        names = AGGREGATIONS if drawn == 3 else (aggregation,)
+        for name, line in zip(names, axis.lines[::2]):  # every seed, a gap after each
+            seeds = [r[field] for r in made_up()[setting] if r["name"] == name]
+            xy = [(x, y) for x, y in line.get_xydata().tolist() if y == y]
+            assert xy == [(x, y) for seed in seeds for x, y in enumerate(seed, 1)
+                          if y is not None]
+            ends = [i for i, x in enumerate(line.get_xdata()) if x != x]
+            assert ends == [len(seeds[0]), 2 * len(seeds[0]) + 1]
 
 
 def test_the_shipped_record_fits_the_axes():

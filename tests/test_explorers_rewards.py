@@ -100,3 +100,13 @@ def test_estimator_explorer_says_mean_and_spread_of_each_estimate(p, samples, k)
         wanted += [mean, sqrt(max(0, sum(w * v * v for w, v in zip(chance, values)) - mean**2))]
     assert said == pytest.approx([100 * w for w in wanted], abs=0.051)
     assert f"n = {samples}, k = {k}" in text
+
+
+def test_an_example_is_drawn_once(probe):
+    probe.set(example="=> 4")
+    drawn, usual = [], probe.draw
+    probe.draw = lambda **values: drawn.append(values["completion"]) or usual(**values)
+    probe.set(example="=>").set(completion="4")
+    probe.draw = usual
+    assert drawn == ["=>", "4"]
+    assert probe.box.children[:2] == (probe.controls["completion"], probe.controls["example"])

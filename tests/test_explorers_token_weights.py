@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from grpo_lib.advantages import group_advantages
 from grpo_lib.explorers import token_weights_explorer
@@ -54,7 +55,19 @@ def test_every_menu_and_size(explorer, aggregation, mode, size):
     drawn = [text.get_text() for text in axis.texts]
     assert sum(word in drawn for word in {w for row in WORDS[:size] for w in row}) == max(
         LENGTHS[:size])
-    assert len(drawn) == sum(LENGTHS[:size]) + size
+    assert len(drawn) == sum(LENGTHS[:size]) + 8
+    assert drawn.count("left out") == 8 - size and axis.get_xlim() == (-0.02, 10)
+
+
+def test_nothing_moves_and_no_name_is_cut_off(explorer):
+    places = set()
+    for mode, size in itertools.product(("weight", "push"), (8, 4)):
+        figure = explorer.set(aggregation="sequence_mean", mode=mode, group_size=size).figure
+        [axis] = figure.axes
+        places.add((*axis.get_position().bounds, *axis.get_xlim(), *axis.get_ylim()))
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        assert min(t.get_window_extent(renderer).x0 for t in axis.texts) >= 0
+    assert len(places) == 1
 
 
 @pytest.mark.parametrize("max_length", range(10, 61))

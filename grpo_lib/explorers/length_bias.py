@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import slider, stops
 from grpo_lib.length_bias import expected_push, follow_push
@@ -23,8 +25,7 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
         figure, (left, right) = new_figure(2, width=11, height=4.3)
         said = []
         for x, name in enumerate(AGGREGATIONS):
-            pushes = expected_push(name, stop_right=stop, stop_wrong=stop, **settings)
-            course = follow_push(name, STEPS, RATE, stop=stop, **settings)
+            pushes, course = push_and_course(name, stop, **settings)
             for side, (kind, color) in enumerate((("right", RIGHT), ("wrong", WRONG))):
                 left.bar(x + 0.4 * side - 0.2, pushes[side], 0.38, color=color,
                          label=kind if x == 0 else None)
@@ -40,9 +41,10 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
         right.set_xticks((0, 10, STEPS))
         right.set_yticks((0, 10, 20, 30, LONGEST))
         right.set_ylim(0, LONGEST)
-        label(left, "Push on the stop logit (up: shorter)", "", "expected gradient")
+        label(left, "Push on the stop logit (up: shorter)", "", "expected gradient", legend=False)
         label(right, "Mean length if it is followed", "step", "tokens", legend=False)
-        right.legend(fontsize=FONT - 2, frameon=False, loc="upper left")
+        for axis, corner in ((left, "upper right"), (right, "upper left")):
+            axis.legend(fontsize=FONT - 2, frameon=False, loc=corner)
         text = (f"G = {group_size}, stops with chance {stop:.2f}, at most {max_length} tokens, "
                 f"{share_right:.0%} right; push on right and wrong, and {STEPS} steps: "
                 f"{'; '.join(said)}")
@@ -52,6 +54,13 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
                     stop=slider("chance to stop", stop, 0.05, 0.5, 0.05),
                     max_length=slider("max length (tokens)", max_length, 5, LONGEST, 5),
                     share_right=slider("share of right answers", 0.5, 0.1, 0.9, 0.1))
+
+
+@lru_cache(maxsize=1024)
+def push_and_course(name: str, stop: float, **settings):
+    """The expected push of an aggregation, and the mean lengths if it is followed."""
+    return (expected_push(name, stop_right=stop, stop_wrong=stop, **settings),
+            follow_push(name, STEPS, RATE, stop=stop, **settings))
 
 
 def shown(push: float) -> str:

@@ -14,6 +14,7 @@ from grpo_lib.objective import AGGREGATIONS, token_weights
 from grpo_lib.plots import BLUE, RIGHT, WRONG, token_grid
 
 SIZES = (4, 6, 8)
+WIDTH_OF_A_SIGN = "   "
 
 
 def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards: Tensor,
@@ -21,13 +22,13 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
     """Menus for aggregation and mode, sliders for G and the max_length of ``constant``.
 
     words[i]: the tokens of completion i of one prompt; mask (G, T); rewards (G,). The group is
-    the first G of them, and the whole batch.
+    the first G of them, and the whole batch; the others keep an empty row, so that nothing moves.
     """
     if not len(words) == len(mask) == len(rewards) >= SIZES[-1]:
         raise ValueError(f"words, mask, rewards: got {len(words)}, {len(mask)}, {len(rewards)} "
                          f"completions, allowed are {SIZES[-1]} or more, the same of each")
-    names = [f"{'right' if r > 0 else 'wrong'}, {int(m.sum())} tokens"
-             for r, m in zip(rewards, mask)]
+    names = ["right" if r > 0 else "wrong" for r in rewards]
+    columns = max(map(len, words))
 
     def draw(aggregation: str, mode: str, group_size: int, max_length: int):
         weights = token_weights(mask[:group_size], aggregation, max_length)
@@ -37,12 +38,16 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
         most = max(values.abs().max().item(), 1e-12)
         cells = [tint(value / most, BLUE if mode == "weight" else RIGHT if value > 0 else WRONG)
                  for value in values.tolist()]
+        out = len(words) - group_size
+        sign = "+" if mode == "push" else ""
         figure = token_grid(
-            words[:group_size], [[c] * len(row) for c, row in zip(cells, words)],
-            [f"{name}, {value:{'+' if mode == 'push' else ''}.4f} each"
-             for name, value in zip(names, values.tolist())],
+            [*words[:group_size], *[[]] * out],
+            [*([c] * len(row) for c, row in zip(cells, words)), *[[]] * out],
+            [*(f"{name}, {'' if sign else WIDTH_OF_A_SIGN}{value:{sign}.4f} each"
+               for name, value in zip(names, values.tolist())), *["left out"] * out],
             f"{'Weight of each token' if mode == 'weight' else 'Weight times advantage'}, "
-            f"{aggregation}", width=12, font=10)
+            f"{aggregation}", width=12, font=11)
+        figure.axes[0].set_xlim(-0.02, columns)
         short, long = int(lengths.argmin()), int(lengths.argmax())
         text = (f"{aggregation}, G = {group_size}"
                 f"{f', max_length {max_length}' if aggregation == 'constant' else ''}: "

@@ -47,7 +47,7 @@ def verifier_explorer(problem: Problem,
     example = choice("start from", examples[0][1], examples)
     example.observe(lambda change: setattr(text, "value", change["new"]), "value")
 
-    def draw(completion: str, example: str):
+    def draw(completion: str, **_):
         said = verdicts(problem, completion, verifiers)
         truth = said[0]
         wrong = {accepts: [v.name for v, a in zip(verifiers, said) if a == accepts != truth]
@@ -60,7 +60,10 @@ def verifier_explorer(problem: Problem,
                 f"{', '.join(wrong[False]) or 'none'}")
         return picture(shown, problem.answer, verifiers, said), line
 
-    return Explorer(draw, completion=text, example=example)
+    explorer = Explorer(draw, completion=text)
+    explorer.controls["example"] = example  # draws by way of the text, so only once
+    explorer.box.children = (text, example, explorer.view, explorer.caption)
+    return explorer
 
 
 def picture(shown: str, answer: str, verifiers: Sequence[Verifier],
