@@ -36,7 +36,7 @@ def load(monkeypatch):
     return fresh
 
 
-@pytest.mark.parametrize(("available", "chosen"), [(1, 1), (2, 2), (4, 4), (64, 4)])
+@pytest.mark.parametrize(("available", "chosen"), [(1, 1), (2, 1), (3, 3), (4, 4), (64, 4)])
 def test_loaded_before_torch_its_threads_sleep_and_are_four_at_most(load, available, chosen):
     room, torch = load(torch_was_first=False)
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
