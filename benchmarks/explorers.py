@@ -25,7 +25,7 @@ def measure() -> dict:
             for box in notebook.explorers():
                 box.scroll_into_view_if_needed()
                 for number in range(box.locator(".noUi-handle").count()):
-                    label = box.locator(".widget-slider .widget-label").nth(number).inner_text()
+                    label = box.locator(".widget-slider .widget-label").nth(number).text_content()
                     notebook.move_slider(box, number, 3)
                     times = notebook.move_slider(box, number, MOVES)
                     panels = box.locator("svg[role=img] g[id^=axes_]").count()
@@ -42,7 +42,7 @@ def report(data: dict) -> str:
     lines = ["## Explorers in JupyterLab", "",
              f"From the key press to the first frame with the new picture, {data['moves']} moves "
              f"of each slider by keyboard, headless Chromium on the same "
-             f"{data['versions']['cpus']} cores (two minutes).", "",
+             f"{data['versions']['cpus']} cores (eight minutes, notebooks included).", "",
              "| notebook | slider | panels | median, ms | worst, ms |", "|---|---|---|---|---|"]
     lines += [f"| {s['notebook']} | {s['slider']} | {s['panels']} | {s['median_ms']} "
               f"| {s['worst_ms']} |" for s in data["sliders"]]
