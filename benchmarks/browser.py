@@ -147,7 +147,7 @@ class NotebookPage:
         """The boxes of controls with a picture, in order (live curves are not among them)."""
         boxes = self.page.locator(f".widget-vbox:has({PICTURE})").all()
         return [box for box in boxes if box.locator(
-            ".noUi-handle, select, input[type=checkbox], input[type=text]").count()]
+            ".noUi-handle, input[type=checkbox], input[type=text]").count()]
 
     def said(self, box) -> list[str]:
         """What the box's picture says to a screen reader."""

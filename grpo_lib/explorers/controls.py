@@ -8,6 +8,7 @@ from decimal import Decimal
 import ipywidgets
 
 WIDE = {"description_width": "190px"}
+CHOICE = "grpo-choice"  # marks a slider over names, which has no order
 
 
 def slider(label: str, value: float, low: float, high: float, step: float, *,
@@ -31,9 +32,15 @@ def stops(label: str, value, options: Sequence) -> ipywidgets.Widget:
 
 
 def choice(label: str, value, options: Sequence) -> ipywidgets.Widget:
-    """A menu of named values (or (name, value) pairs)."""
-    return ipywidgets.Dropdown(options=options, value=value, description=label, style=WIDE,
-                               layout=ipywidgets.Layout(width="460px"))
+    """A choice among named values (or (name, value) pairs).
+
+    Stops on a slider and no menu: JupyterLab takes the arrow keys away from a menu that has
+    the focus, and moves to another cell.
+    """
+    control = stops(label, value, options)
+    control.layout.width = "720px"  # room for long names
+    control.add_class(CHOICE)
+    return control
 
 
 def switch(label: str, value: bool) -> ipywidgets.Widget:
@@ -49,7 +56,7 @@ def words(label: str, value: str) -> ipywidgets.Widget:
 
 
 def ends(control: ipywidgets.Widget) -> list:
-    """The values at a control's ends (of a menu or switch: all of them), to drive it to."""
+    """The values at a control's ends (of a choice or switch: all of them), to drive it to."""
     if isinstance(control, (ipywidgets.IntSlider, ipywidgets.FloatSlider)):
         return [control.min, control.max]
     if isinstance(control, ipywidgets.Checkbox):
@@ -57,4 +64,4 @@ def ends(control: ipywidgets.Widget) -> list:
     if isinstance(control, ipywidgets.Text):
         return ["", control.value]
     values = [o[1] if isinstance(o, tuple) else o for o in control.options]
-    return [values[0], values[-1]] if isinstance(control, ipywidgets.SelectionSlider) else values
+    return values if CHOICE in control._dom_classes else [values[0], values[-1]]
