@@ -1,6 +1,6 @@
 """Would the tests notice? Deliberate faults in the maths, each of which must turn them red.
 
-    python tests/faults.py             all of them, one after the other (half an hour)
+    python tests/faults.py             all of them, one after the other (ten minutes)
     python tests/faults.py NAME ...    some
     python tests/faults.py --list      their names
 
