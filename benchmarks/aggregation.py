@@ -18,7 +18,7 @@ from grpo_lib import (
     load_base_model,
     sample_groups,
 )
-from grpo_lib.objective import AGGREGATIONS
+from grpo_lib.objective import PAPER_AGGREGATIONS as NAMES
 from grpo_lib.runs import versions
 
 IN_LESSONS = True
@@ -29,12 +29,12 @@ BEGINNINGS = ("s1=", "s2=")  # of answers that are marked before they are writte
 
 
 def measure() -> dict:
-    flagship = {name: {"aggregation": name, "steps": 36, "eval_every": 6} for name in AGGREGATIONS}
-    too_long = {name: {"aggregation": name, "steps": 24, "eval_every": 0} for name in AGGREGATIONS}
+    flagship = {name: {"aggregation": name, "steps": 36, "eval_every": 6} for name in NAMES}
+    too_long = {name: {"aggregation": name, "steps": 24, "eval_every": 0} for name in NAMES}
     return {"flagship": record_runs(flagship, SEEDS, FIELDS)["runs"],
             "too_long": record_runs(too_long, SEEDS, [f for f in FIELDS if "held" not in f],
                                     task=ChainTask(9, 10))["runs"],
-            "marked": [marked_run(name, seed, right) for name in AGGREGATIONS
+            "marked": [marked_run(name, seed, right) for name in NAMES
                        for right in BEGINNINGS for seed in SEEDS],
             "threads": torch.get_num_threads(), "versions": versions()}
 
@@ -89,7 +89,7 @@ def report(data: dict) -> str:
         "|---|---|---|---|---|---|---|"]
     for setting, title in (("flagship", "default run"), ("too_long", "chains too long"),
                            ("marked", "marked beforehand")):
-        for name in AGGREGATIONS:
+        for name in NAMES:
             runs = [r for r in data[setting] if r["name"] == name]
             accuracy = (span([end(r["accuracy"]) for r in runs], ".1%")
                         if setting != "marked" else "fixed at 50%")

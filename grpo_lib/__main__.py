@@ -61,6 +61,7 @@ def setting_up(name: str, arguments: list) -> int:
 def parser() -> argparse.ArgumentParser:
     from dataclasses import fields
 
+    from grpo_lib.algorithms import CHOICES
     from grpo_lib.config import GRPOConfig
     from grpo_lib.tasks import TASKS
 
@@ -94,10 +95,11 @@ def parser() -> argparse.ArgumentParser:
     for f in fields(GRPOConfig):
         default = "none" if f.default is None else f.default
         kinds = {"int": int, "float": float, "str": str, "float | None": optional_float,
-                 "bool": true_or_false}
+                 "str | None": str, "bool | None": true_or_false}
+        of_row = f.name in CHOICES
         sub.add_argument("--" + f.name.replace("_", "-"), type=kinds[f.type],
-                         default=argparse.SUPPRESS,
-                         help=f"{f.metadata['about']} (default: {default})")
+                         default=argparse.SUPPRESS, help=f.metadata["about"] + (
+                             " (default: the algorithm's)" if of_row else f" (default: {default})"))
 
     sub = command("evaluate", run_evaluate, "Measure accuracy and pass@k on held-out problems.")
     sub.add_argument("--policy", type=Path, help="checkpoint or folder of a run (if not given: the "
@@ -195,6 +197,7 @@ def run_train(options) -> int:
 
     from grpo_lib import plots  # noqa: F401
     from grpo_lib.config import GRPOConfig
+    from grpo_lib.critic import ValueModel
     from grpo_lib.runs import RunFolder
     from grpo_lib.tasks import get_task
     from grpo_lib.training import GRPOTrainer
@@ -205,7 +208,9 @@ def run_train(options) -> int:
         return resume(options, given)
     config = GRPOConfig(**given)
     task = get_task(options.task or "chain")
-    trainer = GRPOTrainer(starting_policy(options.policy, task), task, config)
+    policy = starting_policy(options.policy, task)
+    trainer = GRPOTrainer(policy, task, config,
+                          value_model=ValueModel(policy) if config.choices.critic else None)
     out = options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunFolder.create(out, trainer, options.held_out or 1000,
                            policy=str(options.policy or "base model"),

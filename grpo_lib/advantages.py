@@ -1,12 +1,14 @@
-"""From the rewards of a group to the advantages of its members."""
+"""From rewards to advantages: of a group's members among each other, or by a critic's values."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-BASELINES = ("mean", "leave_one_out", "none")
-SCALES = ("group", "batch", "none")
+from grpo_lib.checks import check_choice, check_number
+
+BASELINES = ("mean", "leave_one_out", "batch", "none")
+SCALES = ("group", "batch", "mean", "none")
 
 
 def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "group",
@@ -14,39 +16,111 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     """A_ng = (r_ng - baseline_n) / (std + std_eps): rewards (N, G) -> advantages (N, G).
 
     ``baseline``: "mean" of the group (GRPO); "leave_one_out", the mean of the *other*
-    members (RLOO, 2402.14740), which is the first times G / (G - 1); "none".
+    members (RLOO, 2402.14740), which is the first times G / (G - 1); "batch", the mean of all
+    rewards; "none".
     ``scale``: divide by the std of the "group" (GRPO, 2402.03300 section 4.1.2), of the
     "batch" (2508.08221), or by nothing, "none" (Dr. GRPO, 2503.20783). TRL's name is
     ``scale_rewards``. The std is the unbiased one (n - 1), as in TRL and the papers' code.
+    "mean" divides by the group's mean reward instead (MaxRL, 2602.02710, as in its authors'
+    code), for rewards from 0 up. ``std_eps`` is 1e-4 in TRL, 1e-6 in verl, 1e-8 in Dr. GRPO's.
 
-    With a group baseline or a group std, a group without spread (``informative_groups``)
-    gets exactly 0.
-    ValueError: not (N, G), not finite, G = 1 with a group baseline, an unknown option.
+    With a group baseline, or a scale by the group, a group without spread
+    (``informative_groups``) gets exactly 0.
+    ValueError: not (N, G), not finite, G = 1 with a group baseline, an unknown option, a
+    negative reward with scale="mean".
     """
     spread = informative_groups(rewards)
-    if baseline not in BASELINES:
-        raise ValueError(f"baseline: got {baseline!r}, allowed are {', '.join(BASELINES)}")
-    if scale not in SCALES:
-        raise ValueError(f"scale: got {scale!r}, allowed are {', '.join(SCALES)}")
-    if not std_eps >= 0:
-        raise ValueError(f"std_eps: got {std_eps!r}, allowed is a number from 0")
+    check_choice("baseline", baseline, BASELINES)
+    check_choice("scale", scale, SCALES)
+    check_number("std_eps", std_eps, least=0)
     group_size = rewards.shape[1]
-    if group_size == 1 and (baseline != "none" or scale == "group"):
+    by_group = baseline in ("mean", "leave_one_out") or scale in ("group", "mean")
+    if group_size == 1 and by_group:
         raise ValueError("rewards: got groups of 1; a completion can only be compared with others "
                          "of its group, so allowed is a group size of 2 or more (or "
                          "baseline='none' with scale='none')")
-    if scale == "batch" and rewards.numel() == 1:
-        raise ValueError("rewards: got a single one; allowed with scale='batch' are 2 or more")
-    advantages = rewards if baseline == "none" else rewards - rewards.mean(1, keepdim=True)
+    if rewards.numel() == 1 and "batch" in (baseline, scale):
+        raise ValueError("rewards: got a single one; allowed with baseline or scale 'batch' are 2 "
+                         "or more")
+    if scale == "mean" and (rewards < 0).any():
+        raise ValueError(f"rewards: got {rewards.min().item()}; scale='mean' divides by the mean "
+                         f"reward, allowed are rewards from 0 up")
+    if baseline == "batch":
+        advantages = rewards - rewards.mean()
+    else:
+        advantages = rewards if baseline == "none" else rewards - rewards.mean(1, keepdim=True)
     if baseline == "leave_one_out":
         advantages = advantages * (group_size / (group_size - 1))
     if scale == "group":
         advantages = advantages / (rewards.std(1, keepdim=True) + std_eps)
     elif scale == "batch":
         advantages = advantages / (rewards.std() + std_eps)
-    if baseline != "none" or scale == "group":
+    elif scale == "mean":
+        advantages = advantages / (rewards.mean(1, keepdim=True) + std_eps)
+    if by_group:
         advantages = advantages.masked_fill(~spread[:, None], 0.0)
     return advantages
+
+
+def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
+                  beta: float = 0.0) -> Tensor:
+    """A reward for each token: rewards (B,), mask (B, T) -> (B, T).
+
+    -beta * kl at every token (``kl``: per-token estimates, (B, T)), and the completion's reward
+    on top at its last token, as PPO for language models has it (2203.02155).
+    """
+    per_token = torch.zeros_like(mask) if kl is None else -beta * kl.masked_fill(mask == 0, 0.0)
+    last = (mask.sum(1).long() - 1).clamp(min=0)
+    return per_token.scatter_add(1, last[:, None], rewards[:, None].to(mask.dtype)) * mask
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
+        lam: float = 0.95) -> Tensor:
+    """Generalized advantage estimation (1506.02438 Eq. 16): (B, T) each -> (B, T).
+
+    A_t = sum_l (gamma lam)^l delta_(t+l), with delta_t = r_t + gamma V_(t+1) - V_t. ``values``
+    V_t are of the state *before* token t; the value after a completion's last token is 0. With
+    lam = 1 A_t is the discounted return less V_t; with values of 0, the return itself. 0 where
+    mask is 0. ValueError: shapes that differ, gamma or lam outside 0 to 1.
+    """
+    check_number("gamma", gamma, least=0, most=1)
+    check_number("lam", lam, least=0, most=1)
+    for name, tensor in (("values", values), ("mask", mask)):
+        if rewards.dim() != 2 or tensor.shape != rewards.shape:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is (B, T) as of "
+                             f"rewards, {tuple(rewards.shape)}")
+    values = values * mask
+    after = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), 1)
+    delta = (rewards + gamma * after - values) * mask
+    advantages, running = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        running = delta[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return advantages
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-8) over all tokens of the batch: (B, T), (B, T) -> (B, T).
+
+    The variance is the unbiased one (n - 1), as in verl; REINFORCE++ (2501.03262) and most PPO
+    codes do so. A long completion counts once for each of its tokens. 0 where mask is 0.
+    """
+    tokens = mask.sum()
+    mean = (values * mask).sum() / tokens.clamp(min=1)
+    variance = ((values - mean).square() * mask).sum() / (tokens - 1).clamp(min=1)
+    return (values - mean) * (variance + 1e-8).rsqrt() * mask
+
+
+def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Tensor:
+    """What is added to the reward of a long completion, from 0 down to -1: (B,) -> (B,).
+
+    0 up to max_length - cache tokens, then falling in a line to -1 at max_length, and -1
+    beyond (DAPO, 2503.14476 Eq. 13; TRL: ``get_soft_overlong_punishment``).
+    """
+    if not 0 < cache <= max_length:
+        raise ValueError(f"cache: got {cache!r}, allowed is a number above 0, up to max_length = "
+                         f"{max_length}")
+    return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0)
 
 
 def informative_groups(rewards: Tensor) -> Tensor:

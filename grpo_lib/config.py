@@ -3,45 +3,76 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+import warnings
+from dataclasses import asdict, dataclass, field, fields, replace
 
-from grpo_lib.advantages import BASELINES, SCALES
-from grpo_lib.objective import AGGREGATIONS, KLS, RATIOS, check_choice, check_clip
+from grpo_lib.algorithms import ALGORITHMS, CHOICES, Algorithm
+from grpo_lib.checks import check_choice, check_number, check_whole
 
 
 def setting(default, about: str):
     return field(default=default, metadata={"about": about})
 
 
+def of_row(name: str):
+    """A choice of the algorithm: None means its row's."""
+    about = Algorithm.__dataclass_fields__[name].metadata["about"]
+    return field(default=None, metadata={"about": about})
+
+
 @dataclass(frozen=True)
 class GRPOConfig:
     """The settings of a run. Every field is an option of ``python -m grpo_lib train``.
 
+    ``algorithm`` names a row of ``ALGORITHMS``; the choices that follow it are None, which
+    means the row's, or override it. ``choices`` is the row with the overrides. Without an
+    algorithm: the row "grpo" with aggregation="token_mean", as TRL's trainer has it.
+
+    ValueError: what is not allowed, or contradicts itself. A choice that is given and changes
+    nothing, or that has a side effect few expect, is told by a warning.
+
     TRL's names where they differ: group_size is num_generations, scale is scale_rewards,
-    ratio is importance_sampling_level, aggregation is loss_type.
+    ratio is importance_sampling_level, aggregation and surrogate together are loss_type.
     """
 
     steps: int = setting(50, "rollout-and-update steps in the whole run")
     prompts_per_step: int = setting(32, "problems sampled at each step (N)")
     group_size: int = setting(16, "completions of each problem (G)")
     temperature: float = setting(1.0, "logits are divided by this, in sampling and in scoring")
-    epsilon: float = setting(0.2, "the ratio is clipped at 1 - epsilon")
-    epsilon_high: float | None = setting(None, "and at 1 + epsilon_high (none: epsilon)")
-    delta: float | None = setting(None, "cap on the unclipped ratio where the advantage is "
-                                        "negative (none: no cap)")
-    beta: float = setting(0.0, "weight of the KL distance to the base model in the loss")
-    kl: str = setting("k3", "estimator of that distance: k1, k2 or k3")
-    use_bias_correction_kl: bool = setting(False, "weigh each token's estimate by its ratio, true "
-                                                  "or false")
-    baseline: str = setting("mean", "what a reward is compared with: mean, leave_one_out or none")
-    scale: str = setting("group", "whose std advantages are divided by: group, batch or none")
-    std_eps: float = setting(1e-4, "added to that std")
-    ratio: str = setting("token", "importance ratio of each token, or of the whole sequence")
-    aggregation: str = setting("token_mean", "what the loss averages over: sequence_mean (the "
-                                             "paper's), token_mean (TRL's default) or constant")
+    algorithm: str | None = setting(None, "row of the table of algorithms that the choices below "
+                                          "start from (none: grpo, but with aggregation "
+                                          "token_mean, as TRL's default)")
+    baseline: str | None = of_row("baseline")
+    scale: str | None = of_row("scale")
+    std_eps: float | None = of_row("std_eps")
+    whiten: bool | None = of_row("whiten")
+    critic: bool | None = of_row("critic")
+    gamma: float | None = of_row("gamma")
+    gae_lambda: float | None = of_row("gae_lambda")
+    ratio: str | None = of_row("ratio")
+    surrogate: str | None = of_row("surrogate")
+    epsilon: float | None = of_row("epsilon")
+    epsilon_high: float | None = of_row("epsilon_high")
+    delta: float | None = of_row("delta")
+    sapo_temperature_pos: float | None = of_row("sapo_temperature_pos")
+    sapo_temperature_neg: float | None = of_row("sapo_temperature_neg")
+    beta: float | None = of_row("beta")
+    kl: str | None = of_row("kl")
+    kl_in_reward: bool | None = of_row("kl_in_reward")
+    use_bias_correction_kl: bool | None = of_row("use_bias_correction_kl")
+    aggregation: str | None = of_row("aggregation")
+    entropy_coef: float | None = of_row("entropy_coef")
+    top_entropy_quantile: float | None = of_row("top_entropy_quantile")
+    off_policy_mask_threshold: float | None = of_row("off_policy_mask_threshold")
+    dynamic_sampling: bool | None = of_row("dynamic_sampling")
+    mask_truncated_completions: bool | None = of_row("mask_truncated_completions")
+    overlong_share: float | None = of_row("overlong_share")
+    max_num_gen_batches: int = setting(4, "with dynamic sampling: batches sampled for one step at "
+                                          "most")
     num_iterations: int = setting(1, "passes over each batch of completions")
     minibatches: int = setting(2, "gradient steps in each pass")
     learning_rate: float = setting(5e-4, "of AdamW, betas .9 and .95, no weight decay")
+    value_learning_rate: float = setting(1e-3, "the same for a critic's value model")
     max_grad_norm: float = setting(1.0, "gradients longer than this are shortened to it")
     eval_every: int = setting(5, "steps between held-out evaluations (0: none)")
     eval_problems: int = setting(200, "held-out problems in each of them")
@@ -49,38 +80,60 @@ class GRPOConfig:
     device: str = setting("cpu", "where the policy is trained: cpu or cuda")
 
     def __post_init__(self):
-        whole = {"steps": 0, "prompts_per_step": 1, "group_size": 2, "num_iterations": 1,
-                 "minibatches": 1, "eval_every": 0, "eval_problems": 1, "seed": 0}
+        if self.algorithm is not None:
+            check_choice("algorithm", self.algorithm, ALGORITHMS)
+        if self.surrogate is not None and not isinstance(self.surrogate, str):
+            raise ValueError(f"surrogate: got {self.surrogate!r}, allowed here is a name (put a "
+                             f"function into a row of ALGORITHMS)")
+        choices = self.choices
+        whole = {"steps": 0, "prompts_per_step": 1, "group_size": 2 if choices.needs_group else 1,
+                 "num_iterations": 1, "minibatches": 1, "eval_every": 0, "eval_problems": 1,
+                 "seed": 0, "max_num_gen_batches": 1}
         for name, least in whole.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                why = (" (a completion is compared with the others of its group)"
-                       if name == "group_size" else "")
-                raise ValueError(f"{name}: got {value!r}, allowed is a whole number from "
-                                 f"{least}{why}")
-        for name in ("temperature", "learning_rate", "max_grad_norm", "std_eps", "beta"):
-            value = getattr(self, name)
-            positive = name in ("temperature", "learning_rate", "max_grad_norm")
-            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")) or (
-                    positive and value == 0):
-                raise ValueError(f"{name}: got {value!r}, allowed is a finite number "
-                                 f"{'above' if positive else 'from'} 0")
+            check_whole(name, getattr(self, name), least,
+                        " (a completion is compared with the others of its group)"
+                        if name == "group_size" and least == 2 else "")
+        for name in ("temperature", "learning_rate", "value_learning_rate", "max_grad_norm"):
+            check_number(name, getattr(self, name), above=0)
         if self.seed >= 2**63 or not isinstance(self.device, str):
             raise ValueError(f"seed, device: got {self.seed!r}, {self.device!r}; allowed are a "
                              f"seed below 2**63 and a device's name")
-        check_clip(self.epsilon, self.epsilon_high, self.delta)
-        for name, allowed in (("kl", KLS), ("baseline", BASELINES), ("scale", SCALES),
-                              ("ratio", RATIOS), ("aggregation", AGGREGATIONS)):
-            check_choice(name, getattr(self, name), allowed)
-        if not isinstance(self.use_bias_correction_kl, bool):
-            raise ValueError(f"use_bias_correction_kl: got {self.use_bias_correction_kl!r}, "
-                             f"allowed are True and False")
         if self.minibatches > self.prompts_per_step * self.group_size:
             raise ValueError(f"minibatches: got {self.minibatches}, allowed are at most the "
                              f"{self.prompts_per_step * self.group_size} completions of a step")
+        for warning in self.warnings():
+            warnings.warn(warning, stacklevel=3)
+
+    @property
+    def row(self) -> Algorithm:
+        """The row of ``ALGORITHMS`` that the choices start from."""
+        if self.algorithm is None:
+            return replace(ALGORITHMS["grpo"], aggregation="token_mean")
+        return ALGORITHMS[self.algorithm]
+
+    @property
+    def choices(self) -> Algorithm:
+        """The row with this config's overrides."""
+        return replace(self.row, **{name: getattr(self, name) for name in CHOICES
+                                    if getattr(self, name) is not None})
+
+    def warnings(self) -> list[str]:
+        """What is allowed but probably not meant, with what will happen."""
+        choices, row = self.choices, self.row
+        found = [f"{name}: {getattr(self, name)!r} will change nothing, since {why}"
+                 for name, why in choices.idle_choices().items()
+                 if getattr(self, name) not in (None, getattr(row, name))]
+        if choices.ratio in ("sequence", "sequence_sum") and (
+                choices.aggregation not in ("sequence_mean", "nonempty_sequence_mean")):
+            found.append(f"aggregation: {choices.aggregation!r} with ratio={choices.ratio!r} will "
+                         f"count a completion's one value once for each of its tokens, so that "
+                         f"long completions weigh more; 'sequence_mean' counts each once")
+        return found
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """All settings as JSON values, the row's filled in: a run is then described whole."""
+        filled = {name: getattr(self.choices, name) for name in CHOICES}
+        return asdict(self) | {name: value for name, value in filled.items() if not callable(value)}
 
 
 def metric(about: str):

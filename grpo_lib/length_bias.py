@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from grpo_lib.advantages import group_advantages
-from grpo_lib.objective import AGGREGATIONS, check_choice
+from grpo_lib.checks import check_choice
+from grpo_lib.objective import PAPER_AGGREGATIONS
 
 
 def length_distribution(stop: float, max_length: int) -> Tensor:
@@ -58,7 +59,7 @@ def expected_push(aggregation: str, *, group_size: int, max_length: int, stop_ri
     a group and every length. Above 0: completions get shorter. With constant weights it is 0,
     since E d log P = 0; sequence_mean gives E[A] d E[1/L] / d logit: it maximises A / L.
     """
-    check_choice("aggregation", aggregation, AGGREGATIONS)
+    check_choice("aggregation", aggregation, PAPER_AGGREGATIONS)
     check_whole("group_size", group_size, 2)
     check_whole("prompts", prompts, 1)
     if not 0 <= share_right <= 1:

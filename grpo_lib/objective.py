@@ -1,4 +1,4 @@
-"""The GRPO loss, one equation a function: ratio, clipped surrogate, KL, aggregation.
+"""The GRPO loss, one equation a function: ratio, surrogates, KL, aggregation.
 
 Pure functions of tensors: (B, T) a row a completion, a column a token; ``mask`` (B, T) is 1
 on completion tokens up to and including end-of-sequence. All log-probs are in nats and of
@@ -7,14 +7,22 @@ logits / temperature.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-RATIOS = ("token", "sequence")
+from grpo_lib.checks import check_choice, check_number
+from grpo_lib.corrections import off_policy_mask, sampler_weights, top_entropy_mask
+
+RATIOS = ("token", "sequence", "sequence_token", "sequence_sum")
+SURROGATES = ("clip", "cispo", "sapo", "gmpo", "log_prob")
 KLS = ("k1", "k2", "k3")
-AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
+AGGREGATIONS = ("sequence_mean", "token_mean", "constant", "sequence_sum",
+                "nonempty_sequence_mean")
+PAPER_AGGREGATIONS = AGGREGATIONS[:3]  # GRPO's, DAPO's and Dr. GRPO's, which lessons compare
 
 
 class LossOutput(NamedTuple):
@@ -28,15 +36,26 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor,
                      ratio: str = "token") -> Tensor:
     """How much likelier the policy makes a token than the policy that sampled it did.
 
-    "token":    r_it = exp(log pi - log pi_old), (B, T); 1 where mask is 0. 2402.03300 Eq. 3.
-    "sequence": exp of the mean over a row's tokens of the same difference, (B, 1); GSPO,
-                2507.18071. TRL's name is ``importance_sampling_level``.
+    "token":          r_it = exp(log pi - log pi_old), (B, T); 1 where mask is 0.
+                      2402.03300 Eq. 3.
+    "sequence":       exp of the mean over a row's tokens of the same difference, (B, 1);
+                      GSPO, 2507.18071.
+    "sequence_token": the value of "sequence", (B, T), whose gradient goes through the token's
+                      own log-prob alone; GSPO-token, same paper.
+    "sequence_sum":   exp of the sum over a row's tokens, (B, 1): the ratio of the two
+                      probabilities of the whole completion; TRL's RLOOTrainer.
+    TRL's name is ``importance_sampling_level`` (TRL 1.16 has dropped "sequence_token").
     """
     check_choice("ratio", ratio, RATIOS)
     difference = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0)
-    if ratio == "sequence":
-        difference = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return difference.exp()
+    if ratio == "token":
+        return difference.exp()
+    row = difference.sum(1, keepdim=True)
+    if ratio != "sequence_sum":
+        row = row / mask.sum(1, keepdim=True).clamp(min=1)
+    if ratio == "sequence_token":
+        row = (row.detach() + difference - difference.detach()).masked_fill(mask == 0, 0.0)
+    return row.exp()
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float,
@@ -45,7 +64,9 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float,
 
     PPO (1707.06347 Eq. 7); ``epsilon_high`` above epsilon is DAPO's clip-higher (2503.14476),
     None means epsilon. ``delta`` caps r in the unclipped branch (INTELLECT-2, 2505.07291):
-    it matters where A < 0 and r > delta, and must exceed 1 + epsilon_high.
+    it matters where A < 0 and r > delta, and must exceed 1 + epsilon_high. It is the dual
+    clip of 1912.09729, max(surrogate, c A) for A < 0, which verl has on by default as
+    ``clip_ratio_c`` = 3: the same function, with c = delta.
 
     Why the min: without it, a token that has moved too far in the *wrong* direction would be
     clipped too and could never move back. So only one side binds for each sign of A.
@@ -54,6 +75,49 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float,
     unclipped = ratio if delta is None else ratio.clamp(max=delta)
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
     return torch.minimum(unclipped * advantages, clipped * advantages)
+
+
+def cispo_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, epsilon: float,
+                    epsilon_high: float | None = None) -> Tensor:
+    """sg(clip(r, 1 - epsilon, 1 + epsilon_high)) A log pi: the weight is clipped, no gradient
+    is cut off (CISPO, MiniMax-M1, 2506.13585). sg: no gradient flows through the weight.
+
+    epsilon 1 is no lower bound, as in the paper and TRL; verl clips below too. TRL's
+    ``epsilon_high`` is the cap itself, 1 + epsilon_high here (its 5.0 is 4.0; its default
+    would cap at 0.2).
+    """
+    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    return ratio.detach().clamp(1 - epsilon, 1 + epsilon_high) * advantages * log_probs
+
+
+def sapo_surrogate(ratio: Tensor, advantages: Tensor, temperature_pos: float = 1.0,
+                   temperature_neg: float = 1.05) -> Tensor:
+    """A sigmoid(tau (r - 1)) 4 / tau: a gate that closes softly on both sides, with tau =
+    temperature_pos where A > 0, else temperature_neg (SAPO, 2511.20347). At r = 1 its slope
+    by r is A, as the clip's is; its value there, 2 A / tau, is not."""
+    for name, value in (("sapo_temperature_pos", temperature_pos),
+                        ("sapo_temperature_neg", temperature_neg)):
+        check_number(name, value, above=0)
+    tau = torch.where(advantages > 0, temperature_pos, temperature_neg).to(ratio.dtype)
+    return advantages * torch.sigmoid(tau * (ratio - 1)) * 4 / tau
+
+
+def gmpo_surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor,
+                   epsilon: float, epsilon_high: float | None = None) -> Tensor:
+    """A times the geometric mean of a row's clipped ratios: (B, T), ..., A (B, 1) -> (B, 1).
+
+    The log of each token's ratio is clipped on the side that its A binds: at
+    log(1 + epsilon_high) where A > 0, at log(1 - epsilon) where A < 0 (GMPO, 2507.20673). The
+    paper and TRL give the bound of the log itself, 0.4: epsilon_high exp(.4) - 1 = 0.49,
+    epsilon 1 - exp(-.4) = 0.33.
+    """
+    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    low = math.log1p(-epsilon) if epsilon < 1 else -math.inf
+    difference = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0)
+    clipped = torch.where(advantages > 0, difference.clamp(max=math.log1p(epsilon_high)),
+                          difference.clamp(min=low))
+    return advantages * (clipped.sum(1, keepdim=True)
+                         / mask.sum(1, keepdim=True).clamp(min=1)).exp()
 
 
 def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
@@ -114,22 +178,36 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
                      with nothing to count contributes 0 and stays in B. TRL: "grpo".
     "token_mean":    mean over all tokens of the batch (DAPO, 2503.14476). TRL: "dapo", "bnpo".
     "constant":      sum over tokens / (B * max_length) (Dr. GRPO, 2503.20783). TRL: "dr_grpo".
+    "sequence_sum":  sum over a row's tokens, mean over rows: what REINFORCE derives. TRL:
+                     "luspo"; verl: "seq-mean-token-sum".
+    "nonempty_sequence_mean": as "sequence_mean", over the rows that have something to count;
+                     verl's "seq-mean-token-mean".
     """
     check_choice("aggregation", aggregation, AGGREGATIONS)
     values = per_token.masked_fill(mask == 0, 0.0) * mask
     if aggregation == "sequence_mean":
         return (values.sum(1) / mask.sum(1).clamp(min=1)).mean()
+    if aggregation == "nonempty_sequence_mean":
+        return (values.sum(1) / mask.sum(1).clamp(min=1)).sum() / rows_with_tokens(mask)
     if aggregation == "token_mean":
         return values.sum() / mask.sum().clamp(min=1)
+    if aggregation == "sequence_sum":
+        return values.sum() / mask.shape[0]
     check_max_length(max_length)
     return values.sum() / (mask.shape[0] * max_length)
+
+
+def rows_with_tokens(mask: Tensor) -> Tensor:
+    """How many rows have a token that counts, 1 at least: (B, T) -> scalar."""
+    return (mask.sum(1) > 0).sum().clamp(min=1)
 
 
 def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None) -> Tensor:
     """How much each token counts in ``aggregate``, d aggregate / d per_token: (B, T) -> (B, T).
 
     "sequence_mean": 1 / (B |o_i|);  "token_mean": 1 / sum_j |o_j|;
-    "constant": 1 / (B * max_length); 0 where mask is 0.
+    "constant": 1 / (B * max_length);  "sequence_sum": 1 / B;  "nonempty_sequence_mean":
+    1 / (rows with tokens * |o_i|); 0 where mask is 0.
     """
     counts = (mask != 0).to(torch.get_default_dtype() if not mask.is_floating_point()
                             else mask.dtype)
@@ -137,64 +215,131 @@ def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None)
     check_choice("aggregation", aggregation, AGGREGATIONS)
     if aggregation == "sequence_mean":
         return counts / lengths.clamp(min=1) / len(mask)
+    if aggregation == "nonempty_sequence_mean":
+        return counts / lengths.clamp(min=1) / rows_with_tokens(counts)
     if aggregation == "token_mean":
         return counts / lengths.sum().clamp(min=1)
+    if aggregation == "sequence_sum":
+        return counts / len(mask)
     check_max_length(max_length)
     return counts / (len(mask) * max_length)
 
 
 def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
               mask: Tensor | None = None, *, ref_log_probs: Tensor | None = None,
+              entropies: Tensor | None = None, sampler_log_probs: Tensor | None = None,
               epsilon: float = 0.2, epsilon_high: float | None = None,
               delta: float | None = None, beta: float = 0.0, kl: str = "k3",
-              ratio: str = "token", aggregation: str = "sequence_mean",
-              max_length: int | None = None,
-              use_bias_correction_kl: bool = False) -> LossOutput:
-    """-aggregate(clipped_surrogate(r, A) - beta KL): the loss of 2402.03300 Eq. 3.
+              ratio: str = "token", surrogate: str | Callable = "clip",
+              aggregation: str = "sequence_mean", max_length: int | None = None,
+              use_bias_correction_kl: bool = False, sapo_temperature_pos: float = 1.0,
+              sapo_temperature_neg: float = 1.05, entropy_coef: float = 0.0,
+              top_entropy_quantile: float = 1.0,
+              off_policy_mask_threshold: float | None = None, sampler_correction: str = "none",
+              sampler_ratio_max: float = 3.0, sampler_ratio_min: float | None = None
+              ) -> LossOutput:
+    """-aggregate(surrogate - beta KL) - entropy_coef H: the loss of 2402.03300 Eq. 3, and with
+    other choices those of its relatives (``algorithms``).
 
     log_probs (B, T) under the policy being trained; old_log_probs (B, T) under the policy
     that sampled; ref_log_probs (B, T) under the policy to stay close to, needed if beta > 0;
     advantages (B,) or (B, T); mask (B, T), None means every token counts. Gradients flow
-    into ``log_probs`` alone.
+    into ``log_probs``, and for the entropy bonus into ``entropies``, alone.
 
     epsilon 0.2 and beta 0 are TRL's defaults (DeepSeekMath's beta is 0.04, R1's 0.001).
 
-    ``use_bias_correction_kl`` weighs each token's KL estimate by its ratio r, through which
-    gradients flow (DeepSeek-V3.2, 2512.02556; TRL's name): with k1 or k3 the expected gradient
-    is then that of KL(pi || pi_ref), where plain k3's is that of KL(pi_ref || pi).
+    ``surrogate``, to be maximised: "clip" (``clipped_surrogate``), "cispo", "sapo", "gmpo" (the
+    functions of those names), "log_prob" (A log pi, REINFORCE, which has no ratio), or a
+    function (log_probs, ratio, advantages) -> (B, T) or (B, 1) of your own.
 
-    stats: ``clip_fraction`` of tokens where the clip binds (their gradient is 0), and its
-    parts ``clip_fraction_low`` (A < 0, r < 1 - epsilon) and ``clip_fraction_high`` (A > 0,
-    r > 1 + epsilon_high); ``ratio_min``, ``ratio_max``; ``kl`` by k3 where ref_log_probs is
-    given; ``policy_loss``, the loss without its KL term.
+    ``use_bias_correction_kl`` weighs each token's KL estimate by its ratio r, through which
+    gradients flow (DeepSeek-V3.2, 2512.02556; TRL's name, and its default since 1.16): with k1
+    or k3 the expected gradient is then that of KL(pi || pi_ref), where plain k3's is that of
+    KL(pi_ref || pi).
+
+    What multiplies the surrogate, not the KL, in TRL's order (``corrections``):
+    ``off_policy_mask_threshold``; ``top_entropy_quantile`` and ``entropy_coef``, which need
+    ``entropies`` (B, T); ``sampler_correction`` with its bounds, which needs
+    ``sampler_log_probs`` (B, T): those of the engine that sampled, where old_log_probs were
+    computed anew.
+
+    stats: ``clip_fraction`` of tokens where the bound of "clip" or "gmpo" binds (their gradient
+    is 0) or that of "cispo" (their weight is capped), and its parts ``clip_fraction_low``
+    (A < 0, r < 1 - epsilon) and ``clip_fraction_high`` (A > 0, r > 1 + epsilon_high); 0 for
+    surrogates without bounds; ``ratio_min``, ``ratio_max``; ``kl`` by k3 where ref_log_probs
+    is given; ``policy_loss``, the loss without KL and entropy.
     """
-    check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs)
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta: got {beta!r}, allowed is a finite number from 0")
-    if beta > 0 and ref_log_probs is None:
-        raise ValueError(f"ref_log_probs: got None with beta={beta}, which weighs the distance "
-                         f"to the reference policy; allowed is a tensor (B, T)")
+    check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs, entropies,
+                      sampler_log_probs)
+    check_number("beta", beta, least=0)
+    check_number("entropy_coef", entropy_coef)
+    check_number("top_entropy_quantile", top_entropy_quantile, above=0, most=1)
+    for name, needs, why in (
+            ("ref_log_probs", beta > 0, f"beta={beta}, which weighs the distance to the reference "
+                                        f"policy"),
+            ("entropies", entropy_coef != 0 or top_entropy_quantile < 1,
+             f"entropy_coef={entropy_coef}, top_entropy_quantile={top_entropy_quantile}"),
+            ("sampler_log_probs", sampler_correction != "none",
+             f"sampler_correction={sampler_correction!r}")):
+        if needs and locals()[name] is None:
+            raise ValueError(f"{name}: got None with {why}; allowed is a tensor (B, T)")
+    if surrogate == "gmpo" and (ratio != "token" or advantages.dim() != 1):
+        raise ValueError(f"surrogate: got 'gmpo' with ratio={ratio!r} and advantages of "
+                         f"{advantages.dim()} dimensions; it makes its own ratio of each row, so "
+                         f"allowed are ratio='token' and advantages (B,)")
     mask = torch.ones_like(log_probs) if mask is None else mask.to(log_probs.dtype)
     # Padding may hold anything: 0 times the infinite slope of exp(d) would be a nan gradient.
     log_probs = log_probs.masked_fill(mask == 0, 0.0)
-    old_log_probs = old_log_probs.detach()
+    old_log_probs = old_log_probs.detach().masked_fill(mask == 0, 0.0)
     advantages = advantages.detach().to(log_probs.dtype)
     if advantages.dim() == 1:
         advantages = advantages[:, None]
 
     r = importance_ratio(log_probs, old_log_probs, mask, ratio)
-    surrogate = clipped_surrogate(r, advantages, epsilon, epsilon_high, delta)
-    policy_loss = -aggregate(surrogate.expand_as(log_probs), mask, aggregation, max_length)
-    stats = clip_stats(r.detach(), advantages, mask, epsilon, epsilon_high)
+    if surrogate == "clip":
+        gain = clipped_surrogate(r, advantages, epsilon, epsilon_high, delta)
+    elif surrogate == "cispo":
+        gain = cispo_surrogate(log_probs, r, advantages, epsilon, epsilon_high)
+    elif surrogate == "sapo":
+        gain = sapo_surrogate(r, advantages, sapo_temperature_pos, sapo_temperature_neg)
+    elif surrogate == "gmpo":
+        gain = gmpo_surrogate(log_probs, old_log_probs, advantages, mask, epsilon, epsilon_high)
+    elif surrogate == "log_prob":
+        gain = advantages * log_probs
+    elif callable(surrogate):
+        gain = surrogate(log_probs, r, advantages)
+    else:
+        check_choice("surrogate", surrogate, SURROGATES)
+    gain = gain.expand_as(log_probs)
+
+    sampler = old_log_probs if sampler_log_probs is None else sampler_log_probs.detach()
+    if off_policy_mask_threshold is not None:
+        gain = gain * off_policy_mask(log_probs.detach(), sampler, advantages, mask,
+                                      off_policy_mask_threshold)
+    bonus_mask = mask
+    if top_entropy_quantile < 1:
+        bonus_mask = mask * top_entropy_mask(entropies.detach(), mask, top_entropy_quantile)
+        gain = gain * bonus_mask
+    if sampler_correction != "none":
+        gain = gain * sampler_weights(old_log_probs, sampler, mask, sampler_correction,
+                                      sampler_ratio_max, sampler_ratio_min)
+
+    policy_loss = -aggregate(gain, mask, aggregation, max_length)
+    bounded = surrogate in ("clip", "cispo", "gmpo")
+    token_ratio = r if surrogate != "gmpo" else importance_ratio(log_probs, old_log_probs, mask)
+    stats = clip_stats(token_ratio.detach(), advantages if bounded else 0 * advantages, mask,
+                       epsilon, epsilon_high)
     loss, stats["policy_loss"] = policy_loss, policy_loss.detach()
     if ref_log_probs is not None:
         ref = ref_log_probs.detach()
         stats["kl"] = aggregate(kl_estimate(log_probs.detach(), ref), mask, "token_mean")
         if beta > 0:
-            distance = kl_estimate(log_probs, ref, kl)
+            distance = kl_estimate(log_probs, ref.masked_fill(mask == 0, 0.0), kl)
             if use_bias_correction_kl:
                 distance = r * distance  # r as it is: neither detached nor capped by delta
-            loss = policy_loss + beta * aggregate(distance, mask, aggregation, max_length)
+            loss = loss + beta * aggregate(distance, mask, aggregation, max_length)
+    if entropy_coef != 0:
+        loss = loss - entropy_coef * aggregate(entropies, bonus_mask, "token_mean")
     return LossOutput(loss, stats)
 
 
@@ -216,11 +361,6 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
             "ratio_max": everywhere.masked_fill(~counts, -torch.inf).amax()}
 
 
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
-
-
 def check_max_length(max_length: int | None) -> None:
     if max_length is None or not max_length >= 1:
         raise ValueError(f"max_length: got {max_length!r}; aggregation='constant' divides by it, "
@@ -240,7 +380,8 @@ def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) 
     return high
 
 
-def check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs) -> None:
+def check_loss_inputs(log_probs, old_log_probs, advantages, mask=None, ref_log_probs=None,
+                      entropies=None, sampler_log_probs=None) -> None:
     """ValueError with the argument's name if the tensors do not belong together."""
     if log_probs.dim() != 2 or log_probs.numel() == 0:
         raise ValueError(f"log_probs: got shape {tuple(log_probs.shape)}, allowed is (B, T) "
@@ -249,8 +390,10 @@ def check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs)
     for name, tensor, allowed in (("old_log_probs", old_log_probs, [shape]),
                                   ("mask", mask, [shape]),
                                   ("ref_log_probs", ref_log_probs, [shape]),
+                                  ("entropies", entropies, [shape]),
+                                  ("sampler_log_probs", sampler_log_probs, [shape]),
                                   ("advantages", advantages, [shape[:1], shape])):
-        if tensor is None and name in ("mask", "ref_log_probs"):
+        if tensor is None and name not in ("old_log_probs", "advantages"):
             continue
         if tuple(tensor.shape) not in allowed:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is "

@@ -6,7 +6,7 @@ top-k (they would make the sampled distribution differ from the one whose log-pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,6 +59,28 @@ class Rollouts:
         return replace(self, tokens=self.tokens[rows][:, : self.prompt_length + used],
                        prompt_mask=self.prompt_mask[rows], mask=self.mask[rows][:, :used],
                        log_probs=self.log_probs[rows][:, :used], finished=self.finished[rows])
+
+    @staticmethod
+    def join(parts: Sequence[Rollouts]) -> Rollouts:
+        """Several batches of one group size and temperature as one, padded to the longest."""
+        if len(parts) == 1:
+            return parts[0]
+        if len({(part.group_size, part.temperature) for part in parts}) != 1:
+            raise ValueError("parts: got different group sizes or temperatures, allowed is one or "
+                             "more rollouts of the same")
+        width, used = (max(getattr(part, name).shape[1] for part in parts)
+                       for name in ("prompt_mask", "mask"))
+
+        def stack(pick, left=0, right=0, fill=0):
+            return torch.cat([F.pad(pick(part), (left - part.prompt_length if left else 0,
+                                                 right - part.mask.shape[1] if right else 0),
+                                    value=fill) for part in parts])
+
+        return replace(parts[0], tokens=stack(lambda p: p.tokens, width, used, PAD),
+                       prompt_mask=stack(lambda p: p.prompt_mask, width),
+                       mask=stack(lambda p: p.mask, 0, used),
+                       log_probs=stack(lambda p: p.log_probs, 0, used),
+                       finished=torch.cat([part.finished for part in parts]))
 
 
 @torch.no_grad()
@@ -141,19 +163,23 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     return chosen.squeeze(1), log_probs.gather(1, chosen).squeeze(1)
 
 
-def completion_logits(policy: Policy, rollouts: Rollouts) -> Tensor:
-    """Logits / temperature that score each completion token: (N*G, T, V).
+def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
+    """What a model says just before each completion token: (N*G, T, ...).
 
     The one place where the shift by one is made: the token in column P + t is scored by the
-    logits at column P + t - 1, the last place that has not seen it.
+    output at column P + t - 1, the last place that has not seen it.
     """
+    seen = rollouts.tokens[:, :-1]
+    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask[:, :-1].long()), 1)
+    return model(seen, seen_mask)[:, rollouts.prompt_length - 1 :]
+
+
+def completion_logits(policy: Policy, rollouts: Rollouts) -> Tensor:
+    """Logits / temperature that score each completion token: (N*G, T, V)."""
     if rollouts.temperature <= 0:
         raise ValueError(f"rollouts: sampled at temperature {rollouts.temperature}; only a "
                          f"temperature above 0 has log-probs to score")
-    seen = rollouts.tokens[:, :-1]
-    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask[:, :-1].long()), 1)
-    logits = policy(seen, seen_mask)[:, rollouts.prompt_length - 1 :]
-    return logits / rollouts.temperature
+    return completion_outputs(policy, rollouts) / rollouts.temperature
 
 
 def completion_log_probs(policy: Policy, rollouts: Rollouts) -> Tensor:

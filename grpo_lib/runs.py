@@ -27,6 +27,7 @@ from grpo_lib.checkpoint import (
     write_json,
 )
 from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
 from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
 from grpo_lib.tasks import Problem, Task, get_task
@@ -84,7 +85,9 @@ class RunFolder:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'run.json'}: its policy_config does not fit "
                                   f"({error})") from None
-        trainer = GRPOTrainer(policy, task, replace(self.config, **changes))
+        config = replace(self.config, **changes)
+        value_model = ValueModel(policy) if config.choices.critic else None
+        trainer = GRPOTrainer(policy, task, config, value_model=value_model)
         self.restore(trainer)
         return trainer
 

@@ -1,5 +1,7 @@
 """The GRPO training loop: sample groups, score them, take a few gradient steps, again.
 
+Which algorithm of the family it runs is the config's ``choices``, a row of ``algorithms``.
+
 Left out of production trainers: several machines, gradient accumulation, learning-rate
 schedules, and rollouts by a separate engine. One process, one device.
 """
@@ -14,33 +16,72 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from grpo_lib.advantages import group_advantages, informative_groups
+from grpo_lib.advantages import informative_groups
 from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
 from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
-from grpo_lib.objective import aggregate, grpo_loss, kl_estimate
+from grpo_lib.objective import aggregate, kl_estimate
 from grpo_lib.policy import Policy, token_entropy, token_log_probs
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
 from grpo_lib.tasks.base import Problem, Task
 
 
+class Batch(NamedTuple):
+    """N problems with their scored completions; row n * G + g."""
+
+    problems: list[Problem]
+    rollouts: Rollouts
+    rewards: Tensor  # (N, G)
+    grades: Tensor  # (N, G), 1 where right
+    ref_log_probs: Tensor  # (N * G, T)
+
+    @staticmethod
+    def join(parts: list[Batch]) -> Batch:
+        """Several batches as one."""
+        rollouts = Rollouts.join([part.rollouts for part in parts])
+        width = rollouts.mask.shape[1]
+        ref = [torch.nn.functional.pad(p.ref_log_probs, (0, width - p.ref_log_probs.shape[1]))
+               for p in parts]
+        return Batch([problem for p in parts for problem in p.problems], rollouts,
+                     torch.cat([p.rewards for p in parts]), torch.cat([p.grades for p in parts]),
+                     torch.cat(ref))
+
+    def groups(self, which: Tensor) -> Batch:
+        """Some of its groups: indices (n,)."""
+        size = self.rollouts.group_size
+        rows = (which[:, None] * size + torch.arange(size)).flatten().to(self.rollouts.mask.device)
+        rollouts = self.rollouts.select(rows)
+        return Batch([self.problems[n] for n in which.tolist()], rollouts, self.rewards[which],
+                     self.grades[which], self.ref_log_probs[rows][:, : rollouts.mask.shape[1]])
+
+
 class GRPOTrainer:
-    """Trains ``policy`` on ``task`` by GRPO.
+    """Trains ``policy`` on ``task`` by GRPO, or by another row of ``ALGORITHMS``.
 
         for metrics in GRPOTrainer(policy, task, GRPOConfig(steps=10)).run():
             print(metrics.step, metrics.reward_mean)
 
     ``ref_policy`` is what KL is measured to; None: a frozen copy of the policy as given.
-    After a step, ``problems``, ``rollouts``, ``rewards`` (N, G), ``advantages`` (N, G) hold what
-    it was made of, and ``history`` all metrics so far.
+    ``value_model``: what an algorithm with a critic (``algorithm="ppo"``) trains beside it.
+    After a step, ``problems``, ``rollouts``, ``rewards`` (N, G) hold what it was made of,
+    ``advantages`` (N, G), or (N * G, T) where the tokens of a completion differ, and
+    ``history`` all metrics so far.
     """
 
     def __init__(self, policy: Policy, task: Task, config: GRPOConfig,
-                 ref_policy: Policy | None = None):
+                 ref_policy: Policy | None = None, value_model: ValueModel | None = None):
+        self.algorithm = config.choices
+        if self.algorithm.critic != (value_model is not None):
+            allowed = ("ValueModel(policy), which the algorithm's critic needs"
+                       if self.algorithm.critic else "None, since the algorithm has no critic")
+            raise ValueError(f"value_model: got {type(value_model).__name__} with algorithm="
+                             f"{config.algorithm!r}, allowed is {allowed}")
         self.device = check_device(config.device)
         self.policy = policy.to(self.device)
         own = ref_policy is not None and ref_policy is not policy
@@ -49,6 +90,8 @@ class GRPOTrainer:
         self.task, self.config = task, config
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate,
                                            betas=(0.9, 0.95), weight_decay=0.0)
+        self.critic = None if value_model is None else Critic(
+            value_model.to(self.device), config.value_learning_rate, config.max_grad_norm)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.held_out = task.held_out(config.eval_problems) if config.eval_every else []
         self.step_count = 0
@@ -56,7 +99,7 @@ class GRPOTrainer:
         self.history: list[StepMetrics] = []
         self.problems: list[Problem] = []
         self.rollouts: Rollouts | None = None
-        self.rewards = self.advantages = None
+        self.rewards = self.advantages = self.returns = None
 
     def run(self, steps: int | None = None) -> Iterator[StepMetrics]:
         """Take ``steps`` steps (None: what is left of config.steps), yielding their metrics.
@@ -78,20 +121,25 @@ class GRPOTrainer:
         """Sample, score, update, measure. An error before the update leaves no trace."""
         config, state = self.config, self.generator.get_state()
         try:
+            everything, batch, seconds_rollout, seconds_scoring = self.gather()
             start = time.perf_counter()
-            problems, rollouts = self.sample()
-            sampled = time.perf_counter()
-            rewards, grades, ref_log_probs = self.score(problems, rollouts)
-            advantages = group_advantages(rewards, baseline=config.baseline,
-                                          scale=config.scale, std_eps=config.std_eps)
-            scored = time.perf_counter()
+            rollouts = batch.rollouts
+            kl, values = kl_estimate(rollouts.log_probs, batch.ref_log_probs,
+                                     self.algorithm.kl), None
+            rewards = batch.rewards.to(rollouts.mask.device)
+            if self.critic is not None:
+                values = self.critic.values(rollouts)
+                self.returns = self.algorithm.returns(rewards, rollouts.mask, values, kl=kl)
+            advantages = self.algorithm.advantages(rewards, rollouts.mask, kl=kl, values=values)
         except BaseException:
             self.generator.set_state(state)
             raise
-        self.problems, self.rollouts = problems, rollouts
-        self.rewards, self.advantages = rewards, advantages
+        self.problems, self.rollouts, self.rewards = batch.problems, rollouts, batch.rewards
+        self.advantages = advantages if advantages.dim() == 2 else advantages.view_as(
+            batch.rewards)
         self.half_updated = True
-        updates = self.update(rollouts, advantages, ref_log_probs)
+        scored = time.perf_counter()
+        updates = self.update(rollouts, self.advantages, batch.ref_log_probs)
         self.half_updated = False
         updated = time.perf_counter()
         self.step_count += 1
@@ -100,12 +148,41 @@ class GRPOTrainer:
             held_out = evaluate(self.policy, self.task, self.held_out,
                                 temperature=config.temperature, device=self.device).accuracy
         metrics = StepMetrics(
-            step=self.step_count, held_out_accuracy=held_out,
-            **batch_metrics(rollouts, rewards, grades, ref_log_probs), **updates,
-            seconds_rollout=sampled - start, seconds_scoring=scored - sampled,
-            seconds_update=updated - scored, seconds_evaluation=time.perf_counter() - updated)
+            step=self.step_count, held_out_accuracy=held_out, **batch_metrics(everything),
+            **updates, seconds_rollout=seconds_rollout,
+            seconds_scoring=seconds_scoring + scored - start, seconds_update=updated - scored,
+            seconds_evaluation=time.perf_counter() - updated)
         self.history.append(metrics)
         return metrics
+
+    def gather(self) -> tuple[Batch, Batch, float, float]:
+        """All that this step sampled; what of it is trained on; seconds of each work.
+
+        The two are the same without dynamic sampling (DAPO, 2503.14476 Eq. 11). With it,
+        groups without spread are thrown away and as many sampled again, up to
+        ``max_num_gen_batches`` batches; if there are too few even then, the step makes do with
+        those there are (and with everything, that is with a gradient of 0, if there are none).
+        """
+        parts, rollout, scoring, informative = [], 0.0, 0.0, torch.zeros(0)
+        for _ in range(self.config.max_num_gen_batches if self.algorithm.dynamic_sampling else 1):
+            start = time.perf_counter()
+            problems, rollouts = self.sample()
+            sampled = time.perf_counter()
+            rewards, grades, ref_log_probs = self.score(problems, rollouts)
+            kept = informative_groups(rewards)
+            rewards = self.algorithm.shaped_rewards(rewards, rollouts.lengths.cpu(),
+                                                    self.task.max_new_tokens)
+            parts.append(Batch(problems, rollouts, rewards, grades, ref_log_probs))
+            rollout += sampled - start
+            scoring += time.perf_counter() - sampled
+            informative = torch.cat((informative, kept))
+            if informative.sum() >= self.config.prompts_per_step:
+                break
+        everything = Batch.join(parts)
+        which = informative.nonzero().flatten()[: self.config.prompts_per_step]
+        if not self.algorithm.dynamic_sampling or len(which) == 0:
+            return everything, everything, rollout, scoring
+        return everything, everything.groups(which), rollout, scoring
 
     def sample(self) -> tuple[list[Problem], Rollouts]:
         """New training problems, and a group of completions of each."""
@@ -134,24 +211,30 @@ class GRPOTrainer:
         """The gradient steps on one batch; returns its share of the metrics.
 
         Advantages belong to whole groups and are fixed before the rows are shuffled; a
-        minibatch may split a group.
+        minibatch may split a group. They are (N, G), or (N * G, T) where tokens differ.
         """
-        config = self.config
-        row_advantages = advantages.flatten().to(self.device, rollouts.log_probs.dtype)
+        config, algorithm = self.config, self.algorithm
+        by_token = advantages.shape == rollouts.mask.shape
+        row_advantages = (advantages if by_token else advantages.flatten()).to(
+            self.device, rollouts.log_probs.dtype)
+        loss_mask = rollouts.mask
+        if algorithm.mask_truncated_completions:
+            loss_mask = loss_mask * rollouts.finished[:, None]
         stats, entropy, tokens = [], 0.0, rollouts.mask.sum().item()
         for iteration in range(config.num_iterations):
             order = torch.randperm(len(rollouts.tokens), generator=self.generator).to(self.device)
             for rows in order.tensor_split(config.minibatches):
                 batch = rollouts.select(rows)
+                width = batch.mask.shape[1]
                 logits = completion_logits(self.policy, batch)
-                output = grpo_loss(
+                entropies = None
+                if algorithm.needs_entropies:
+                    entropies = token_entropy(logits)
+                output = algorithm.loss(
                     token_log_probs(logits, batch.completions), batch.log_probs,
-                    row_advantages[rows], batch.mask,
-                    ref_log_probs=ref_log_probs[rows, : batch.mask.shape[1]],
-                    epsilon=config.epsilon, epsilon_high=config.epsilon_high, delta=config.delta,
-                    beta=config.beta, kl=config.kl, ratio=config.ratio,
-                    aggregation=config.aggregation, max_length=self.task.max_new_tokens,
-                    use_bias_correction_kl=config.use_bias_correction_kl)
+                    row_advantages[rows][:, :width] if by_token else row_advantages[rows],
+                    loss_mask[rows][:, :width], max_length=self.task.max_new_tokens,
+                    ref_log_probs=ref_log_probs[rows, :width], entropies=entropies)
                 if not output.loss.isfinite():
                     raise FloatingPointError(f"loss: got {output.loss.item()} at step "
                                              f"{self.step_count + 1}; that gradient step was not "
@@ -161,6 +244,8 @@ class GRPOTrainer:
                 norm = torch.nn.utils.clip_grad_norm_(
                     self.policy.parameters(), config.max_grad_norm, error_if_nonfinite=True)
                 self.optimizer.step()
+                if self.critic is not None:
+                    self.critic.update(batch, self.returns[rows][:, :width])
                 if iteration == 0:
                     with torch.no_grad():
                         entropy += aggregate(token_entropy(logits), batch.mask, "token_mean"
@@ -174,6 +259,17 @@ class GRPOTrainer:
                 "ratio_min": min(s["ratio_min"] for s in stats),
                 "ratio_max": max(s["ratio_max"] for s in stats)}
 
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What a checkpoint holds the weights of, by its name there."""
+        critic = {} if self.critic is None else {"value_model": self.critic.value_model}
+        return {"policy": self.policy, "ref_policy": self.ref_policy} | critic
+
+    def optimizers(self) -> dict[str, tuple]:
+        """(module, optimizer) of what is trained, by the name of the state in a checkpoint."""
+        critic = {} if self.critic is None else {
+            "value_optimizer": (self.critic.value_model, self.critic.optimizer)}
+        return {"optimizer": (self.policy, self.optimizer)} | critic
+
     def save(self, path: Path | str) -> None:
         """Everything needed to go on, bit for bit: weights, optimizer, base model, generator.
 
@@ -182,11 +278,13 @@ class GRPOTrainer:
         if self.half_updated:
             raise RuntimeError(f"save: the update of step {self.step_count + 1} was broken off "
                                f"half-way; load the last checkpoint first")
-        names = {p: name for name, p in self.policy.named_parameters()}
-        tensors = {f"policy.{name}": t for name, t in self.policy.state_dict().items()}
-        tensors |= {f"ref_policy.{name}": t for name, t in self.ref_policy.state_dict().items()}
-        tensors |= {f"optimizer.{names[p]}.{key}": torch.as_tensor(value)
-                    for p, state in self.optimizer.state.items() for key, value in state.items()}
+        tensors = {}
+        for part, module in self.modules().items():
+            tensors |= {f"{part}.{name}": t for name, t in module.state_dict().items()}
+        for part, (module, optimizer) in self.optimizers().items():
+            names = {p: name for name, p in module.named_parameters()}
+            tensors |= {f"{part}.{names[p]}.{key}": torch.as_tensor(value)
+                        for p, state in optimizer.state.items() for key, value in state.items()}
         tensors["generator"] = self.generator.get_state()
         save_tensors(path, tensors, {"kind": "trainer", "step": self.step_count,
                                      "task": self.task.name, "config": self.config.to_dict()})
@@ -200,38 +298,47 @@ class GRPOTrainer:
         if about.get("task") != self.task.name:
             raise CheckpointError(f"{path}: is of a run on the task {about.get('task')!r}, allowed "
                                   f"is {self.task.name!r}")
-        parts: dict[str, dict[str, Tensor]] = {"policy": {}, "ref_policy": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            part: {} for part in [*self.modules(), *self.optimizers()]}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             if part in parts:
                 parts[part][rest] = tensor
-        check_weights(self.policy, parts["policy"], path)
-        check_weights(self.ref_policy, parts["ref_policy"], path)
-        parameters, state = dict(self.policy.named_parameters()), {}
+        for part, module in self.modules().items():
+            check_weights(module, parts[part], path)
         try:
             step, generator = about["step"] + 0, torch.Generator()
             generator.set_state(tensors["generator"])
-            for name, tensor in parts["optimizer"].items():
-                parameter, key = name.rsplit(".", 1)
-                values = state.setdefault(parameters[parameter], {})
-                values[key] = tensor.to("cpu" if key == "step" else self.device)
-                if key != "step" and tensor.shape != parameters[parameter].shape:
-                    raise ValueError(f"optimizer.{name} has shape {tuple(tensor.shape)}")
-            if any(values.keys() != {"step", "exp_avg", "exp_avg_sq"} for values in state.values()):
-                raise ValueError("the optimizer's state is incomplete")
+            states = {part: optimizer_state(part, dict(module.named_parameters()), parts[part])
+                      for part, (module, _) in self.optimizers().items()}
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: is incomplete or damaged ({error})") from None
-        self.policy.load_state_dict(parts["policy"])
-        self.ref_policy.load_state_dict(parts["ref_policy"])
-        self.optimizer.state.clear()
-        self.optimizer.state.update(state)
+        for part, module in self.modules().items():
+            module.load_state_dict(parts[part])
+        for part, (_, optimizer) in self.optimizers().items():
+            optimizer.state.clear()
+            optimizer.state.update(states[part])
         self.generator, self.step_count, self.half_updated = generator, step, False
         self.history = [m for m in self.history if m.step <= self.step_count]
 
 
-def batch_metrics(rollouts: Rollouts, rewards: Tensor, grades: Tensor,
-                  ref_log_probs: Tensor) -> dict:
+def optimizer_state(part: str, parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> dict:
+    """AdamW's state of each parameter from a checkpoint's tensors, name.key -> value."""
+    state: dict = {}
+    for name, tensor in saved.items():
+        parameter, key = name.rsplit(".", 1)
+        values = state.setdefault(parameters[parameter], {})
+        values[key] = tensor.to("cpu" if key == "step" else parameters[parameter].device)
+        if key != "step" and tensor.shape != parameters[parameter].shape:
+            raise ValueError(f"{part}.{name} has shape {tuple(tensor.shape)}")
+    if any(values.keys() != {"step", "exp_avg", "exp_avg_sq"} for values in state.values()):
+        raise ValueError("the optimizer's state is incomplete")
+    return state
+
+
+def batch_metrics(batch: Batch) -> dict:
     """The metrics that describe a batch of scored rollouts."""
+    _, rollouts, rewards, grades, ref_log_probs = batch
     lengths, right = rollouts.lengths.float().cpu(), grades.flatten() > 0
     distance = kl_estimate(rollouts.log_probs, ref_log_probs, "k3")
     return {

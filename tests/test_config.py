@@ -2,10 +2,11 @@
 
 import json
 import math
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
+from grpo_lib.algorithms import ALGORITHMS, CHOICES
 from grpo_lib.config import GRPOConfig, StepMetrics, describe_fields
 
 WHOLE = {"steps": 0, "prompts_per_step": 1, "group_size": 2, "num_iterations": 1,
@@ -16,13 +17,21 @@ BAD = [
     *((name, value) for name in ("temperature", "learning_rate", "max_grad_norm")
       for value in (0, 0.0, -1, math.nan, math.inf, "1", None)),
     *((name, value) for name in ("std_eps", "beta", "epsilon")
-      for value in (-1e-9, math.nan, math.inf, "0", None)),
+      for value in (-1e-9, math.nan, math.inf, "0")),
     ("epsilon", 1.5), ("epsilon_high", -0.1), ("epsilon_high", math.nan), ("epsilon_high", "x"),
     ("delta", 1.0), ("delta", 1.2), ("delta", math.nan), ("delta", "x"),
-    *((name, value) for name in ("kl", "baseline", "scale", "ratio", "aggregation")
-      for value in ("other", "", None, 1)),
+    *((name, value) for name in ("kl", "baseline", "scale", "ratio", "aggregation", "surrogate",
+                                 "algorithm") for value in ("other", "", 1)),
     ("minibatches", 513),
-    *(("use_bias_correction_kl", value) for value in (None, 0, 1, "true", "False")),
+    *((name, value) for name in ("use_bias_correction_kl", "kl_in_reward", "critic", "whiten",
+                                 "dynamic_sampling", "mask_truncated_completions")
+      for value in (0, 1, "true", "False")),
+    *((name, value) for name in ("gamma", "gae_lambda", "overlong_share", "top_entropy_quantile")
+      for value in (-0.1, 1.1, math.nan, "x")),
+    *((name, value) for name in ("sapo_temperature_pos", "sapo_temperature_neg",
+                                 "top_entropy_quantile") for value in (0, -1, "x")),
+    ("entropy_coef", math.inf), ("off_policy_mask_threshold", "x"), ("max_num_gen_batches", 0),
+    ("value_learning_rate", 0),
 ]
 
 
@@ -39,12 +48,60 @@ def test_a_bad_value_is_an_error_that_names_its_field(name, value):
 @pytest.mark.parametrize(("name", "value"), [
     *WHOLE.items(), ("temperature", 1), ("temperature", 0.01), ("epsilon", 0), ("epsilon", 1),
     ("epsilon_high", 0.0), ("epsilon_high", 3), ("epsilon_high", math.inf), ("delta", 1.21),
-    ("beta", 0), ("std_eps", 0), ("kl", "k1"), ("baseline", "none"), ("scale", "batch"),
-    ("ratio", "sequence"), ("aggregation", "constant"), ("minibatches", 512),
-    ("use_bias_correction_kl", True),
+    ("beta", 0), ("std_eps", 0), ("baseline", "none"), ("scale", "batch"),
+    ("aggregation", "constant"), ("minibatches", 512), ("algorithm", "dapo"),
+    ("entropy_coef", -0.01), ("top_entropy_quantile", 0.2), ("off_policy_mask_threshold", 0),
+    ("overlong_share", 1), ("whiten", True), ("max_num_gen_batches", 1),
 ])
 def test_a_value_at_the_edge_is_taken(name, value):
-    assert getattr(GRPOConfig(**{name: value}), name) == value
+    config = GRPOConfig(**{name: value})
+    assert getattr(config, name) == value
+    if name in CHOICES:
+        assert getattr(config.choices, name) == value
+
+
+@pytest.mark.parametrize(("name", "value", "why"), [
+    ("kl", "k1", "beta is 0"), ("use_bias_correction_kl", True, "beta is 0"),
+    ("gae_lambda", 0.5, "there is no critic"), ("sapo_temperature_pos", 2.0, "only surrogate"),
+])
+def test_a_choice_that_changes_nothing_is_told(name, value, why):
+    with pytest.warns(UserWarning, match=f"{name}: .* will change nothing, since {why}"):
+        GRPOConfig(**{name: value})
+
+
+def test_a_choice_that_the_row_makes_is_not_told():
+    assert ALGORITHMS["rloo"].idle_choices()  # its KL goes into the reward, with beta 0
+    GRPOConfig(algorithm="rloo")  # warnings are errors here
+    GRPOConfig(algorithm="rloo", kl="k1")
+
+
+def test_a_ratio_of_sequences_averaged_over_tokens_is_told():
+    for aggregation in ("token_mean", "constant", "sequence_sum"):
+        with pytest.warns(UserWarning, match="once for each of its tokens"):
+            GRPOConfig(algorithm="gspo", aggregation=aggregation)
+    GRPOConfig(algorithm="gspo", aggregation="nonempty_sequence_mean")
+
+
+def test_an_algorithm_is_a_row_that_the_choices_override():
+    config = GRPOConfig(algorithm="dapo", epsilon=0.1)
+    assert config.choices == replace(ALGORITHMS["dapo"], epsilon=0.1)
+    assert config.choices.epsilon_high == 0.28
+    assert GRPOConfig(algorithm="grpo").choices == ALGORITHMS["grpo"]
+    assert GRPOConfig().choices == replace(ALGORITHMS["grpo"], aggregation="token_mean")
+    assert replace(config, algorithm="grpo").choices == replace(ALGORITHMS["grpo"], epsilon=0.1)
+
+
+def test_an_unknown_algorithm_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="algorithm: got 'gropo', allowed are grpo, reinforce"):
+        GRPOConfig(algorithm="gropo")
+
+
+def test_a_group_of_one_is_enough_for_an_algorithm_without_groups():
+    for name in ("reinforce", "reinforce_baseline", "reinforce_plus_plus", "ppo"):
+        assert GRPOConfig(algorithm=name, group_size=1).group_size == 1
+    for name in ("grpo", "rloo", "dr_grpo", "maxrl", "lite_ppo"):
+        with pytest.raises(ValueError, match="group_size: got 1"):
+            GRPOConfig(algorithm=name, group_size=1)
 
 
 def test_a_group_of_one_says_why():
@@ -65,11 +122,12 @@ def test_minibatches_are_compared_with_the_completions_of_a_step():
 
 
 def test_the_defaults_of_the_flagship_run():
-    config = GRPOConfig()
+    given = GRPOConfig()
+    config = given.choices
     assert (config.aggregation, config.ratio, config.kl) == ("token_mean", "token", "k3")
     assert (config.baseline, config.scale, config.std_eps) == ("mean", "group", 1e-4)
     assert (config.epsilon, config.epsilon_high, config.delta) == (0.2, None, None)
-    assert (config.beta, config.temperature) == (0.0, 1.0)
+    assert (config.beta, given.temperature) == (0.0, 1.0)
     assert config.use_bias_correction_kl is False
 
 
@@ -80,7 +138,16 @@ def test_settings_cannot_be_changed_under_a_run():
 
 def test_settings_survive_json():
     config = GRPOConfig(beta=0.04, epsilon_high=0.28, seed=3)
-    assert GRPOConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    again = GRPOConfig(**json.loads(json.dumps(config.to_dict())))
+    assert again.choices == config.choices
+    assert again.to_dict() == config.to_dict()
+    assert None not in [again.to_dict()[name] for name in ("epsilon", "scale", "kl")]
+
+
+def test_every_row_survives_json():
+    for name in ALGORITHMS:
+        config = GRPOConfig(algorithm=name)
+        assert GRPOConfig(**json.loads(json.dumps(config.to_dict()))).choices == config.choices
 
 
 @pytest.mark.parametrize("cls", [GRPOConfig, StepMetrics])

@@ -5,7 +5,7 @@ from statistics import mean
 import pytest
 
 from grpo_lib.explorers import aggregation_runs_explorer
-from grpo_lib.objective import AGGREGATIONS
+from grpo_lib.objective import PAPER_AGGREGATIONS
 from grpo_lib.recorded import load
 
 STEPS = {"flagship": 6, "too_long": 4, "marked": 5}
@@ -17,7 +17,7 @@ def made_up():
                                         else 3.0 + i + seed + 0.5 * step for step in range(steps)],
                        "length_right": [9.0 - step for step in range(steps)],
                        "accuracy": [0.1 * step + 0.01 * i for step in range(steps)]}
-                      for i, name in enumerate(AGGREGATIONS) for seed in (0, 1)]
+                      for i, name in enumerate(PAPER_AGGREGATIONS) for seed in (0, 1)]
             for setting, steps in STEPS.items()}
 
 
@@ -27,13 +27,13 @@ def explorer():
 
 
 @pytest.mark.parametrize("setting", STEPS)
-@pytest.mark.parametrize("aggregation", ("all three", *AGGREGATIONS))
+@pytest.mark.parametrize("aggregation", ("all three", *PAPER_AGGREGATIONS))
 @pytest.mark.parametrize("step", range(1, 7))
 def test_every_position(explorer, setting, aggregation, step):
     text = explorer.set(setting=setting, aggregation=aggregation, step=step).text
     at = min(step, STEPS[setting])
     assert f"step {at}," in text and "2 runs" in text
-    for name in AGGREGATIONS:
+    for name in PAPER_AGGREGATIONS:
         runs = [r for r in made_up()[setting] if r["name"] == name]
         wrong = [r["length_wrong"][at - 1] for r in runs if r["length_wrong"][at - 1] is not None]
         other = (f"right ones {mean(r['length_right'][at - 1] for r in runs):.1f}"
@@ -45,7 +45,7 @@ def test_every_position(explorer, setting, aggregation, step):
     assert all(len(axis.lines) == drawn * 2 + 1 for axis in explorer.figure.axes)
     beside = "length_right" if setting == "marked" else "accuracy"
     for axis, field in zip(explorer.figure.axes, ("length_wrong", beside)):
-        names = AGGREGATIONS if drawn == 3 else (aggregation,)
+        names = PAPER_AGGREGATIONS if drawn == 3 else (aggregation,)
         for name, line in zip(names, axis.lines[::2]):  # every seed, a gap after each
             seeds = [r[field] for r in made_up()[setting] if r["name"] == name]
             xy = [(x, y) for x, y in line.get_xydata().tolist() if y == y]
@@ -60,7 +60,7 @@ def test_the_shipped_record_fits_the_axes():
     explorer = aggregation_runs_explorer(record)
     for setting in STEPS:
         explorer.set(setting=setting)
-        assert {r["name"] for r in record[setting]} == set(AGGREGATIONS)
+        assert {r["name"] for r in record[setting]} == set(PAPER_AGGREGATIONS)
         for axis in explorer.figure.axes:
             low, high = axis.get_ylim()
             assert all(low <= y <= high for line in axis.lines for y in line.get_ydata()

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from grpo_lib.advantages import group_advantages
 from grpo_lib.explorers import token_weights_explorer
-from grpo_lib.objective import AGGREGATIONS, aggregate
+from grpo_lib.objective import PAPER_AGGREGATIONS, aggregate
 
 LENGTHS = [3, 9, 5, 1, 7, 2, 10, 4]
 REWARDS = torch.tensor([1.0, 0, 1, 0, 0, 0, 0, 1])
@@ -47,7 +47,7 @@ def check(text, aggregation, mode, size, max_length):
 
 
 @pytest.mark.parametrize(("aggregation", "mode", "size"),
-                         [*itertools.product(AGGREGATIONS, ("weight", "push"), (4, 6, 8))])
+                         [*itertools.product(PAPER_AGGREGATIONS, ("weight", "push"), (4, 6, 8))])
 def test_every_menu_and_size(explorer, aggregation, mode, size):
     explorer.set(aggregation=aggregation, mode=mode, group_size=size, max_length=19)
     check(explorer.text, aggregation, mode, size, 19)

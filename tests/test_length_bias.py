@@ -14,7 +14,7 @@ from grpo_lib.length_bias import (
     length_score,
     mean_length,
 )
-from grpo_lib.objective import AGGREGATIONS, grpo_loss
+from grpo_lib.objective import PAPER_AGGREGATIONS, grpo_loss
 
 STOPS = (0.05, 0.3, 0.7)
 
@@ -51,7 +51,7 @@ def brute_force(aggregation, group_size, max_length, stop_right, stop_wrong, sha
     return total.tolist()
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", PAPER_AGGREGATIONS)
 @pytest.mark.parametrize(("group_size", "max_length", "prompts", "scale"),
                          [(2, 4, 1, "group"), (3, 2, 1, "none"), (2, 1, 2, "group"),
                           (3, 2, 1, "group")])
@@ -122,7 +122,7 @@ def test_constant_pushes_nothing_and_token_mean_less_the_more_prompts(group_size
     assert pushes[0] < expected_push("sequence_mean", **settings)[0]
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", PAPER_AGGREGATIONS)
 def test_a_policy_that_cannot_tell_right_from_wrong_is_not_pushed(aggregation):
     for share in (0.1, 0.5):
         push = expected_push(aggregation, group_size=4, max_length=9, stop_right=0.2,

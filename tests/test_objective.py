@@ -55,8 +55,9 @@ def batch():
 
 
 def loss_in_loops(log_probs, old, ref, advantages, mask, *, ratio, kl, aggregation, beta,
-                  epsilon=0.2, epsilon_high=None, delta=None):
-    """The formulas on plain numbers, one token at a time."""
+                  epsilon=0.2, epsilon_high=None, delta=None, held=None):
+    """The formulas on plain numbers, one token at a time; ``held`` are log-probs through
+    which no gradient flows."""
     high = epsilon if epsilon_high is None else epsilon_high
     rows = []
     for lp, o, rf, adv, keep in zip(log_probs, old, ref, advantages, mask):
@@ -65,8 +66,13 @@ def loss_in_loops(log_probs, old, ref, advantages, mask, *, ratio, kl, aggregati
         for t in columns:
             if ratio == "token":
                 r = math.exp(lp[t] - o[t])
+            elif ratio == "sequence_token":
+                moved = (held or log_probs)[len(rows)]  # only the token's own log-prob moves
+                r = math.exp(sum(moved[s] - o[s] for s in columns) / len(columns)
+                             + lp[t] - moved[t])
             else:
-                r = math.exp(sum(lp[s] - o[s] for s in columns) / len(columns))
+                divisor = 1 if ratio == "sequence_sum" else len(columns)
+                r = math.exp(sum(lp[s] - o[s] for s in columns) / divisor)
             free = r if delta is None else min(r, delta)
             clipped = min(max(r, 1 - epsilon), 1 + high)
             d = rf[t] - lp[t]
@@ -75,7 +81,11 @@ def loss_in_loops(log_probs, old, ref, advantages, mask, *, ratio, kl, aggregati
         rows.append(terms)
     if aggregation == "sequence_mean":
         return -sum(sum(terms) / len(terms) for terms in rows if terms) / len(rows)
+    if aggregation == "nonempty_sequence_mean":
+        return -sum(sum(terms) / len(terms) for terms in rows if terms) / sum(map(bool, rows))
     total = sum(sum(terms) for terms in rows)
+    if aggregation == "sequence_sum":
+        return -total / len(rows)
     if aggregation == "token_mean":
         return -total / sum(len(terms) for terms in rows)
     return -total / (len(rows) * MAX_LENGTH)
@@ -101,13 +111,13 @@ def test_value_and_gradient_are_those_of_the_formulas_in_loops(batch, choice):
         around = []
         for moved in (value + step, value - step):
             lists[0][b][t] = moved
-            around.append(loss_in_loops(*lists, **choice))
+            around.append(loss_in_loops(*lists, **choice, held=batch[0].tolist()))
         lists[0][b][t] = value
         slope = (around[0] - around[1]) / (2 * step)
         assert log_probs.grad[b, t].item() == pytest.approx(slope, abs=1e-8)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [c for c in CHOICES if "sequence_token" not in c.id])
 def test_gradient_passes_gradcheck(batch, choice):
     log_probs = batch[0].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss_of((x, *batch[1:]), **choice).loss, log_probs)
@@ -155,7 +165,8 @@ GROUP_LENGTHS = [1, 4, 2, 3, 3, 1]
 def weights(aggregation):
     """How much each token counts: 1 / length / B, 1 / tokens, or 1 / (B * max_length)."""
     mask = (torch.arange(4) < torch.tensor(GROUP_LENGTHS)[:, None]).double()
-    return {"sequence_mean": mask / mask.sum(1, keepdim=True) / 6,
+    by_row = mask / mask.sum(1, keepdim=True) / 6  # no row is empty
+    return {"sequence_mean": by_row, "nonempty_sequence_mean": by_row, "sequence_sum": mask / 6,
             "token_mean": mask / mask.sum(), "constant": mask / (6 * MAX_LENGTH)}[aggregation]
 
 
@@ -174,7 +185,7 @@ def test_at_ratio_one_the_loss_is_minus_the_weighted_advantages(on_policy, aggre
                      ratio=ratio, max_length=MAX_LENGTH).loss
     expected = -(weights(aggregation) * advantages[:, None]).sum().item()
     assert loss.item() == pytest.approx(expected, abs=1e-15)
-    if aggregation == "sequence_mean":
+    if aggregation.endswith("sequence_mean"):
         assert abs(loss.item()) < 1e-15
     else:
         assert abs(loss.item()) > 0.01
@@ -396,8 +407,12 @@ def test_ratio_corrected_kl_in_value_and_gradient(batch, kl, ratio, aggregation)
     def by_hand(x):
         d, difference = ref - x, (x - old) * mask
         distance = {"k1": -d, "k2": d**2 / 2, "k3": d.exp() - d - 1}[kl]
-        if ratio == "sequence":
-            difference = (difference.sum(1) / mask.sum(1).clamp(min=1))[:, None].expand_as(x)
+        if ratio in ("sequence", "sequence_sum"):
+            divisor = mask.sum(1).clamp(min=1) if ratio == "sequence" else 1
+            difference = (difference.sum(1) / divisor)[:, None].expand_as(x)
+        elif ratio == "sequence_token":  # only the token's own log-prob moves
+            mean = ((log_probs - old) * mask).sum(1) / mask.sum(1).clamp(min=1)
+            difference = mean[:, None] + x - log_probs
         return aggregate(difference.exp() * distance, mask, aggregation, MAX_LENGTH)
 
     leaf = log_probs.clone().requires_grad_()
@@ -515,7 +530,8 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative(kl):
 def test_rows_and_tokens_weigh_as_the_aggregation_says(aggregation):
     values = numbers([[1.0, 2.0, 3.0], [10.0, 99.0, 99.0]])
     mask = numbers([[1, 1, 1], [1, 0, 0]])
-    expected = {"sequence_mean": (2 + 10) / 2, "token_mean": 16 / 4, "constant": 16 / (2 * 5)}
+    expected = {"sequence_mean": (2 + 10) / 2, "token_mean": 16 / 4, "constant": 16 / (2 * 5),
+                "sequence_sum": 16 / 2, "nonempty_sequence_mean": (2 + 10) / 2}
     assert aggregate(values, mask, aggregation, 5).item() == expected[aggregation]
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from grpo_lib import training
+from grpo_lib import algorithms, training
 from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.objective import LossOutput, grpo_loss
@@ -20,7 +20,8 @@ from grpo_lib.training import GRPOTrainer, finish_step_first
 
 SMALL = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0, learning_rate=0.01)
 DEMANDING = replace(SMALL, minibatches=3, num_iterations=2, beta=0.1, eval_every=2,
-                    eval_problems=6, temperature=0.8, ratio="sequence", epsilon=0.05)
+                    eval_problems=6, temperature=0.8, ratio="sequence", epsilon=0.05,
+                    aggregation="sequence_mean")
 
 
 def graded(problem, completion):
@@ -117,8 +118,10 @@ def test_one_step_is_the_algorithm_written_out(make_trainer):
 
 @pytest.mark.parametrize("change", [
     {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 2.0}, {"beta": 0.2, "kl": "k1"},
-    {"beta": 0.2, "use_bias_correction_kl": True}, {"ratio": "sequence"},
-    {"aggregation": "constant"}, {"aggregation": "sequence_mean"},
+    {"beta": 0.2, "use_bias_correction_kl": True},
+    {"ratio": "sequence", "aggregation": "sequence_mean"}, {"aggregation": "constant"},
+    {"aggregation": "sequence_mean"}, {"surrogate": "sapo", "sapo_temperature_neg": 1.2},
+    {"entropy_coef": 0.01}, {"top_entropy_quantile": 0.3}, {"off_policy_mask_threshold": 0.1},
 ])
 def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, change):
     calls = []
@@ -127,14 +130,15 @@ def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, 
         calls.append((options, arguments[3].shape[1]))
         return grpo_loss(*arguments, **options)
 
-    monkeypatch.setattr(training, "grpo_loss", spy)
+    monkeypatch.setattr(algorithms, "grpo_loss", spy)
     config = replace(SMALL, minibatches=16, **change)
     trainer = make_trainer(config)
     trainer.step()
     for seen, _ in calls:
         for name in ("epsilon", "epsilon_high", "delta", "beta", "kl", "ratio", "aggregation",
-                     "use_bias_correction_kl"):
-            assert seen[name] == getattr(config, name), name
+                     "use_bias_correction_kl", "surrogate", "entropy_coef",
+                     "top_entropy_quantile", "off_policy_mask_threshold"):
+            assert seen[name] == getattr(config.choices, name), name
         assert seen["max_length"] == trainer.task.max_new_tokens
     assert min(width for _, width in calls) < trainer.task.max_new_tokens
 
@@ -164,7 +168,7 @@ def test_every_pass_takes_every_row_once_in_a_new_order(make_trainer, monkeypatc
         calls.append((old, advantages, mask, options["ref_log_probs"]))
         return grpo_loss(log_probs, old, advantages, mask, **options)
 
-    monkeypatch.setattr(training, "grpo_loss", spy)
+    monkeypatch.setattr(algorithms, "grpo_loss", spy)
     select = training.Rollouts.select
     monkeypatch.setattr(training.Rollouts, "select",
                         lambda self, rows: order.append(rows.tolist()) or select(self, rows))
@@ -319,7 +323,7 @@ def test_update_metrics_are_means_and_extremes_over_its_gradient_steps(make_trai
         entropies.append(logits)
         return torch.full(logits.shape[:2], float(len(entropies)))
 
-    monkeypatch.setattr(training, "grpo_loss", spy)
+    monkeypatch.setattr(algorithms, "grpo_loss", spy)
     monkeypatch.setattr(training, "token_entropy", entropy_spy)
     trainer = make_trainer(replace(SMALL, num_iterations=2, minibatches=3, epsilon=0.01))
     counts = []
@@ -580,7 +584,7 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_updated(make_trainer,
                                                                    value):
     trainer = make_trainer()
     before = state_of(trainer)
-    monkeypatch.setattr(training, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
+    monkeypatch.setattr(algorithms, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
         log_probs.sum() * value, {}))
     with pytest.raises(FloatingPointError, match=r"loss: got .* at step 1"):
         trainer.step()
@@ -591,7 +595,7 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_updated(make_trainer,
 def test_a_gradient_that_is_no_number_stops_before_anything_is_updated(make_trainer, monkeypatch):
     trainer = make_trainer()
     before = state_of(trainer)
-    monkeypatch.setattr(training, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
+    monkeypatch.setattr(algorithms, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
         (log_probs * 0).sum().sqrt(), {}))
     with pytest.raises(RuntimeError, match="non-finite"):
         trainer.step()

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo_lib.advantages import BASELINES, SCALES, group_advantages
+from grpo_lib.advantages import group_advantages
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice, slider
 from grpo_lib.plots import BLACK, FONT, RIGHT, SKY, WRONG, label, new_figure
 
+BASELINES = ("mean", "leave_one_out", "none")  # the lesson's, of those there are
+SCALES = ("group", "batch", "none")
 WIDE_LIMIT = 30.0  # of the y axis, where the usual 3 is too small
 
 

@@ -6,10 +6,10 @@ from statistics import mean
 
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice, slider
-from grpo_lib.objective import AGGREGATIONS
+from grpo_lib.objective import PAPER_AGGREGATIONS
 from grpo_lib.plots import BLUE, GREY, ORANGE, PURPLE, label, new_figure
 
-LOOKS = dict(zip(AGGREGATIONS, ((BLUE, "-"), (ORANGE, "--"), (PURPLE, ":"))))
+LOOKS = dict(zip(PAPER_AGGREGATIONS, ((BLUE, "-"), (ORANGE, "--"), (PURPLE, ":"))))
 SETTINGS = {"flagship": ("the default run", "accuracy"),
             "too_long": ("chains too long", "accuracy"),
             "marked": ("marked beforehand", "length_right")}
@@ -29,7 +29,7 @@ def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explor
         runs = record[setting]
         step = min(step, len(runs[0]["length_wrong"]))
         figure, axes = new_figure(2, width=11, height=4.3)
-        names = AGGREGATIONS if aggregation == "all three" else (aggregation,)
+        names = PAPER_AGGREGATIONS if aggregation == "all three" else (aggregation,)
         for axis, field in zip(axes, ("length_wrong", beside)):
             for name in names:
                 color, style = LOOKS[name]
@@ -61,7 +61,7 @@ def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explor
 
     return Explorer(
         draw, setting=choice("setting", setting, [(v[0], k) for k, v in SETTINGS.items()]),
-        aggregation=choice("aggregation", "all three", ("all three", *AGGREGATIONS)),
+        aggregation=choice("aggregation", "all three", ("all three", *PAPER_AGGREGATIONS)),
         step=slider("step", steps, 1, steps, 1))
 
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import slider, stops
 from grpo_lib.length_bias import expected_push, follow_push
-from grpo_lib.objective import AGGREGATIONS
+from grpo_lib.objective import PAPER_AGGREGATIONS
 from grpo_lib.plots import BLACK, FONT, RIGHT, WRONG, label, new_figure
 
-STYLES = dict(zip(AGGREGATIONS, ("-", "--", ":")))
+STYLES = dict(zip(PAPER_AGGREGATIONS, ("-", "--", ":")))
 STEPS, RATE, LONGEST = 20, 2.0, 40
 
 
@@ -24,7 +24,7 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
                     "share_right": share_right}
         figure, (left, right) = new_figure(2, width=11, height=4.3)
         said = []
-        for x, name in enumerate(AGGREGATIONS):
+        for x, name in enumerate(PAPER_AGGREGATIONS):
             pushes, course = push_and_course(name, stop, **settings)
             for side, (kind, color) in enumerate((("right", RIGHT), ("wrong", WRONG))):
                 left.bar(x + 0.4 * side - 0.2, pushes[side], 0.38, color=color,
@@ -34,7 +34,7 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
             said.append(f"{name} {shown(pushes[0])} and {shown(pushes[1])}, wrong answers "
                         f"{course[0, 1]:.1f} to {course[-1, 1]:.1f} tokens")
         left.axhline(0, color=BLACK, linewidth=1)
-        left.set_xticks(range(3), AGGREGATIONS)
+        left.set_xticks(range(3), PAPER_AGGREGATIONS)
         left.set_ylim(-0.13, 0.13)
         left.set_yticks((-0.1, 0, 0.1))
         right.set_xlim(0, STEPS)

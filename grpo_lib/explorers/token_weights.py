@@ -10,7 +10,7 @@ from torch import Tensor
 from grpo_lib.advantages import group_advantages
 from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice, slider, stops
-from grpo_lib.objective import AGGREGATIONS, token_weights
+from grpo_lib.objective import PAPER_AGGREGATIONS, token_weights
 from grpo_lib.plots import BLUE, RIGHT, WRONG, token_grid
 
 SIZES = (4, 6, 8)
@@ -62,7 +62,7 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
         return figure, text
 
     return Explorer(
-        draw, aggregation=choice("aggregation", "sequence_mean", AGGREGATIONS),
+        draw, aggregation=choice("aggregation", "sequence_mean", PAPER_AGGREGATIONS),
         mode=choice("shown", "weight", [("weight", "weight"), ("weight x advantage", "push")]),
         group_size=stops("group size G", SIZES[-1], SIZES),
         max_length=slider("max_length of constant", max_length, 10, 60, 1))

@@ -1,0 +1,85 @@
+"""What GRPO did away with: a value model, which PPO trains beside the policy.
+
+Left out of production codes: value clipping, a critic of another size than the policy, and
+warm-up of the critic alone.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from grpo_lib.objective import aggregate
+from grpo_lib.policy import TransformerPolicy
+from grpo_lib.rollout import Rollouts, completion_outputs
+
+
+class ValueModel(nn.Module):
+    """The reward that is still to be expected, at every token: the policy's own transformer
+    (copied, so as large again), with one number in place of the logits.
+
+    It starts from the policy's weights, as is usual, and with a head of 0: every value 0.
+    """
+
+    def __init__(self, policy: TransformerPolicy):
+        super().__init__()
+        if not isinstance(policy, TransformerPolicy):
+            raise TypeError(f"policy: got a {type(policy).__name__}, allowed is a "
+                            f"TransformerPolicy, whose transformer the value model copies")
+        self.transformer = copy.deepcopy(policy).requires_grad_(True)
+        head = self.transformer.lm_head
+        self.transformer.lm_head = nn.Linear(head.in_features, 1, bias=False).to(head.weight)
+        nn.init.zeros_(self.transformer.lm_head.weight)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """tokens (B, T), mask (B, T) -> values (B, T): of the state after each token."""
+        return self.transformer(tokens, mask).squeeze(-1)
+
+
+def completion_values(value_model: ValueModel, rollouts: Rollouts) -> Tensor:
+    """V of the state before each completion token: (N*G, T), 0 where mask is 0."""
+    return completion_outputs(value_model, rollouts).masked_fill(rollouts.mask == 0, 0.0)
+
+
+def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Mean over tokens of (V - return)^2 / 2: (B, T) each -> scalar."""
+    return aggregate((values - returns.detach()).square() / 2, mask, "token_mean")
+
+
+class Critic:
+    """A value model with its optimizer."""
+
+    def __init__(self, value_model: ValueModel, learning_rate: float, max_grad_norm: float):
+        self.value_model, self.max_grad_norm = value_model, max_grad_norm
+        self.optimizer = torch.optim.AdamW(value_model.parameters(), lr=learning_rate,
+                                           betas=(0.9, 0.95), weight_decay=0.0)
+
+    @torch.no_grad()
+    def values(self, rollouts: Rollouts) -> Tensor:
+        """V before each completion token, without gradient: (N*G, T)."""
+        return completion_values(self.value_model, rollouts)
+
+    def update(self, rollouts: Rollouts, returns: Tensor) -> float:
+        """One gradient step towards ``returns`` (N*G, T); the value loss before it."""
+        loss = value_loss(completion_values(self.value_model, rollouts), returns, rollouts.mask)
+        if not loss.isfinite():
+            raise FloatingPointError(f"value loss: got {loss.item()}; that step was not taken")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.value_model.parameters(), self.max_grad_norm,
+                                 error_if_nonfinite=True)
+        self.optimizer.step()
+        return loss.item()
+
+
+def state_numbers(parameters: int, critic: bool) -> dict[str, int]:
+    """Numbers that training keeps, by what they are for, for a policy of that many parameters.
+
+    Weights and gradients once, AdamW's two moments, for the policy and, with a critic, for a
+    value model of the same size. Activations, and a reference policy, come on top.
+    """
+    models = 2 if critic else 1
+    return {"weights": models * parameters, "gradients": models * parameters,
+            "optimizer": 2 * models * parameters}
