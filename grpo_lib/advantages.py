@@ -24,8 +24,8 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     "mean" divides by the group's mean reward instead (MaxRL, 2602.02710, as in its authors'
     code), for rewards from 0 up. ``std_eps`` is 1e-4 in TRL, 1e-6 in verl, 1e-8 in Dr. GRPO's.
 
-    With a group baseline, or a scale by the group, a group without spread
-    (``informative_groups``) gets exactly 0.
+    With a group baseline or a group std, a group without spread (``informative_groups``)
+    gets exactly 0; with scale="mean" a group without any reward does.
     ValueError: not (N, G), not finite, G = 1 with a group baseline, an unknown option, a
     negative reward with scale="mean".
     """
@@ -34,8 +34,8 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     check_choice("scale", scale, SCALES)
     check_number("std_eps", std_eps, least=0)
     group_size = rewards.shape[1]
-    by_group = baseline in ("mean", "leave_one_out") or scale in ("group", "mean")
-    if group_size == 1 and by_group:
+    by_group = baseline in ("mean", "leave_one_out") or scale == "group"
+    if group_size == 1 and (by_group or scale == "mean"):
         raise ValueError("rewards: got groups of 1; a completion can only be compared with others "
                          "of its group, so allowed is a group size of 2 or more (or "
                          "baseline='none' with scale='none')")
@@ -56,7 +56,8 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     elif scale == "batch":
         advantages = advantages / (rewards.std() + std_eps)
     elif scale == "mean":
-        advantages = advantages / (rewards.mean(1, keepdim=True) + std_eps)
+        mean = rewards.mean(1, keepdim=True)
+        advantages = (advantages / (mean + std_eps)).masked_fill(mean == 0, 0.0)
     if by_group:
         advantages = advantages.masked_fill(~spread[:, None], 0.0)
     return advantages

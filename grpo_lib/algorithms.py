@@ -186,14 +186,14 @@ class Algorithm:
 
     def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
              mask: Tensor | None = None, *, max_length: int | None = None,
-             **tensors: Tensor | None) -> LossOutput:
-        """``grpo_loss`` with this algorithm's choices; ``tensors`` are its ref_log_probs,
-        entropies and so on."""
+             **others) -> LossOutput:
+        """``grpo_loss`` with this algorithm's choices; ``others`` are the ref_log_probs,
+        entropies and so on that it takes beside them."""
         options = {name: getattr(self, name) for name in LOSS_CHOICES}
         if self.kl_in_reward:
             options["beta"] = 0.0
         return grpo_loss(log_probs, old_log_probs, advantages, mask, max_length=max_length,
-                         **options, **tensors)
+                         **options, **others)
 
     def idle_choices(self) -> dict[str, str]:
         """Choices that differ from the default and yet change nothing: name -> why."""

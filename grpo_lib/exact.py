@@ -1,17 +1,30 @@
 """Exact expectations, by enumeration instead of sampling, where that is possible.
 
-Here for one categorical distribution, the next token's: logits (..., V), over all V tokens.
-Nothing is random; every number is what infinitely many samples would average to.
+First for one categorical distribution, the next token's: logits (..., V), over all V tokens.
+Then for whole completions of a policy so small that all of them can be listed, and for all
+groups that can be drawn from them: what an algorithm's gradient is on average, and how far a
+single one strays. Nothing is random; every number is what infinitely many samples would
+average to.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from grpo_lib.algorithms import Algorithm
+from grpo_lib.checks import check_whole
 from grpo_lib.objective import importance_ratio, kl_estimate
+from grpo_lib.policy import Policy, token_entropy
+from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits
+from grpo_lib.tokenizer import EOS, PAD
+
+MOST_COMPLETIONS, MOST_GROUPS = 20_000, 400_000
 
 
 class Moments(NamedTuple):
@@ -105,3 +118,197 @@ def check_pair(name: str, values: Tensor, other_name: str, others: Tensor,
         if not (tensor.isfinite() | (not finite and tensor == -torch.inf)).all():
             raise ValueError(f"{which}: got nan or inf, allowed are finite numbers"
                              f"{'' if finite else ' and -inf'}")
+
+
+# --- whole completions --------------------------------------------------------------------
+
+@torch.no_grad()
+def enumerate_completions(policy: Policy, prompt: Sequence[int], max_new_tokens: int, *,
+                          vocab_size: int, temperature: float = 1.0,
+                          eos_id: int = EOS) -> Rollouts:
+    """Every completion of a prompt, once each, as one group: M rows, shortest first.
+
+    A completion ends with ``eos_id`` or after ``max_new_tokens`` tokens, so that
+    M = ((V - 1)^(T + 1) - 1) / (V - 2) for V > 2; their probabilities sum to 1. Log-probs are
+    the policy's. ValueError: more than 20,000 of them, a vocabulary without eos_id.
+    """
+    check_whole("max_new_tokens", max_new_tokens, 1)
+    if not 0 <= eos_id < vocab_size:
+        raise ValueError(f"vocab_size: got {vocab_size!r}, allowed is a number above eos_id = "
+                         f"{eos_id}")
+    others = [token for token in range(vocab_size) if token != eos_id]
+    count = sum(len(others) ** n for n in range(max_new_tokens + 1))
+    if count > MOST_COMPLETIONS:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens} with vocab_size={vocab_size}, "
+                         f"which makes {count} completions; allowed are {MOST_COMPLETIONS}")
+    ended = [[*body, eos_id] for n in range(max_new_tokens)
+             for body in itertools.product(others, repeat=n)]
+    cut = [list(body) for body in itertools.product(others, repeat=max_new_tokens)]
+    completions = ended + cut
+    lengths = torch.tensor([len(c) for c in completions])
+    padded = [[*prompt, *c, *[PAD] * (max_new_tokens - len(c))] for c in completions]
+    mask = (torch.arange(max_new_tokens) < lengths[:, None]).to(next_dtype(policy))
+    rollouts = Rollouts(torch.tensor(padded), torch.ones(count, len(prompt), dtype=torch.long),
+                        mask, torch.zeros_like(mask),
+                        torch.tensor([True] * len(ended) + [False] * len(cut)), count, temperature)
+    return rollouts.scored_by(policy)
+
+
+def next_dtype(policy: Policy) -> torch.dtype:
+    """The dtype that a policy computes in."""
+    return next(policy.parameters()).dtype
+
+
+def completion_probabilities(policy: Policy, completions: Rollouts) -> Tensor:
+    """pi of each whole completion, the product over its tokens: (M,), differentiable."""
+    return completion_log_probs(policy, completions).sum(1).exp()
+
+
+def expected_reward(policy: Policy, completions: Rollouts, rewards: Tensor) -> Tensor:
+    """J = sum_i pi(o_i) r_i over all completions, rewards (M,): scalar, differentiable."""
+    return (completion_probabilities(policy, completions) * rewards).sum()
+
+
+def sequence_kl(policy: Policy, ref_policy: Policy, completions: Rollouts) -> Tensor:
+    """KL(pi || pi_ref) of whole completions, in nats: scalar, differentiable.
+
+    sum_i pi(o_i) (log pi(o_i) - log pi_ref(o_i)); equal to the sum over places of the expected
+    KL of the next token, by the chain rule.
+    """
+    own = completion_log_probs(policy, completions).sum(1)
+    ref = completion_log_probs(ref_policy, completions).sum(1).detach()
+    return (own.exp() * (own - ref)).sum()
+
+
+def flat_gradient(value: Tensor, policy: Policy) -> Tensor:
+    """Gradient of a scalar by all the policy's parameters, in one row: (D,)."""
+    gradients = torch.autograd.grad(value, list(policy.parameters()), retain_graph=True,
+                                    materialize_grads=True)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def score_matrix(policy: Policy, completions: Rollouts) -> Tensor:
+    """d log pi(token) / d parameter of every token of every completion: (M, T, D)."""
+    log_probs = completion_log_probs(policy, completions)
+    rows = [flat_gradient(value, policy) if value.requires_grad else None
+            for value in log_probs.flatten()]
+    return torch.stack(rows).unflatten(0, log_probs.shape)
+
+
+def all_groups(probabilities: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Every group of G that can be drawn from M completions, and its probability:
+    (M,) -> (K, G) indices, (K,) summing to 1.
+
+    Groups that differ in their order alone are listed once, K = C(M + G - 1, G), with the
+    multinomial probability G! prod_i p_i^c_i / c_i!. ValueError: K above 400,000.
+    """
+    check_whole("group_size", group_size, 1)
+    count = math.comb(len(probabilities) + group_size - 1, group_size)
+    if count > MOST_GROUPS:
+        raise ValueError(f"group_size: got {group_size} of {len(probabilities)} completions, "
+                         f"which makes {count} groups; allowed are {MOST_GROUPS}")
+    members = torch.tensor(list(itertools.combinations_with_replacement(
+        range(len(probabilities)), group_size)))
+    counts = torch.zeros(count, len(probabilities), dtype=probabilities.dtype)
+    counts.scatter_add_(1, members, torch.ones(members.shape, dtype=probabilities.dtype))
+    ways = math.lgamma(group_size + 1) - torch.lgamma(counts + 1).sum(1)
+    log_p = torch.where(counts > 0, counts * probabilities.log(), 0.0).sum(1)
+    return members, (ways + log_p).exp()
+
+
+class Estimator(NamedTuple):
+    """What an algorithm's gradient is as an estimate of the true one, exactly.
+
+    exact (D,): the gradient of the expected reward; mean (D,): the algorithm's gradient (of
+    minus its loss) on average over all groups; variance: E|g - mean|^2 of one group's.
+    """
+
+    exact: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    @property
+    def scale(self) -> float:
+        """The factor c for which c * exact comes closest to the mean. A learning rate, or
+        Adam, takes it up, so it is no bias that matters."""
+        return (self.mean @ self.exact / (self.exact @ self.exact)).item()
+
+    @property
+    def bias(self) -> float:
+        """|mean - scale * exact| / |mean|: the share of the mean gradient that points
+        elsewhere, 0 to 1."""
+        return ((self.mean - self.scale * self.exact).norm() / self.mean.norm()).item()
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one group's gradient, as a multiple of the mean's length."""
+        return (self.variance.sqrt() / self.mean.norm()).item()
+
+
+def estimator(policy: Policy, completions: Rollouts, rewards: Tensor, algorithm: Algorithm,
+              group_size: int, *, old_policy: Policy | None = None,
+              ref_policy: Policy | None = None) -> Estimator:
+    """The gradient that ``algorithm`` takes from one group of G completions of one prompt,
+    averaged over all groups there are, beside the gradient of the expected reward.
+
+    ``completions``: all M of them (``enumerate_completions``), rewards (M,). Groups are drawn
+    from ``old_policy`` (None: from the policy itself, on-policy); ``ref_policy`` is what KL is
+    measured to, and stays out of ``exact``. The batch is this one group, so that a std of the
+    batch is the group's. ValueError: an algorithm with a critic or an entropy bonus, whose
+    gradients do not come from log-probs alone.
+    """
+    gradients, weights = group_gradients(policy, completions, rewards, algorithm, group_size,
+                                         old_policy=old_policy, ref_policy=ref_policy)
+    mean = weights @ gradients
+    variance = weights @ (gradients - mean).square().sum(1)
+    exact = flat_gradient(expected_reward(policy, completions, rewards), policy)
+    return Estimator(exact, mean, variance)
+
+
+def mean_of_prompts(estimators: Sequence[Estimator]) -> Estimator:
+    """One estimator for a batch with a group of each prompt: exact and mean are averages, and
+    the variance that of an average of independent groups."""
+    count = len(estimators)
+    return Estimator(sum(e.exact for e in estimators) / count,
+                     sum(e.mean for e in estimators) / count,
+                     sum(e.variance for e in estimators) / count**2)
+
+
+def group_gradients(policy: Policy, completions: Rollouts, rewards: Tensor, algorithm: Algorithm,
+                    group_size: int, *, old_policy: Policy | None = None,
+                    ref_policy: Policy | None = None) -> tuple[Tensor, Tensor]:
+    """Gradient (of minus the loss) from each group there is, and the group's probability:
+    (K, D), (K,). Arguments and errors as in ``estimator``."""
+    if algorithm.critic or algorithm.entropy_coef != 0:
+        raise ValueError(f"algorithm: got critic={algorithm.critic}, entropy_coef="
+                         f"{algorithm.entropy_coef}; allowed is one without both")
+    if len(rewards) != len(completions.mask):
+        raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is one for each of "
+                         f"the {len(completions.mask)} completions")
+    with torch.no_grad():
+        old, now, ref = (completion_log_probs(p or policy, completions)
+                         for p in (old_policy, policy, ref_policy))
+        entropies = token_entropy(completion_logits(policy, completions))
+    members, weights = all_groups(old.sum(1).exp(), group_size)
+    mask, kl = completions.mask, kl_estimate(old, ref, algorithm.kl)
+    shaped = algorithm.shaped_rewards(rewards[None], mask.sum(1), mask.shape[1])[0]
+    if algorithm.whiten or "batch" in (algorithm.baseline, algorithm.scale):
+        advantages = torch.stack([algorithm.advantages(
+            shaped[group][None], mask[group], kl=kl[group]) for group in members])
+    else:  # no group sees another: all at once
+        advantages = algorithm.advantages(shaped[members], mask[members].flatten(0, 1),
+                                          kl=kl[members].flatten(0, 1)).view_as(members)
+    counted = mask
+    if algorithm.mask_truncated_completions:
+        counted = mask * completions.finished[:, None]
+
+    def loss(log_probs, old, ref, entropies, mask, advantages):
+        return algorithm.loss(log_probs, old, advantages, mask, ref_log_probs=ref,
+                              entropies=entropies, max_length=mask.shape[1], check=False).loss
+
+    slopes = torch.func.vmap(torch.func.grad(loss))(
+        now[members], old[members], ref[members], entropies[members], counted[members], advantages)
+    scores = score_matrix(policy, completions)
+    by_completion = torch.zeros(len(members), *mask.shape, dtype=slopes.dtype)
+    by_completion.scatter_add_(1, members[:, :, None].expand_as(slopes), slopes)
+    return -by_completion.flatten(1) @ scores.flatten(0, 1), weights

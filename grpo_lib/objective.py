@@ -236,8 +236,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
               sapo_temperature_neg: float = 1.05, entropy_coef: float = 0.0,
               top_entropy_quantile: float = 1.0,
               off_policy_mask_threshold: float | None = None, sampler_correction: str = "none",
-              sampler_ratio_max: float = 3.0, sampler_ratio_min: float | None = None
-              ) -> LossOutput:
+              sampler_ratio_max: float = 3.0, sampler_ratio_min: float | None = None,
+              check: bool = True) -> LossOutput:
     """-aggregate(surrogate - beta KL) - entropy_coef H: the loss of 2402.03300 Eq. 3, and with
     other choices those of its relatives (``algorithms``).
 
@@ -261,7 +261,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     ``off_policy_mask_threshold``; ``top_entropy_quantile`` and ``entropy_coef``, which need
     ``entropies`` (B, T); ``sampler_correction`` with its bounds, which needs
     ``sampler_log_probs`` (B, T): those of the engine that sampled, where old_log_probs were
-    computed anew.
+    computed anew. ``check`` False leaves out the look at the tensors' values, which
+    torch.func.vmap cannot take.
 
     stats: ``clip_fraction`` of tokens where the bound of "clip" or "gmpo" binds (their gradient
     is 0) or that of "cispo" (their weight is capped), and its parts ``clip_fraction_low``
@@ -271,6 +272,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     """
     check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs, entropies,
                       sampler_log_probs)
+    if check and not advantages.isfinite().all():
+        raise ValueError("advantages: got nan or inf, allowed are finite numbers")
     check_number("beta", beta, least=0)
     check_number("entropy_coef", entropy_coef)
     check_number("top_entropy_quantile", top_entropy_quantile, above=0, most=1)
@@ -401,5 +404,3 @@ def check_loss_inputs(log_probs, old_log_probs, advantages, mask=None, ref_log_p
         if tensor.device != log_probs.device:
             raise ValueError(f"{name}: is on {tensor.device}, allowed is {log_probs.device}, "
                              f"where log_probs is")
-    if not advantages.isfinite().all():
-        raise ValueError("advantages: got nan or inf, allowed are finite numbers")

@@ -60,6 +60,11 @@ class Rollouts:
                        prompt_mask=self.prompt_mask[rows], mask=self.mask[rows][:, :used],
                        log_probs=self.log_probs[rows][:, :used], finished=self.finished[rows])
 
+    def scored_by(self, policy: Policy) -> Rollouts:
+        """The same completions with the log-probs of another policy."""
+        with torch.no_grad():
+            return replace(self, log_probs=completion_log_probs(policy, self))
+
     @staticmethod
     def join(parts: Sequence[Rollouts]) -> Rollouts:
         """Several batches of one group size and temperature as one, padded to the longest."""
