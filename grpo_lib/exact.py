@@ -247,21 +247,24 @@ class Estimator(NamedTuple):
 
 def estimator(policy: Policy, completions: Rollouts, rewards: Tensor, algorithm: Algorithm,
               group_size: int, *, old_policy: Policy | None = None,
-              ref_policy: Policy | None = None) -> Estimator:
+              ref_policy: Policy | None = None, scores: Tensor | None = None) -> Estimator:
     """The gradient that ``algorithm`` takes from one group of G completions of one prompt,
     averaged over all groups there are, beside the gradient of the expected reward.
 
     ``completions``: all M of them (``enumerate_completions``), rewards (M,). Groups are drawn
     from ``old_policy`` (None: from the policy itself, on-policy); ``ref_policy`` is what KL is
-    measured to, and stays out of ``exact``. The batch is this one group, so that a std of the
-    batch is the group's. ValueError: an algorithm with a critic or an entropy bonus, whose
-    gradients do not come from log-probs alone.
+    measured to, and stays out of ``exact``. ``scores``: the ``score_matrix``, if it is at hand.
+    The batch is this one group, so that a std of the batch is the group's. ValueError: an
+    algorithm with a critic or an entropy bonus, whose gradients do not come from log-probs alone.
     """
+    scores = score_matrix(policy, completions) if scores is None else scores
     gradients, weights = group_gradients(policy, completions, rewards, algorithm, group_size,
-                                         old_policy=old_policy, ref_policy=ref_policy)
+                                         old_policy=old_policy, ref_policy=ref_policy,
+                                         scores=scores)
     mean = weights @ gradients
     variance = weights @ (gradients - mean).square().sum(1)
-    exact = flat_gradient(expected_reward(policy, completions, rewards), policy)
+    with torch.no_grad():  # grad pi(o) = pi(o) grad log pi(o)
+        exact = (completion_probabilities(policy, completions) * rewards) @ scores.sum(1)
     return Estimator(exact, mean, variance)
 
 
@@ -276,7 +279,8 @@ def mean_of_prompts(estimators: Sequence[Estimator]) -> Estimator:
 
 def group_gradients(policy: Policy, completions: Rollouts, rewards: Tensor, algorithm: Algorithm,
                     group_size: int, *, old_policy: Policy | None = None,
-                    ref_policy: Policy | None = None) -> tuple[Tensor, Tensor]:
+                    ref_policy: Policy | None = None,
+                    scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Gradient (of minus the loss) from each group there is, and the group's probability:
     (K, D), (K,). Arguments and errors as in ``estimator``."""
     if algorithm.critic or algorithm.entropy_coef != 0:
@@ -308,7 +312,7 @@ def group_gradients(policy: Policy, completions: Rollouts, rewards: Tensor, algo
 
     slopes = torch.func.vmap(torch.func.grad(loss))(
         now[members], old[members], ref[members], entropies[members], counted[members], advantages)
-    scores = score_matrix(policy, completions)
+    scores = score_matrix(policy, completions) if scores is None else scores
     by_completion = torch.zeros(len(members), *mask.shape, dtype=slopes.dtype)
     by_completion.scatter_add_(1, members[:, :, None].expand_as(slopes), slopes)
     return -by_completion.flatten(1) @ scores.flatten(0, 1), weights

@@ -158,6 +158,8 @@ def test_the_expected_reward_and_its_gradient(seed):
     assert value.item() == pytest.approx(by_hand, abs=1e-14)
     slopes = finite_differences(lambda: expected_reward(policy, completions, rewards), policy)
     assert (flat_gradient(value, policy) - slopes).abs().max() < 1e-8
+    exact = estimator(policy, completions, rewards, ALGORITHMS["grpo"], 2).exact
+    assert (exact - slopes).abs().max() < 1e-8
     assert slopes.abs().max() > 1e-3
 
 

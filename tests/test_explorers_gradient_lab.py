@@ -1,0 +1,98 @@
+"""The gradient lab's numbers are the estimators', over the whole range of its controls."""
+
+import copy
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.exact import enumerate_completions, estimator, mean_of_prompts
+from grpo_lib.explorers import gradient_lab_explorer
+from grpo_lib.explorers.gradient_lab import BUDGET, EPSILONS, SIZES, with_epsilon
+from grpo_lib.policy import PolicyConfig, TransformerPolicy
+
+ROWS = {name: ALGORITHMS[name] for name in ("reinforce", "rloo", "grpo", "gspo", "maxrl")}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Three policies, each a small move from the one before, and two prompts."""
+    config = PolicyConfig(vocab_size=3, d_model=4, n_layers=1, n_heads=1, d_hidden=4,
+                          context_length=8, init_std=0.7)
+    policy = TransformerPolicy(config, torch.Generator().manual_seed(3)).double()
+    policies = [policy]
+    for seed in (1, 2):
+        policies.append(copy.deepcopy(policies[-1]))
+        with torch.no_grad():
+            for parameter in policies[-1].parameters():
+                parameter.add_(0.05 * torch.randn(
+                    parameter.shape, dtype=torch.float64,
+                    generator=torch.Generator().manual_seed(seed)))
+    prompts = []
+    for prompt, right in (([2], [0, 3]), ([0], [1, 5, 6])):
+        completions = enumerate_completions(policy, prompt, 2, vocab_size=3)
+        rewards = torch.zeros(7, dtype=torch.float64)
+        rewards[right] = 1.0
+        prompts.append((completions, rewards))
+    return policies, prompts
+
+
+@pytest.fixture(scope="module")
+def lab(world):
+    return gradient_lab_explorer(*world, ROWS)
+
+
+def numbers(text):
+    return [float(n) for n in re.findall(r"-?\d+\.\d+", text)]
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(("size", "stale", "epsilon"), [
+    (2, 0, "its own"), (4, 2, "its own"), (3, 1, 0.1), (2, 2, "none")])
+def test_the_text_holds_the_estimators_numbers(world, lab, name, size, stale, epsilon):
+    policies, prompts = world
+    lab.set(algorithm=name, group_size=size, stale=stale, epsilon=epsilon)
+    row = ROWS[name]
+    if epsilon != "its own":
+        bounds = {"none": (1.0, math.inf)}.get(epsilon, (epsilon, epsilon))
+        row = replace(row, epsilon=bounds[0], epsilon_high=bounds[1])
+    expected = mean_of_prompts([estimator(policies[-1], completions, rewards, row, size,
+                                          old_policy=policies[-1 - stale])
+                                for completions, rewards in prompts])
+    said = lab.text.partition(": ")[2]
+    bias, scale, noise = numbers(said)
+    assert bias == pytest.approx(100 * expected.bias, abs=0.051)
+    assert scale == pytest.approx(expected.scale, abs=0.0051)
+    assert noise == pytest.approx(expected.noise * math.sqrt(size / BUDGET), abs=0.0051)
+
+
+def test_unbiased_rows_are_called_so(lab):
+    for name in ("reinforce", "rloo"):
+        lab.set(algorithm=name, group_size=4, stale=0, epsilon="its own")
+        assert ": 0.0% of the mean gradient" in lab.text
+    lab.set(algorithm="grpo")
+    assert ": 0.0%" not in lab.text
+
+
+def test_every_end_of_every_control_says_something_of_its_own(lab):
+    lab.set(algorithm="grpo", group_size=4, stale=2, epsilon=0.05)
+    said = lab.to_the_ends()
+    assert len(said) == len(ROWS) + 2 + 2 + 2
+    assert len(set(said)) == len(said)
+    assert not [line for line in said if "nan" in line]
+
+
+def test_the_clip_is_the_same_on_both_sides():
+    for epsilon in EPSILONS[1:-1]:
+        row = with_epsilon(ALGORITHMS["dapo"], epsilon)
+        assert (row.epsilon, row.epsilon_high) == (epsilon, epsilon)
+    assert with_epsilon(ALGORITHMS["dapo"], "its own") == ALGORITHMS["dapo"]
+    assert all(BUDGET % size == 0 for size in SIZES)
+
+
+def test_an_unknown_algorithm_is_named(world):
+    with pytest.raises(ValueError, match="algorithm, reference: got 'grpo', 'nope'; allowed are"):
+        gradient_lab_explorer(*world, ROWS, reference="nope")
