@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 
 import torch
 
-from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, Task, load_base_model
+from grpo_lib import (
+    ChainTask,
+    GRPOConfig,
+    GRPOTrainer,
+    Task,
+    ValueModel,
+    evaluate,
+    load_base_model,
+)
 from grpo_lib.runs import versions
 
 FIELDS = ("accuracy", "held_out_accuracy", "reward_mean", "length", "length_right",
@@ -39,3 +50,49 @@ def record_runs(settings: Mapping[str, Mapping], seeds: Sequence[int],
             print(f"{name} seed {seed}: accuracy {runs[-1]['accuracy'][-1:]}, "
                   f"{runs[-1]['seconds']} s", flush=True)
     return {"runs": runs, "threads": torch.get_num_threads(), "versions": versions()}
+
+
+def run_to_budget(name: str, settings: Mapping, seed: int, budget: int,
+                  task: Task | None = None, held_out: int = 1000) -> dict:
+    """A run that stops after the step in which it has sampled ``budget`` tokens, whatever became
+    of them: every algorithm then pays the same for its samples.
+
+    Curves have a number a step; ``tokens`` is the running sum. Accuracy at the end is of one
+    sample of each of ``held_out`` held-out problems. One thread.
+    """
+    torch.set_num_threads(1)
+    start, task = time.perf_counter(), task or ChainTask()
+    policy, config = load_base_model("chain"), GRPOConfig(**{"seed": seed, "eval_every": 0}
+                                                          | dict(settings))
+    trainer = GRPOTrainer(policy, task, config,
+                          value_model=ValueModel(policy) if config.choices.critic else None)
+    history, sampled = [], [0]
+    while sampled[-1] < budget:
+        history.append(trainer.step())
+        sampled.append(sampled[-1] + history[-1].tokens)
+    seconds = time.perf_counter() - start
+    curves = {field: [round(getattr(m, field), 3) for m in history]
+              for field in ("accuracy", "length", "entropy", "clip_fraction_low",
+                            "clip_fraction_high", "zero_variance_groups")}
+    found = evaluate(policy, ChainTask(), ChainTask().held_out(held_out))
+    print(f"{name} seed {seed}: held-out {found.accuracy:.1%}, {len(history)} steps, "
+          f"{seconds:.0f} s", flush=True)
+    return {"name": name, "seed": seed, "settings": dict(settings), "tokens": sampled[1:], **curves,
+            "held_out_accuracy": round(found.accuracy, 4),
+            "held_out_length": round(found.mean_length, 2), "seconds": round(seconds, 1)}
+
+
+def in_processes(jobs: Sequence[Callable[[], dict]], processes: int = 2) -> list[dict]:
+    """The results of jobs, in their order, from processes of one thread each; what a job gives
+    does not depend on how many there are."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return [future.result() for future in [pool.submit(job) for job in jobs]]
+
+
+def tokens_to(run: Mapping, accuracy: float, window: int = 3) -> int | None:
+    """Sampled tokens after which the mean accuracy of ``window`` steps reaches a level."""
+    values = run["accuracy"]
+    for step in range(window, len(values) + 1):
+        if statistics.fmean(values[step - window: step]) >= accuracy:
+            return run["tokens"][step - 1]
+    return None

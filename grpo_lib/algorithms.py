@@ -244,12 +244,15 @@ class AlgorithmTable(dict):
         return "\n".join(f"{name:<20} {differs or 'the defaults'}"
                          for name, _, differs, _ in self.rows())
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+    def _repr_pretty_(self, printer, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
         head = "".join(f"<th>{cell}</th>" for cell in ("algorithm", "what sets it apart",
                                                        "its choices, beside GRPO's", "source"))
         body = "".join("<tr>" + "".join(f'<td style="text-align:left">{html.escape(cell)}</td>'
                                         for cell in row) + "</tr>" for row in self.rows())
-        return {"text/plain": str(self), "text/html": f"<table><tr>{head}</tr>{body}</table>"}
+        return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def shown(value: object) -> str:

@@ -1,0 +1,58 @@
+"""Every row of ALGORITHMS on the chain task at an equal budget of sampled tokens: as the default
+run takes its steps, and with each batch used for eight updates at a higher rate."""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+
+from benchmarks.record import in_processes, run_to_budget, tokens_to
+from grpo_lib import ALGORITHMS
+from grpo_lib.runs import versions
+
+IN_LESSONS = True
+SEEDS = range(5)
+BUDGET, REUSED_BUDGET = 300_000, 150_000  # sampled tokens, those of thrown-away groups too
+ROWS = {name: {"algorithm": name} for name in ALGORITHMS} | {
+    "dapo, no overlong": {"algorithm": "dapo", "overlong_share": 0.0},
+    "reinforce, sequence_mean": {"algorithm": "reinforce", "aggregation": "sequence_mean"},
+}
+EIGHT = {"num_iterations": 4, "minibatches": 2, "learning_rate": 1e-3, "prompts_per_step": 16}
+REUSED = {name: {"algorithm": name} | EIGHT for name in (
+    "grpo", "reinforce", "rloo", "ppo", "dr_grpo", "bnpo", "dapo", "gspo", "gspo_token", "cispo",
+    "sapo", "gmpo", "maxrl")} | {
+    "grpo, no clip": {"algorithm": "grpo", "epsilon": 1.0, "epsilon_high": 1e9} | EIGHT}
+
+
+def measure() -> dict:
+    parts = {"rows": (ROWS, BUDGET), "reused": (REUSED, REUSED_BUDGET)}
+    return {part: in_processes([partial(run_to_budget, name, settings, seed, budget)
+                                for name, settings in table.items() for seed in SEEDS])
+            for part, (table, budget) in parts.items()} | {
+        "budget": {"rows": BUDGET, "reused": REUSED_BUDGET}, "versions": versions()}
+
+
+def report(data: dict) -> str:
+    lines = ["## Algorithms at equal sampled tokens", "",
+             f"{len(SEEDS)} seeds each, one thread, two runs at once, torch "
+             f"{data['versions']['torch']}. Held-out accuracy: one sample of each of 1,000 problems; "
+             f"mean, and worst to best seed. \"Tokens to 90%\": sampled tokens until three steps in "
+             f"a row average 90%, median of the seeds that got there. About 40 minutes.", ""]
+    for part, title in (("rows", "default steps (two updates a batch, rate 5e-4)"),
+                        ("reused", "eight updates a batch, rate 1e-3, 16 prompts a step")):
+        lines += [f"### {title}, {data['budget'][part]:,} tokens", "",
+                  "| row | held-out accuracy | length | tokens to 90% | got there | steps "
+                  "| seconds a run (median) |", "|---|---|---|---|---|---|---|"]
+        for name in dict.fromkeys(r["name"] for r in data[part]):
+            runs = [r for r in data[part] if r["name"] == name]
+            held = [r["held_out_accuracy"] for r in runs]
+            there = [t for t in (tokens_to(r, 0.9) for r in runs) if t is not None]
+            lines.append(
+                f"| {name} | {statistics.fmean(held):.1%} ({min(held):.1%} to {max(held):.1%}) "
+                f"| {statistics.fmean(r['held_out_length'] for r in runs):.1f} "
+                f"| {f'{statistics.median(there):,.0f}' if there else '-'} "
+                f"| {len(there)} of {len(runs)} "
+                f"| {statistics.median(len(r['tokens']) for r in runs):.0f} "
+                f"| {statistics.median(r['seconds'] for r in runs):.0f} |")
+        lines.append("")
+    return "\n".join(lines)
