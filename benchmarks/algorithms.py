@@ -35,9 +35,10 @@ def measure() -> dict:
 def report(data: dict) -> str:
     lines = ["## Algorithms at equal sampled tokens", "",
              f"{len(SEEDS)} seeds each, one thread, two runs at once, torch "
-             f"{data['versions']['torch']}. Held-out accuracy: one sample of each of 1,000 problems; "
-             f"mean, and worst to best seed. \"Tokens to 90%\": sampled tokens until three steps in "
-             f"a row average 90%, median of the seeds that got there. About 40 minutes.", ""]
+             f"{data['versions']['torch']}. Held-out accuracy: one sample of each of 1,000 "
+             f"problems; mean, and worst to best seed. \"Tokens to 90%\": sampled tokens until "
+             f"three steps in a row average 90%, median of the seeds that got there. About 40 "
+             f"minutes.", ""]
     for part, title in (("rows", "default steps (two updates a batch, rate 5e-4)"),
                         ("reused", "eight updates a batch, rate 1e-3, 16 prompts a step")):
         lines += [f"### {title}, {data['budget'][part]:,} tokens", "",

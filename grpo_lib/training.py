@@ -304,6 +304,9 @@ class GRPOTrainer:
             part, _, rest = name.partition(".")
             if part in parts:
                 parts[part][rest] = tensor
+            elif part != "generator":
+                raise CheckpointError(f"{path}: holds {name}, allowed are only {', '.join(parts)} "
+                                      f"(with a value model it is of an algorithm with a critic)")
         for part, module in self.modules().items():
             check_weights(module, parts[part], path)
         try:
