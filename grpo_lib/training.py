@@ -161,7 +161,8 @@ class GRPOTrainer:
         The two are the same without dynamic sampling (DAPO, 2503.14476 Eq. 11). With it,
         groups without spread are thrown away and as many sampled again, up to
         ``max_num_gen_batches`` batches; if there are too few even then, the step makes do with
-        those there are (and with everything, that is with a gradient of 0, if there are none).
+        those there are, and with everything if there are none. Spread is that of the task's
+        rewards, before long completions are punished.
         """
         parts, rollout, scoring, informative = [], 0.0, 0.0, torch.zeros(0)
         for _ in range(self.config.max_num_gen_batches if self.algorithm.dynamic_sampling else 1):

@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from grpo_lib.advantages import (
     BASELINES,
     SCALES,
+    gae,
     group_advantages,
     informative_groups,
     informative_share,
     signal_and_noise,
+    soft_overlong_punishment,
+    token_rewards,
+    whiten,
 )
 
 BY_GROUP = [s for s in SCALES if s != "mean"]  # those for rewards of either sign
@@ -310,3 +314,85 @@ def test_the_std_weighs_hard_problems_more_from_groups_of_four_on():
         assert factor(0.05, size) == pytest.approx(factor(0.5, size))
     for size in (4, 6):
         assert factor(0.05, size) > 1.02 * factor(0.5, size)
+
+
+# --- per token: rewards, GAE, whitening ----------------------------------------------------
+
+LENGTHS = [3, 1, 2, 0]
+MASK = (torch.arange(3) < torch.tensor(LENGTHS)[:, None]).double()
+VALUES = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)).double() + 7 * (1 - MASK)
+
+
+def test_the_reward_stands_at_the_last_token_and_kl_at_every_one():
+    kl = numbers([[0.1, 0.2, 0.3], [0.4, 9, 9], [0.5, 0.6, 9], [9, 9, 9]])
+    given = numbers([1.0, 2.0, 3.0, 4.0])
+    assert token_rewards(given, MASK).tolist() == [[0, 0, 1], [2, 0, 0], [0, 3, 0], [0, 0, 0]]
+    with_kl = token_rewards(given, MASK, kl, beta=0.5)
+    expected = [[-0.05, -0.1, 0.85], [1.8, 0, 0], [-0.25, 2.7, 0], [0, 0, 0]]
+    assert torch.allclose(with_kl, numbers(expected))
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.7, 0.0)])
+def test_gae_in_loops(gamma, lam):
+    rewards = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).double()
+    got = gae(rewards, VALUES, MASK, gamma, lam)
+    for i, n in enumerate(LENGTHS):
+        v = [*VALUES[i, :n].tolist(), 0.0]
+        delta = [rewards[i, t].item() + gamma * v[t + 1] - v[t] for t in range(n)]
+        wanted = [sum((gamma * lam) ** k * delta[t + k] for k in range(n - t)) for t in range(n)]
+        assert got[i].tolist() == pytest.approx(wanted + [0.0] * (3 - n))
+
+
+def test_gae_at_its_ends():
+    rewards = token_rewards(numbers([1.0, 2.0, 3.0, 4.0]), MASK)
+    with_lambda_one = gae(rewards, VALUES, MASK, 1.0, 1.0)
+    returns = numbers([1.0, 2.0, 3.0, 4.0])[:, None] * MASK
+    assert torch.allclose(with_lambda_one, returns - VALUES * MASK)
+    assert torch.allclose(gae(rewards, 0 * VALUES, MASK, 1.0, 1.0), returns)
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"gamma": 1.1}, "gamma: got 1.1"), ({"lam": -0.1}, "lam: got -0.1"),
+    ({"values": torch.zeros(4, 2)}, "values: got shape"), ({"mask": torch.ones(4)}, "mask: got"),
+])
+def test_gae_names_bad_input(change, named):
+    with pytest.raises(ValueError, match=named):
+        gae(**({"rewards": MASK, "values": VALUES, "mask": MASK} | change))
+
+
+def test_whitened_values_have_mean_zero_and_variance_one_over_tokens():
+    values = whiten(VALUES, MASK)
+    counted = values[MASK == 1].tolist()
+    assert statistics.fmean(counted) == pytest.approx(0, abs=1e-12)
+    assert statistics.variance(counted) == pytest.approx(1, abs=1e-6)
+    assert (values[MASK == 0] == 0).all()
+    raw = VALUES[MASK == 1]
+    assert torch.allclose(values[MASK == 1], (raw - raw.mean()) / (raw.var() + 1e-8).sqrt())
+    assert (whiten(VALUES[:1, :1], MASK[:1, :1]) == 0).all()  # one token: nothing to compare with
+    assert (whiten(VALUES, 0 * MASK) == 0).all()
+
+
+def test_the_overlong_punishment_is_a_ramp():
+    lengths = torch.tensor([1.0, 14, 15, 16, 17, 19, 20, 50])
+    expected = [0, 0, 0, -0.2, -0.4, -0.8, -1, -1]
+    assert soft_overlong_punishment(lengths, 20, 5).tolist() == pytest.approx(expected)
+    for cache in (0, 21, -1):
+        with pytest.raises(ValueError, match=f"cache: got {cache}, allowed is a number above 0"):
+            soft_overlong_punishment(lengths, 20, cache)
+
+
+def test_the_mean_reward_as_a_divisor_wants_rewards_from_zero_up():
+    with pytest.raises(ValueError, match=r"rewards: got -1\.0; scale='mean' divides by the mean"):
+        group_advantages(numbers([[1.0, -1.0]]), scale="mean")
+    all_right = group_advantages(torch.ones(1, 3), baseline="none", scale="mean", std_eps=0.0)
+    assert all_right.tolist() == [[1.0, 1.0, 1.0]]
+    none_right = group_advantages(torch.zeros(1, 3), baseline="none", scale="mean", std_eps=0.0)
+    assert none_right.tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_the_batchs_mean_is_a_baseline_for_silent_groups_too():
+    rewards = numbers([[1.0, 1.0], [0.0, 0.0]])
+    got = group_advantages(rewards, baseline="batch", scale="none")
+    assert got.tolist() == [[0.5, 0.5], [-0.5, -0.5]]
+    with pytest.raises(ValueError, match="rewards: got a single one"):
+        group_advantages(numbers([[1.0]]), baseline="batch", scale="none")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from grpo_lib.__main__ import main, parser
+from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.checkpoint import (
     base_model_path,
     load_base_model,
@@ -80,6 +81,34 @@ def test_train_writes_everything_and_ends_with_the_line(tmp_path):
     for row in rows:
         assert all(math.isfinite(v) for v in row.values() if v is not None)
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_by_its_name(tmp_path, name):
+    train_small(tmp_path / "run", "--algorithm", name, "--steps", "2")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["config"]["algorithm"] == name
+    assert about["config"]["scale"] == ALGORITHMS[name].scale
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_with_a_critic_goes_on_as_if_never_stopped(tmp_path):
+    train_small(tmp_path / "whole", "--algorithm", "ppo")
+    train_small(tmp_path / "parts", "--algorithm", "ppo", "--steps", "2")
+    assert main(["train", "--resume", str(tmp_path / "parts"), "--steps", "4"]) == 0
+    assert without_seconds(tmp_path / "whole") == without_seconds(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["--algorithm", "gropo"], "algorithm: got 'gropo', allowed are grpo, reinforce"),
+    (["--algorithm", "ppo", "--baseline", "mean"], "critic: got True with baseline='mean'"),
+    (["--algorithm", "grpo", "--group-size", "1"], "group_size: got 1"),
+])
+def test_what_cannot_be_run_is_told_in_a_line(tmp_path, capsys, arguments, named):
+    assert main(["train", "--out", str(tmp_path / "run"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_same_seed_same_run_and_other_seed_other_run(tmp_path):

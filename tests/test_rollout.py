@@ -9,6 +9,7 @@ import torch
 from grpo_lib import rollout
 from grpo_lib.policy import TinyPolicy
 from grpo_lib.rollout import (
+    Rollouts,
     choose,
     completion_log_probs,
     completion_logits,
@@ -399,3 +400,44 @@ def test_offset_log_probs_at_minus_one_is_completion_log_probs(policy, sample):
 def test_an_offset_outside_the_text_is_named(policy, sample, offset):
     with pytest.raises(ValueError, match=r"offset: got .*, allowed is a whole number from -5 to"):
         offset_log_probs(policy, sample(policy), offset)
+
+
+# --- batches joined -----------------------------------------------------------------------
+
+def test_joined_batches_keep_their_rows_and_score_the_same(policy, sample, prompts):
+    parts = [sample(policy, prompts[:1], seed=1, max_new_tokens=3),
+             sample(policy, prompts[1:], seed=2, max_new_tokens=7)]
+    joined = Rollouts.join(parts)
+    assert joined.group_size == 4
+    assert joined.prompt_length == max(p.prompt_length for p in parts)
+    assert joined.mask.shape[1] == max(p.mask.shape[1] for p in parts)
+    scores = completion_log_probs(policy, joined)
+    row = 0
+    for part in parts:
+        for i in range(len(part.mask)):
+            n, own = int(part.lengths[i]), part.prompt_mask[i] == 1
+            assert joined.lengths[row] == n
+            assert torch.equal(joined.completions[row, :n], part.completions[i, :n])
+            theirs = joined.tokens[row, : joined.prompt_length][joined.prompt_mask[row] == 1]
+            assert torch.equal(theirs, part.tokens[i, : part.prompt_length][own])
+            assert torch.equal(joined.log_probs[row, :n], part.log_probs[i, :n])
+            assert torch.allclose(scores[row, :n], part.log_probs[i, :n], atol=1e-10)
+            assert joined.finished[row] == part.finished[i]
+            row += 1
+    assert row == len(joined.mask) == 12
+    assert Rollouts.join(parts[:1]) is parts[0]
+
+
+def test_batches_of_different_groups_are_not_joined(policy, sample):
+    with pytest.raises(ValueError, match="parts: got different group sizes or temperatures"):
+        Rollouts.join([sample(policy), sample(policy, group_size=2)])
+
+
+def test_other_log_probs_for_the_same_completions(policy, make_policy, sample):
+    rollouts = sample(policy)
+    other = make_policy(seed=9)
+    scored = rollouts.scored_by(other)
+    assert torch.equal(scored.tokens, rollouts.tokens)
+    assert torch.allclose(scored.log_probs, completion_log_probs(other, rollouts))
+    assert not torch.allclose(scored.log_probs, rollouts.log_probs)
+    assert not scored.log_probs.requires_grad

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from grpo_lib import algorithms, training
+from grpo_lib.advantages import informative_groups
+from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.objective import LossOutput, grpo_loss
@@ -256,6 +258,119 @@ def test_the_kl_term_pulls_towards_the_base_model(make_trainer):
     list(free.run(6))
     list(held.run(6))
     assert held.history[-1].kl < 0.5 * free.history[-1].kl
+
+
+# --- which of the samples count ---------------------------------------------------------
+
+@pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if not row.critic])
+def test_every_row_takes_steps(make_trainer, name):
+    trainer = make_trainer(replace(SMALL, algorithm=name))
+    before = copy.deepcopy(trainer.policy.state_dict())
+    for metrics in trainer.run(2):
+        assert math.isfinite(metrics.loss) and metrics.grad_norm > 0
+    assert not same(before, trainer.policy.state_dict())
+
+
+def some_flat(trainer, flat_rows):
+    """Makes the groups of these rows of every batch silent."""
+    def rewards(problems, texts, finished):
+        values = torch.arange(16.0).view(4, 4) / 16
+        values[flat_rows] = 0.25
+        return values
+
+    trainer.task.rewards = rewards
+
+
+def test_dynamic_sampling_fills_the_batch_with_groups_that_teach(make_trainer):
+    trainer = make_trainer(replace(SMALL, algorithm="dapo", overlong_share=0.0))
+    some_flat(trainer, [1, 2])
+    batches = []
+    sample = trainer.sample
+    trainer.sample = lambda: batches.append(sample()) or batches[-1]
+    metrics = trainer.step()
+    assert len(batches) == 2  # two of four groups are good, twice
+    assert informative_groups(trainer.rewards).all() and trainer.rewards.shape == (4, 4)
+    both = [batches[0][0][i] for i in (0, 3)] + [batches[1][0][i] for i in (0, 3)]
+    assert trainer.problems == both
+    texts = [trainer.task.tokenizer.decode_rows(r.completions, r.mask) for _, r in batches]
+    kept = trainer.task.tokenizer.decode_rows(trainer.rollouts.completions, trainer.rollouts.mask)
+    assert kept == texts[0][:4] + texts[0][12:] + texts[1][:4] + texts[1][12:]
+    assert metrics.tokens == sum(int(r.mask.sum()) for _, r in batches)  # all that was paid for
+    assert metrics.zero_variance_groups == 0.5
+    own = trainer.rollouts.log_probs
+    assert torch.allclose(own, torch.cat([torch.nn.functional.pad(
+        r.log_probs[rows], (0, own.shape[1] - r.log_probs.shape[1]))
+        for _, r in batches for rows in (slice(0, 4), slice(12, 16))])[:, : own.shape[1]])
+
+
+def test_dynamic_sampling_gives_up_in_time(make_trainer):
+    trainer = make_trainer(replace(SMALL, algorithm="dapo", max_num_gen_batches=3))
+    some_flat(trainer, [0, 1, 2])
+    trainer.step()
+    assert trainer.rewards.shape == (3, 4)  # one of each batch
+    silent = make_trainer(replace(SMALL, algorithm="dapo", max_num_gen_batches=2,
+                                  overlong_share=0.0))
+    some_flat(silent, [0, 1, 2, 3])
+    before = copy.deepcopy(silent.policy.state_dict())
+    assert silent.step().grad_norm == 0
+    assert silent.rewards.shape == (8, 4)
+    assert same(before, silent.policy.state_dict())
+
+
+def test_without_dynamic_sampling_one_batch_is_sampled(make_trainer):
+    trainer = make_trainer()
+    some_flat(trainer, [0, 1, 2, 3])
+    assert trainer.step().zero_variance_groups == 1
+    assert trainer.rewards.shape == (4, 4)
+
+
+def test_cut_off_completions_leave_the_loss_and_stay_in_the_group(make_trainer, monkeypatch):
+    masks = []
+
+    def spy(log_probs, old, advantages, mask, **options):
+        masks.append(mask)
+        return grpo_loss(log_probs, old, advantages, mask, **options)
+
+    monkeypatch.setattr(algorithms, "grpo_loss", spy)
+    trainer = make_trainer(replace(SMALL, mask_truncated_completions=True, minibatches=1))
+    trainer.step()
+    finished = trainer.rollouts.finished
+    assert 0 < finished.sum() < 16
+    order = masks[0].sum(1).sort().values
+    expected = (trainer.rollouts.lengths * finished).sort().values
+    assert torch.equal(order, expected.to(order))
+    assert trainer.advantages.shape == (4, 4)
+
+
+def test_long_completions_lose_reward_and_the_metrics_say_so(make_trainer):
+    plain, punished = (make_trainer(replace(SMALL, overlong_share=share)) for share in (0.0, 1.0))
+    one, other = plain.step(), punished.step()
+    lengths = punished.rollouts.lengths.view(4, 4)
+    limit = punished.task.max_new_tokens
+    expected = plain.rewards - (lengths / limit).clamp(0, 1).to(plain.rewards)
+    assert torch.allclose(punished.rewards, expected)
+    assert other.reward_mean == pytest.approx(expected.mean().item())
+    assert one.accuracy == other.accuracy
+
+
+def test_kl_in_the_reward_reaches_the_advantages(make_trainer, make_policy, sort_task):
+    other = make_policy(len(sort_task.tokenizer), seed=5)
+    config = replace(SMALL, algorithm="rloo", beta=0.3)
+    trainer = make_trainer(config, ref_policy=other)
+    trainer.step()
+    rollouts = trainer.rollouts
+    with torch.no_grad():
+        ref = training.completion_log_probs(other, rollouts)
+    less = trainer.rewards - 0.3 * ((rollouts.log_probs - ref) * rollouts.mask).sum(1).view(4, 4)
+    expected = (less - less.mean(1, keepdim=True)) * 4 / 3
+    assert torch.allclose(trainer.advantages.double(), expected.double(), atol=1e-5)
+
+
+def test_an_entropy_bonus_keeps_entropy_up(make_trainer):
+    plain, bonus = (make_trainer(replace(SMALL, entropy_coef=c)) for c in (0.0, 2.0))
+    list(plain.run(6))
+    list(bonus.run(6))
+    assert bonus.history[-1].entropy > plain.history[-1].entropy
 
 
 # --- metrics ------------------------------------------------------------------------------
