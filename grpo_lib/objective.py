@@ -259,7 +259,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
 
     What multiplies the surrogate, not the KL, in TRL's order (``corrections``):
     ``off_policy_mask_threshold``; ``top_entropy_quantile`` and ``entropy_coef``, which need
-    ``entropies`` (B, T); ``sampler_correction`` with its bounds, which needs
+    ``entropies`` (B, T) ("gmpo" leaves the other tokens out of its geometric mean, as TRL does);
+    ``sampler_correction`` with its bounds, which needs
     ``sampler_log_probs`` (B, T): those of the engine that sampled, where old_log_probs were
     computed anew. ``check`` False leaves out the look at the tensors' values, which
     torch.func.vmap cannot take.
@@ -298,6 +299,10 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     if advantages.dim() == 1:
         advantages = advantages[:, None]
 
+    counted = mask
+    if top_entropy_quantile < 1:
+        counted = mask * top_entropy_mask(entropies.detach(), mask, top_entropy_quantile)
+
     r = importance_ratio(log_probs, old_log_probs, mask, ratio)
     if surrogate == "clip":
         gain = clipped_surrogate(r, advantages, epsilon, epsilon_high, delta)
@@ -306,7 +311,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     elif surrogate == "sapo":
         gain = sapo_surrogate(r, advantages, sapo_temperature_pos, sapo_temperature_neg)
     elif surrogate == "gmpo":
-        gain = gmpo_surrogate(log_probs, old_log_probs, advantages, mask, epsilon, epsilon_high)
+        gain = gmpo_surrogate(log_probs, old_log_probs, advantages, counted, epsilon, epsilon_high)
     elif surrogate == "log_prob":
         gain = advantages * log_probs
     elif callable(surrogate):
@@ -319,10 +324,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     if off_policy_mask_threshold is not None:
         gain = gain * off_policy_mask(log_probs.detach(), sampler, advantages, mask,
                                       off_policy_mask_threshold)
-    bonus_mask = mask
-    if top_entropy_quantile < 1:
-        bonus_mask = mask * top_entropy_mask(entropies.detach(), mask, top_entropy_quantile)
-        gain = gain * bonus_mask
+    if surrogate != "gmpo":  # whose geometric mean has left them out already
+        gain = gain * counted
     if sampler_correction != "none":
         gain = gain * sampler_weights(old_log_probs, sampler, mask, sampler_correction,
                                       sampler_ratio_max, sampler_ratio_min)
@@ -342,7 +345,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
                 distance = r * distance  # r as it is: neither detached nor capped by delta
             loss = loss + beta * aggregate(distance, mask, aggregation, max_length)
     if entropy_coef != 0:
-        loss = loss - entropy_coef * aggregate(entropies, bonus_mask, "token_mean")
+        loss = loss - entropy_coef * aggregate(entropies, counted, "token_mean")
     return LossOutput(loss, stats)
 
 
