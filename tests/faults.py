@@ -100,7 +100,7 @@ FAULTS = [
         ("kl-added-to-the-reward", "else -beta * kl", "else beta * kl"),
         ("kl-in-reward-without-beta", "else -beta * kl", "else -kl"),
         ("kl-of-padding-in-reward", "kl.masked_fill(mask == 0, 0.0)\n    last",
-         "kl.nan_to_num()\n    last"),
+         "kl\n    last"),
         ("reward-of-an-empty-row", "rewards[:, None].to(mask.dtype)) * mask",
          "rewards[:, None].to(mask.dtype))"),
         ("gae-sign-of-the-value", "gamma * after - values) * mask",
@@ -152,7 +152,8 @@ FAULTS = [
          "if True:\n        advantages = advantages.masked"),
     ),
     *faults_in(
-        "grpo_lib/objective.py", "tests/test_objective.py",
+        "grpo_lib/objective.py",
+        "tests/test_objective.py tests/test_surrogates.py tests/test_corrections.py",
         ("ratio-upside-down",
          "RATIOS)\n    difference = (log_probs - old_log_probs)",
          "RATIOS)\n    difference = (old_log_probs - log_probs)"),

@@ -330,6 +330,8 @@ def test_the_reward_stands_at_the_last_token_and_kl_at_every_one():
     with_kl = token_rewards(given, MASK, kl, beta=0.5)
     expected = [[-0.05, -0.1, 0.85], [1.8, 0, 0], [-0.25, 2.7, 0], [0, 0, 0]]
     assert torch.allclose(with_kl, numbers(expected))
+    kl[MASK == 0] = torch.nan  # padding may hold anything
+    assert torch.equal(token_rewards(given, MASK, kl, beta=0.5), with_kl)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.7, 0.0)])
