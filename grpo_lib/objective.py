@@ -332,8 +332,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
 
     policy_loss = -aggregate(gain, mask, aggregation, max_length)
     bounded = surrogate in ("clip", "cispo", "gmpo")
-    token_ratio = r if surrogate != "gmpo" else importance_ratio(log_probs, old_log_probs, mask)
-    stats = clip_stats(token_ratio.detach(), advantages if bounded else 0 * advantages, mask,
+    stats = clip_stats(r.detach(), advantages if bounded else 0 * advantages, mask,
                        epsilon, epsilon_high)
     loss, stats["policy_loss"] = policy_loss, policy_loss.detach()
     if ref_log_probs is not None:

@@ -219,7 +219,6 @@ FAULTS = [
          "aggregate(entropies, mask,"),
         ("unbounded-surrogates-clip",
          'bounded = surrogate in ("clip", "cispo", "gmpo")', "bounded = True"),
-        ("gmpo-clip-counts-rows", 'r if surrogate != "gmpo" else', "r if True else"),
         ("surrogate-max-for-min", "torch.minimum(unclipped", "torch.maximum(unclipped"),
         ("surrogate-without-min",
          "return torch.minimum(unclipped * advantages, clipped * advantages)",

@@ -139,11 +139,12 @@ def test_a_function_of_ones_own_gets_log_probs_ratio_and_advantages(batch):
     seen = {}
 
     def mine(log_probs, ratio, advantages):
-        seen.update(shapes=(log_probs.shape, ratio.shape, advantages.shape))
+        seen.update(shapes=(log_probs.shape, ratio.shape, advantages.shape), given=log_probs)
         return ratio * advantages
 
     loss, _ = loss_and_slopes(batch, surrogate=mine)
     assert seen["shapes"] == ((4, 4), (4, 4), (4, 1))
+    assert torch.equal(seen["given"].detach() * mask, log_probs * mask)
     free = {"epsilon": 1.0, "epsilon_high": math.inf}
     assert loss == pytest.approx(loss_and_slopes(batch, surrogate="clip", **free)[0])
     row = grpo_loss(log_probs, old, A, mask, surrogate=lambda lp, r, a: a, ratio="sequence").loss
