@@ -124,7 +124,7 @@ def measure() -> dict:
            for seed in SEEDS])
     return {"sweep": sweep, "runs": runs,
             "majority": in_processes([partial(voted, seed) for seed in SEEDS]),
-            "budget": BUDGET, "versions": versions()}
+            "budget": BUDGET, "threads": 1, "versions": versions()}
 
 
 def report(data: dict) -> str:

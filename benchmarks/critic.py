@@ -156,7 +156,7 @@ def measure() -> dict:
     sweep = in_processes([partial(run_to_budget, name, settings, seed, BUDGET)
                           for name, settings in SWEEP.items() for seed in SEEDS])
     return {"memory": memory, "time": time, "sweep": sweep, "budget": BUDGET,
-            "versions": versions()}
+            "threads": 1, "versions": versions()}
 
 
 def report(data: dict) -> str:

@@ -57,8 +57,9 @@ def run_to_budget(name: str, settings: Mapping, seed: int, budget: int,
     """A run that stops after the step in which it has sampled ``budget`` tokens, whatever became
     of them: every algorithm then pays the same for its samples.
 
-    Curves have a number a step; ``tokens`` is the running sum. Accuracy at the end is of one
-    sample of each of ``held_out`` held-out problems. One thread.
+    Curves have a number a step; ``tokens`` is the running sum; clip fraction and silent groups
+    are means over the steps, entropy is the last step's. Accuracy at the end is of one sample
+    of each of ``held_out`` held-out problems. One thread.
     """
     torch.set_num_threads(1)
     start, task = time.perf_counter(), task or ChainTask()
@@ -72,13 +73,16 @@ def run_to_budget(name: str, settings: Mapping, seed: int, budget: int,
         sampled.append(sampled[-1] + history[-1].tokens)
     seconds = time.perf_counter() - start
     curves = {field: [round(getattr(m, field), 3) for m in history]
-              for field in ("accuracy", "length", "entropy", "clip_fraction_low",
-                            "clip_fraction_high", "zero_variance_groups")}
+              for field in ("accuracy", "length")}
+    means = {"clip_fraction": statistics.fmean(m.clip_fraction_low + m.clip_fraction_high
+                                               for m in history),
+             "zero_variance_groups": statistics.fmean(m.zero_variance_groups for m in history)}
     found = evaluate(policy, ChainTask(), ChainTask().held_out(held_out))
     print(f"{name} seed {seed}: held-out {found.accuracy:.1%}, {len(history)} steps, "
           f"{seconds:.0f} s", flush=True)
     return {"name": name, "seed": seed, "settings": dict(settings), "tokens": sampled[1:], **curves,
-            "held_out_accuracy": round(found.accuracy, 4),
+            **{name: round(value, 4) for name, value in means.items()},
+            "entropy": round(history[-1].entropy, 3), "held_out_accuracy": round(found.accuracy, 4),
             "held_out_length": round(found.mean_length, 2), "seconds": round(seconds, 1)}
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from collections import Counter
 from fractions import Fraction
 
@@ -15,6 +16,7 @@ from grpo_lib.evaluation import (
     independent_guesses,
     majority_at_k,
     pass_at_k,
+    permutation_test,
     plug_in_pass_at_k,
     wilson_interval,
 )
@@ -262,3 +264,36 @@ def test_the_plug_in_draws_with_replacement():
 def test_a_bad_argument_of_an_estimate_is_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+# --- telling a difference from noise --------------------------------------------------------
+
+def test_permutation_test_counts_the_ways_to_deal():
+    assert permutation_test([1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0]) == 2 / 252
+    assert permutation_test([3.0, 4.0], [1.0, 2.0]) == 2 / 6
+    assert permutation_test([1.0, 4.0], [2.0, 3.0]) == 1.0  # equal means
+    assert permutation_test([0.1 + 0.2, 0.3], [0.3, 0.3]) == 1.0  # equal but for rounding
+    # all pairs of 1, 2, 2, 9 against the rest: 4, 4, 3, 3, 4, 4 apart
+    assert permutation_test([1.0, 2.0], [2.0, 9.0]) == 4 / 6
+
+
+def test_permutation_test_of_lots_of_unequal_size():
+    with pytest.raises(ValueError, match="got 1 and 4 numbers"):
+        permutation_test([7.0], [1.0, 2.0, 3.0, 4.0])
+    # of ten pairs only (7, 4) differs from the others by 3.5
+    assert permutation_test([7.0, 4.0], [1.0, 2.0, 3.0]) == 1 / 10
+
+
+def test_permutation_test_is_right_on_average_when_nothing_differs():
+    """Where both lots are drawn alike, a p-value of at most 10% comes in at most 10% of draws."""
+    rng = random.Random(0)
+    values = [permutation_test([rng.random() for _ in range(4)], [rng.random() for _ in range(4)])
+              for _ in range(400)]
+    assert 0.05 < sum(v <= 0.1 for v in values) / len(values) <= 0.1 + 0.03
+
+
+@pytest.mark.parametrize("wrong", [([1.0, math.nan], [1.0, 2.0]), ([1.0] * 11, [1.0] * 10),
+                                   ([], [1.0, 2.0])])
+def test_permutation_test_refuses(wrong):
+    with pytest.raises(ValueError, match="first, second: got"):
+        permutation_test(*wrong)

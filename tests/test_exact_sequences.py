@@ -9,6 +9,7 @@ import torch
 
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
 from grpo_lib.exact import (
+    Estimator,
     all_groups,
     completion_probabilities,
     enumerate_completions,
@@ -326,6 +327,15 @@ def test_stale_rollouts_bias_all_but_the_ratio_of_whole_completions():
     assert (whole.mean - whole.exact).abs().max() < 1e-10
     assert of(ratio="token", aggregation="sequence_sum").bias > 1e-3
     assert of(surrogate="log_prob", aggregation="sequence_sum").bias > 1e-3
+
+
+def test_scale_bias_and_noise_of_given_moments():
+    """mean = 2 along the exact gradient of length 3, and 1.5 beside it: by hand."""
+    exact, mean = torch.tensor([3.0, 0.0]), torch.tensor([2.0, 1.5])
+    got = Estimator(exact, mean, torch.tensor(9.0))
+    assert got.scale == pytest.approx(2 / 3)
+    assert got.bias == pytest.approx(1.5 / 2.5)
+    assert got.noise == pytest.approx(3 / 2.5)
 
 
 def test_a_clip_that_binds_adds_bias_and_takes_noise():

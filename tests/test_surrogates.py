@@ -119,6 +119,17 @@ def test_gmpo_is_the_geometric_mean_clipped_on_the_side_of_the_sign(batch):
     assert stats["clip_fraction_high"].item() == pytest.approx(above / 9)
 
 
+def test_gmpo_leaves_tokens_of_low_entropy_out_of_its_mean(batch):
+    log_probs, old, A, mask = batch
+    entropies = torch.arange(16, dtype=torch.float64).view(4, 4) % 5
+    kept = mask * (entropies >= torch.quantile(entropies[mask > 0], 0.5))
+    got = grpo_loss(log_probs, old, A, mask, surrogate="gmpo", entropies=entropies,
+                    top_entropy_quantile=0.5, epsilon=1.0, epsilon_high=1e9).loss
+    mean = ((log_probs - old) * kept).sum(1) / kept.sum(1).clamp(min=1)
+    assert got.item() == pytest.approx(-(A * mean.exp() * (mask.sum(1) > 0)).sum().item() / 4)
+    assert 0 < kept.sum() < mask.sum()
+
+
 def test_gmpo_may_be_without_a_lower_bound(batch):
     log_probs, old, A, mask = batch
     free = grpo_loss(log_probs, old, A, mask, surrogate="gmpo", epsilon=1.0, epsilon_high=1e9).loss

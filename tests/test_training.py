@@ -25,6 +25,9 @@ DEMANDING = replace(SMALL, minibatches=3, num_iterations=2, beta=0.1, eval_every
                     eval_problems=6, temperature=0.8, ratio="sequence", epsilon=0.05,
                     aggregation="sequence_mean")
 
+SMALL_ROW = {"steps": 6, "prompts_per_step": 4, "group_size": 4, "eval_every": 0,
+             "learning_rate": 0.01, "minibatches": 3}
+
 
 def graded(problem, completion):
     """A reward of which an untrained policy gets something, and not always the same."""
@@ -192,6 +195,24 @@ def test_every_pass_takes_every_row_once_in_a_new_order(make_trainer, monkeypatc
         assert torch.equal(mask, trainer.rollouts.mask[rows][:, :width])
         assert torch.equal(old, trainer.rollouts.log_probs[rows][:, :width])
         assert torch.equal(ref_log_probs, ref[rows][:, :width])
+
+
+def test_advantages_of_tokens_stay_with_their_rows(make_trainer, monkeypatch):
+    trainer, seen = make_trainer(GRPOConfig(**SMALL_ROW, algorithm="reinforce_plus_plus")), []
+    real = algorithms.grpo_loss
+
+    def spy(log_probs, old_log_probs, advantages, mask, **options):
+        seen.extend(zip(old_log_probs.tolist(), advantages.tolist(), mask.sum(1).int().tolist()))
+        return real(log_probs, old_log_probs, advantages, mask, **options)
+
+    monkeypatch.setattr(algorithms, "grpo_loss", spy)
+    trainer.step()
+    rollouts = trainer.rollouts
+    assert trainer.advantages.shape == rollouts.mask.shape
+    wanted = [(tuple(old[:n]), tuple(a[:n])) for old, a, n in zip(
+        rollouts.log_probs.tolist(), trainer.advantages.tolist(), rollouts.lengths.int().tolist())]
+    got = [(tuple(old[:n]), tuple(a[:n])) for old, a, n in seen]
+    assert sorted(got) == sorted(wanted) and len(set(wanted)) > 8
 
 
 def test_minibatches_are_the_gradient_steps_of_a_pass(make_trainer):
