@@ -6,8 +6,9 @@ from __future__ import annotations
 import statistics
 from functools import partial
 
-from benchmarks.record import in_processes, run_to_budget, tokens_to
+from benchmarks.record import in_processes, run_to_budget
 from grpo_lib import ALGORITHMS
+from grpo_lib.recorded import tokens_to
 from grpo_lib.runs import versions
 
 IN_LESSONS = True

@@ -91,12 +91,3 @@ def in_processes(jobs: Sequence[Callable[[], dict]], processes: int = 2) -> list
     does not depend on how many there are."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         return [future.result() for future in [pool.submit(job) for job in jobs]]
-
-
-def tokens_to(run: Mapping, accuracy: float, window: int = 3) -> int | None:
-    """Sampled tokens after which the mean accuracy of ``window`` steps reaches a level."""
-    values = run["accuracy"]
-    for step in range(window, len(values) + 1):
-        if statistics.fmean(values[step - window: step]) >= accuracy:
-            return run["tokens"][step - 1]
-    return None

@@ -300,6 +300,31 @@ def seed_panels(panels: Mapping[str, Sequence[Sequence[float]]], x_label: str, y
     return figure
 
 
+def seed_dots(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, *,
+              width: float = 11.0) -> Figure:
+    """Shares of many settings beside each other: panels[title][setting] = a share for each run.
+
+    A setting is a line, a run (a seed) a dot on it, and the mean a dash across.
+    """
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    figure, axes = new_figure(len(panels), width=width, height=1.2 + 0.34 * len(names))
+    for i, (axis, (title, panel)) in enumerate(zip([axes] if len(panels) == 1 else axes,
+                                                   panels.items())):
+        for y, name in enumerate(names):
+            values = panel.get(name, ())
+            axis.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.6, markersize=6,
+                      markeredgewidth=0, clip_on=False)
+            if values:
+                axis.plot([statistics.fmean(values)] * 2, [y - 0.35, y + 0.35], color=VERMILION,
+                          linewidth=2.6)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
+        axis.set_xlim(0, 1)
+        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        label(axis, title, x_label, "", legend=False)
+    return figure
+
+
 def luminance(color: str) -> float:
     """Relative luminance of a colour from 0 (black) to 1 (white), as WCAG defines it."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4

@@ -254,3 +254,16 @@ def test_a_token_grid_needs_no_legend_and_shrinks_its_letters_to_many_columns():
     assert size[3] == plots.FONT - 1 > size[40]
     for figure in (few, many):
         assert "row" in "".join(texts_of(plots.to_svg(figure, "words")))
+
+
+def test_seed_dots_have_a_dot_a_run_and_a_dash_at_the_mean():
+    panels = {"one": {"grpo": [0.2, 0.4], "ppo": [0.9]}, "two": {"ppo": [0.5, 0.7]}}
+    figure = plots.seed_dots(panels, "right")
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["grpo", "ppo"]
+    assert [line.get_xdata().tolist() if hasattr(line.get_xdata(), "tolist") else
+            list(line.get_xdata()) for line in left.lines] == [
+        [0.2, 0.4], pytest.approx([0.3, 0.3]), [0.9], [0.9, 0.9]]
+    # a setting that was not run so leaves its line empty, in its place
+    assert [list(line.get_ydata()) for line in right.lines] == [[], [1, 1], [0.65, 1.35]]
+    assert len(plots.seed_dots({"one": {"a": [0.5]}}, "x").axes) == 1

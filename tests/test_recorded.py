@@ -52,6 +52,14 @@ class TestLog:
         assert ast.literal_eval(constants["IN_LESSONS"]) is True
 
 
+def test_tokens_to_a_level_are_those_of_the_first_window_that_reaches_it():
+    run = {"accuracy": [0.1, 0.9, 0.2, 0.8, 0.9, 1.0], "tokens": [10, 25, 30, 45, 50, 60]}
+    assert recorded.tokens_to(run, 0.89) == 60
+    assert recorded.tokens_to(run, 0.6) == 45 and recorded.tokens_to(run, 0.89, window=1) == 25
+    assert recorded.tokens_to(run, 0.95) is None and recorded.tokens_to(run, 0.39) == 30
+    assert recorded.tokens_to({"accuracy": [1.0], "tokens": [5]}, 0.5) is None
+
+
 def test_the_logs_load_where_the_repository_is_not(tmp_path):
     shutil.copytree(ROOT / "grpo_lib", tmp_path / "grpo_lib",
                     ignore=shutil.ignore_patterns("__pycache__", "base_models"))

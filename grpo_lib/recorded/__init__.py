@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from importlib import resources
 
 from grpo_lib.checkpoint import read_json
@@ -26,3 +28,13 @@ def load(name: str) -> dict:
         raise ValueError(f"name: got {name!r}, allowed are {', '.join(names())}")
     with resources.as_file(resources.files("grpo_lib.recorded") / f"{name}.json") as path:
         return read_json(path)
+
+
+def tokens_to(run: Mapping, accuracy: float, window: int = 3) -> int | None:
+    """Sampled tokens after which the mean accuracy of ``window`` steps reaches a level; None if
+    it never does. ``run`` has "accuracy" and the running sum "tokens", a number a step."""
+    values = run["accuracy"]
+    for step in range(window, len(values) + 1):
+        if statistics.fmean(values[step - window: step]) >= accuracy:
+            return run["tokens"][step - 1]
+    return None
