@@ -72,8 +72,8 @@ def run_to_budget(name: str, settings: Mapping, seed: int, budget: int,
         history.append(trainer.step())
         sampled.append(sampled[-1] + history[-1].tokens)
     seconds = time.perf_counter() - start
-    curves = {field: [round(getattr(m, field), 3) for m in history]
-              for field in ("accuracy", "length")}
+    curves = {"accuracy": [round(m.accuracy, 3) for m in history],
+              "length": [round(m.length, 1) for m in history]}
     means = {"clip_fraction": statistics.fmean(m.clip_fraction_low + m.clip_fraction_high
                                                for m in history),
              "zero_variance_groups": statistics.fmean(m.zero_variance_groups for m in history)}
