@@ -6,13 +6,15 @@ not measured anew keeps its numbers; ``python -m benchmarks report`` measures no
 writes results.md, which says what the parts are and how long they take.
 """
 
+import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import grpo_lib  # noqa: F401  before torch
 from grpo_lib import recorded
-from grpo_lib.checkpoint import read_json, write_atomically, write_json
+from grpo_lib.checkpoint import read_json, write_atomically
 
 HERE = Path(__file__).parent
 PARTS = {name: module for name in sorted(f.stem for f in HERE.glob("[a-z]*.py"))
@@ -25,14 +27,21 @@ def file_of(name: str) -> Path:
     return (Path(recorded.__file__).parent if shipped else HERE) / f"{name}.json"
 
 
+def as_json(content: dict) -> str:
+    """JSON with an entry a line, but a list of numbers on one."""
+    text = json.dumps(content, indent=1) + "\n"
+    return re.sub(r"\[[-+0-9.eE,\s]*\]",
+                  lambda found: f"[{', '.join(found[0][1:-1].replace(',', ' ').split())}]", text)
+
+
 def main(names: list[str]) -> None:
     unknown = set(names) - PARTS.keys() - {"report"}
     if unknown:
         sys.exit(f"benchmarks: got {', '.join(sorted(unknown))}, allowed are report, "
                  f"{', '.join(PARTS)}")
     for name in [n for n in names if n != "report"] if names else PARTS:
-        write_json(file_of(name), {"command": f"python -m benchmarks {name}"}
-                   | PARTS[name].measure())
+        log = {"command": f"python -m benchmarks {name}"} | PARTS[name].measure()
+        write_atomically(file_of(name), as_json(log).encode())
     sections = [PARTS[name].report(read_json(file_of(name))) for name in PARTS
                 if file_of(name).exists()]
     text = "# Measurements\n\nWritten by `python -m benchmarks`.\n\n" + "\n".join(sections)

@@ -22,7 +22,12 @@ EIGHT = {"num_iterations": 4, "minibatches": 2, "learning_rate": 1e-3, "prompts_
 REUSED = {name: {"algorithm": name} | EIGHT for name in (
     "grpo", "reinforce", "rloo", "ppo", "dr_grpo", "bnpo", "dapo", "gspo", "gspo_token", "cispo",
     "sapo", "gmpo", "maxrl")} | {
-    "grpo, no clip": {"algorithm": "grpo", "epsilon": 1.0, "epsilon_high": 1e9} | EIGHT}
+    "grpo, no clip": {"algorithm": "grpo", "epsilon": 1.0, "epsilon_high": 1e9} | EIGHT,
+    # why some fail: pushes down, and how sharply the gate closes
+    "reinforce_baseline": {"algorithm": "reinforce_baseline"} | EIGHT,
+    "maxrl, no baseline": {"algorithm": "maxrl", "baseline": "none"} | EIGHT,
+    "sapo, sharper gate": {"algorithm": "sapo", "sapo_temperature_pos": 5.0,
+                           "sapo_temperature_neg": 10.0} | EIGHT}
 
 
 def measure() -> dict:
