@@ -23,11 +23,14 @@ REUSED = {name: {"algorithm": name} | EIGHT for name in (
     "grpo", "reinforce", "rloo", "ppo", "dr_grpo", "bnpo", "dapo", "gspo", "gspo_token", "cispo",
     "sapo", "gmpo", "maxrl")} | {
     "grpo, no clip": {"algorithm": "grpo", "epsilon": 1.0, "epsilon_high": 1e9} | EIGHT,
-    # why some fail: pushes down, and how sharply the gate closes
+    # why some fail: pushes down, how sharply the gate closes, and solved groups that push on
     "reinforce_baseline": {"algorithm": "reinforce_baseline"} | EIGHT,
     "maxrl, no baseline": {"algorithm": "maxrl", "baseline": "none"} | EIGHT,
     "sapo, sharper gate": {"algorithm": "sapo", "sapo_temperature_pos": 5.0,
-                           "sapo_temperature_neg": 10.0} | EIGHT}
+                           "sapo_temperature_neg": 10.0} | EIGHT,
+    "reinforce_plus_plus": {"algorithm": "reinforce_plus_plus"} | EIGHT,
+    "bnpo, baseline of the batch": {"algorithm": "bnpo", "baseline": "batch",
+                                    "scale": "batch"} | EIGHT}
 
 
 def measure() -> dict:

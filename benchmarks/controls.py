@@ -23,10 +23,13 @@ SEEDS = range(5)
 VOTES = (1, 4, 16, 64)
 # Rejection-sampling fine-tuning: all samples from the base model, then passes over the right
 # ones; expert iteration: the same in rounds, each sampled from the policy as it is by then.
-# The rate and the passes are the best of those tried on seed 0 ("sweep").
-SWEEP = {f"rounds {rounds}, rate {rate:g}, passes {passes}":
-         {"rounds": rounds, "learning_rate": rate, "passes": passes}
-         for rounds in (1, 10) for rate in (5e-4, 2e-3) for passes in (1, 4)}
+# Rounds, rate and passes are the best of those tried on seed 0 ("sweep").
+IMITATIONS = {"rejection-sampling fine-tuning": ((1,), (False, True)),  # rounds, distinct
+              "expert iteration": ((10, 40), (False,)),
+              "expert iteration, each answer once": ((10, 40), (True,))}
+SWEEP = [(name, {"rounds": rounds, "distinct": distinct, "learning_rate": rate, "passes": passes})
+         for name, (some, kinds) in IMITATIONS.items() for rounds in some for distinct in kinds
+         for rate in (5e-4, 2e-3) for passes in (1, 4)]
 
 
 def coin(seed: int):
@@ -49,8 +52,8 @@ def rewarded(name: str, seed: int, budget: int) -> dict:
 def imitated(name: str, settings: dict, seed: int, budget: int) -> dict:
     """Sample, keep what the verifier calls right, learn it by heart; in ``rounds``.
 
-    A round samples its share of the budget (16 completions of each problem), takes every
-    different right completion once, and makes ``passes`` over them in batches of 128.
+    A round samples its share of the budget (16 completions of each problem), takes the right
+    ones, each once if ``distinct``, and makes ``passes`` over them in batches of 128.
     """
     torch.set_num_threads(1)
     start, task, policy = time.perf_counter(), ChainTask(), load_base_model("chain")
@@ -59,9 +62,9 @@ def imitated(name: str, settings: dict, seed: int, budget: int) -> dict:
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     sampled, curve = 0, []
     for round_ in range(settings["rounds"]):
-        kept: dict[tuple, None] = {}
+        kept: list[tuple] = []
         drawn = right = 0
-        while sampled < budget * (round_ + 1) / settings["rounds"]:
+        while drawn == 0 or sampled < budget * (round_ + 1) / settings["rounds"]:
             problems = task.problems(32, rng)
             prompts = [task.tokenizer.encode(p.prompt) for p in problems]
             rollouts = sample_groups(policy, prompts, 16, max_new_tokens=task.max_new_tokens,
@@ -72,13 +75,14 @@ def imitated(name: str, settings: dict, seed: int, budget: int) -> dict:
             drawn, right = drawn + len(grades), right + int(grades.sum())
             for row in grades.nonzero().flatten().tolist():
                 completion = rollouts.completions[row, : int(rollouts.lengths[row])].tolist()
-                kept[tuple(prompts[row // 16]), tuple(completion)] = None
-        examples = [(list(prompt), list(completion)) for prompt, completion in kept]
+                kept.append((tuple(prompts[row // 16]), tuple(completion)))
+        examples = list(dict.fromkeys(kept) if settings["distinct"] else kept)
         for _ in range(settings["passes"]):
             rng.shuffle(examples)
             for at in range(0, len(examples), 128):
                 optimizer.zero_grad(set_to_none=True)
-                example_loss(policy, task, examples[at: at + 128]).backward()
+                example_loss(policy, task, [(list(prompt), list(completion)) for prompt, completion
+                                            in examples[at: at + 128]]).backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
                 optimizer.step()
         curve.append({"tokens": sampled, "accuracy": round(right / drawn, 4),
@@ -112,19 +116,24 @@ def voted(seed: int) -> dict:
 
 
 def measure() -> dict:
-    sweep = in_processes([partial(imitated, name, settings, 0, BUDGET)
-                          for name, settings in SWEEP.items()])
-    best = {rounds: max((r for r in sweep if r["settings"]["rounds"] == rounds),
-                        key=lambda r: r["held_out_accuracy"])["settings"] for rounds in (1, 10)}
-    runs = in_processes(
-        [partial(rewarded, name, seed, BUDGET) for name in ("random reward", "format reward")
-         for seed in SEEDS]
-        + [partial(imitated, name, best[rounds], seed, BUDGET)
-           for name, rounds in (("rejection-sampling fine-tuning", 1), ("expert iteration", 10))
-           for seed in SEEDS])
-    return {"sweep": sweep, "runs": runs,
+    runs = in_processes([partial(rewarded, name, seed, BUDGET)
+                         for name in ("random reward", "format reward") for seed in SEEDS])
+    sweep, imitations = imitate()
+    return {"sweep": sweep, "runs": runs + imitations,
             "majority": in_processes([partial(voted, seed) for seed in SEEDS]),
             "budget": BUDGET, "threads": 1, "versions": versions()}
+
+
+def imitate() -> tuple[list[dict], list[dict]]:
+    """What was tried on seed 0, without its curves, and the runs with the best of it."""
+    tried = in_processes([partial(imitated, name, settings, 0, BUDGET)
+                          for name, settings in SWEEP])
+    best = {name: max((r for r in tried if r["name"] == name),
+                      key=lambda r: r["held_out_accuracy"])["settings"] for name in IMITATIONS}
+    runs = in_processes([partial(imitated, name, best[name], seed, BUDGET)
+                         for name in IMITATIONS for seed in SEEDS])
+    return [{key: r[key] for key in ("name", "settings", "held_out_accuracy")}
+            for r in tried], runs
 
 
 def report(data: dict) -> str:
@@ -146,5 +155,6 @@ def report(data: dict) -> str:
     lines += ["", "The length of a majority is what all its votes cost. Settings tried for "
               "learning from right samples, on seed 0:", "",
               "| setting | held-out accuracy |", "|---|---|"]
-    lines += [f"| {r['name']} | {r['held_out_accuracy']:.1%} |" for r in data["sweep"]]
+    lines += [f"| {r['name']}: " + ", ".join(f"{k} {v}" for k, v in r["settings"].items())
+              + f" | {r['held_out_accuracy']:.1%} |" for r in data["sweep"]]
     return "\n".join([*lines, ""])
