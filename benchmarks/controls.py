@@ -139,7 +139,7 @@ def imitate() -> tuple[list[dict], list[dict]]:
 def report(data: dict) -> str:
     lines = ["## Controls at the same budget", "",
              f"As above: {data['budget']:,} sampled tokens, {len(SEEDS)} seeds, held-out accuracy "
-             f"(one sample of each of 1,000 problems), mean and worst to best. About 20 minutes.",
+             f"(one sample of each of 1,000 problems), mean and worst to best. About 25 minutes.",
              "", "| control | held-out accuracy | length |", "|---|---|---|"]
     for name in dict.fromkeys(r["name"] for r in data["runs"]):
         runs = [r for r in data["runs"] if r["name"] == name]

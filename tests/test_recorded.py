@@ -1,6 +1,7 @@
 """The logs that ship with the library: small, complete, and there without the repository."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -58,6 +59,15 @@ def test_tokens_to_a_level_are_those_of_the_first_window_that_reaches_it():
     assert recorded.tokens_to(run, 0.6) == 45 and recorded.tokens_to(run, 0.89, window=1) == 25
     assert recorded.tokens_to(run, 0.95) is None and recorded.tokens_to(run, 0.39) == 30
     assert recorded.tokens_to({"accuracy": [1.0], "tokens": [5]}, 0.5) is None
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="without the repository")
+def test_a_log_is_written_with_its_numbers_in_rows_and_reads_the_same():
+    from benchmarks.__main__ import as_json
+    log = {"command": "x [1,\n 2]", "runs": [{"tokens": [1, -2.5, 1e-9], "none": [None, 1],
+                                              "words": ["a", "1"], "empty": [], "deep": [[1, 2]]}]}
+    text = as_json(log)
+    assert json.loads(text) == log and "[1, -2.5, 1e-09]" in text
 
 
 def test_the_logs_load_where_the_repository_is_not(tmp_path):
