@@ -300,28 +300,32 @@ def seed_panels(panels: Mapping[str, Sequence[Sequence[float]]], x_label: str, y
     return figure
 
 
-def seed_dots(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, *,
-              width: float = 11.0) -> Figure:
-    """Shares of many settings beside each other: panels[title][setting] = a share for each run.
+def seed_dots(lots: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, *,
+              width: float = 10.0) -> Figure:
+    """Shares of many settings below each other: lots[lot][setting] = a share for each run.
 
-    A setting is a line, a run (a seed) a dot on it, and the mean a dash across.
+    A setting is a line, a run (a seed) a dot on it, the mean a dash; each lot has a colour, a
+    mark and a place on the line of its own.
     """
-    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    figure, axes = new_figure(len(panels), width=width, height=1.2 + 0.34 * len(names))
-    for i, (axis, (title, panel)) in enumerate(zip([axes] if len(panels) == 1 else axes,
-                                                   panels.items())):
+    names = list(dict.fromkeys(name for lot in lots.values() for name in lot))
+    figure, axis = new_figure(width=width, height=1.5 + 0.36 * len(names))
+    looks = ((SKY, "o"), (VERMILION, "D"), (GREEN, "s"))
+    for i, ((title, lot), (color, mark)) in enumerate(zip(lots.items(), looks)):
+        place = 0.4 * (i - (len(lots) - 1) / 2) / max(1, len(lots) - 1)
         for y, name in enumerate(names):
-            values = panel.get(name, ())
-            axis.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.6, markersize=6,
-                      markeredgewidth=0, clip_on=False)
+            values = lot.get(name, ())
+            axis.plot(values, [y + place] * len(values), mark, color=color, markersize=6,
+                      markeredgewidth=0, alpha=0.75, clip_on=False,
+                      label=title if name == next(iter(lot)) else None)
             if values:
-                axis.plot([statistics.fmean(values)] * 2, [y - 0.35, y + 0.35], color=VERMILION,
-                          linewidth=2.6)
-        axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
-        axis.set_xlim(0, 1)
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
-        label(axis, title, x_label, "", legend=False)
+                axis.plot([statistics.fmean(values)] * 2, [y + place - 0.2, y + place + 0.2],
+                          color=BLACK, linewidth=2)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlim(0, 1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_xlabel(x_label, fontsize=FONT)
+    figure.legend(fontsize=FONT - 1, frameon=False, ncols=len(lots), loc="outside upper center")
     return figure
 
 

@@ -257,13 +257,15 @@ def test_a_token_grid_needs_no_legend_and_shrinks_its_letters_to_many_columns():
 
 
 def test_seed_dots_have_a_dot_a_run_and_a_dash_at_the_mean():
-    panels = {"one": {"grpo": [0.2, 0.4], "ppo": [0.9]}, "two": {"ppo": [0.5, 0.7]}}
-    figure = plots.seed_dots(panels, "right")
-    left, right = figure.axes
-    assert [t.get_text() for t in left.get_yticklabels()] == ["grpo", "ppo"]
-    assert [line.get_xdata().tolist() if hasattr(line.get_xdata(), "tolist") else
-            list(line.get_xdata()) for line in left.lines] == [
-        [0.2, 0.4], pytest.approx([0.3, 0.3]), [0.9], [0.9, 0.9]]
-    # a setting that was not run so leaves its line empty, in its place
-    assert [list(line.get_ydata()) for line in right.lines] == [[], [1, 1], [0.65, 1.35]]
-    assert len(plots.seed_dots({"one": {"a": [0.5]}}, "x").axes) == 1
+    lots = {"one": {"grpo": [0.2, 0.4], "ppo": [0.9]}, "two": {"ppo": [0.5, 0.7]}}
+    figure = plots.seed_dots(lots, "right")
+    [axis] = figure.axes
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["grpo", "ppo"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["one", "two"]
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines]
+    wanted = [([0.2, 0.4], [-0.2, -0.2]), ([0.3, 0.3], [-0.4, 0.0]), ([0.9], [0.8]),
+              ([0.9, 0.9], [0.6, 1.0]), ([], []), ([0.5, 0.7], [1.2, 1.2]),
+              ([0.6, 0.6], [1.0, 1.4])]  # a setting that a lot has not leaves its place empty
+    assert [(pytest.approx(x), pytest.approx(y)) for x, y in wanted] == drawn
+    [alone] = plots.seed_dots({"one": {"a": [0.5]}}, "x").axes
+    assert list(alone.lines[0].get_ydata()) == [0]

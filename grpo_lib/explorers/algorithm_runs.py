@@ -13,7 +13,7 @@ from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice
 from grpo_lib.plots import BLUE, FONT, VERMILION, label, new_figure
 
-SETTINGS = {"rows": "one pass over a batch", "reused": "four passes, higher rate"}
+SETTINGS = {"rows": "two updates a batch", "reused": "eight updates a batch"}
 POINTS = 60
 
 
@@ -60,11 +60,9 @@ def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = 
         label(axes[1], "Length", "sampled tokens", "tokens", legend=False)
         if ends:
             axes[1].legend(loc="upper left", fontsize=FONT - 1, frameon=False, ncols=2)
-        text = (f"{SETTINGS[setting]}, held-out accuracy after {budget:,} tokens, mean of the "
-                f"seeds (worst to best): {'; '.join(said)}")
+        text = f"{SETTINGS[setting]}, {budget:,} tokens, held out: {'; '.join(said)}"
         if len(ends) == 2 and first != second:
-            text += f"; chance alone sets them as far apart in {permutation_test(*ends):.0%} of all"
-            text += " ways to deal the seeds"
+            text += f"; as far apart by chance: {permutation_test(*ends):.0%}"
         return figure, text
 
     return Explorer(

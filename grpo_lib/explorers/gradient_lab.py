@@ -54,10 +54,9 @@ def gradient_lab_explorer(policies: Sequence[Policy],
         curves = {name: [of(name, size, stale, epsilon) for size in SIZES]
                   for name in dict.fromkeys((reference, algorithm))}
         chosen = curves[algorithm][SIZES.index(group_size)]
-        text = (f"{algorithm}, G = {group_size}, rollouts {stale} updates old, clip {epsilon}: "
-                f"{percent(chosen.bias)} of the mean gradient points elsewhere (bias), which is "
-                f"{chosen.scale:.2f} times the true one along it; one step of {BUDGET} "
-                f"completions strays {step_noise(chosen, group_size):.2f} times the mean's length")
+        text = (f"{algorithm}, G = {group_size}, {stale} updates old, clip {epsilon}: bias "
+                f"{percent(chosen.bias)}, {chosen.scale:.2f} times the true gradient, noise "
+                f"{step_noise(chosen, group_size):.2f}")
         return two_panels(curves, group_size, algorithm), text
 
     return Explorer(draw, algorithm=choice("algorithm", algorithm, list(algorithms)),
