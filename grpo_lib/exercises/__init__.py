@@ -1,0 +1,41 @@
+"""Exercises, and checkers that name the mistake.
+
+    from grpo_lib.exercises import check
+
+    check.group_advantages(my_function)
+
+answers with "right", or with the smallest case where it goes wrong, both numbers and, where it
+is one of the mistakes known here, which. ``check`` alone lists what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grpo_lib.exercises import advantages, aggregation, algorithms, clipping, kl, policy, rewards
+from grpo_lib.exercises.base import Exercise, Mistake, Verdict
+
+ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, algorithms)
+EXERCISES: dict[str, Exercise] = {e.name: e for room in ROOMS for e in room.EXERCISES}
+__all__ = ["EXERCISES", "Exercise", "Mistake", "Verdict", "check"]
+
+
+class Checker:
+    """``check.NAME(function)`` for every exercise."""
+
+    def __getattr__(self, name: str) -> Callable[..., Verdict]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in EXERCISES:
+            raise ValueError(f"check: got {name!r}, allowed are {', '.join(EXERCISES)}")
+        return EXERCISES[name].check
+
+    def __dir__(self):
+        return list(EXERCISES)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"check.{e.name:20} lesson {e.lesson}: {e.task}"
+                         for e in EXERCISES.values())
+
+
+check = Checker()

@@ -1,0 +1,502 @@
+"""Every named mistake is recognised, every right way of writing passes, and a learner's function
+may do what it likes."""
+
+import contextlib
+import itertools
+import math
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from grpo_lib import exercises
+from grpo_lib.algorithms import ALGORITHMS, Algorithm
+from grpo_lib.exercises import EXERCISES, check
+from grpo_lib.exercises.base import Answer, alike, time_limit
+
+MISTAKES = [(e, m) for e in EXERCISES.values() for m in e.mistakes]
+PAIRS = [(e, a, b) for e in EXERCISES.values() for a, b in itertools.combinations(e.mistakes, 2)]
+# Two faults that cancel to the reference's own output, for every input: none is known.
+CANCEL: set[tuple[str, str, str]] = set()
+
+
+# --- right ways of writing each: loops, another library's idiom ----------------------------------
+
+def log_probs_by_loop(logits, tokens):
+    return [[math.log(math.exp(logits[b, t - 1, tokens[b, t]])
+                      / sum(math.exp(x) for x in logits[b, t - 1].tolist()))
+             for t in range(1, tokens.shape[1])] for b in range(len(tokens))]
+
+
+def log_probs_by_cross_entropy(logits, tokens):
+    return -F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+def mask_by_loop(tokens, prompt_length, eos_id):
+    rows = []
+    for row in tokens.tolist():
+        counts, ended = [], False
+        for token in row[prompt_length:]:
+            counts.append(0 if ended else 1)
+            ended = ended or token == eos_id
+        rows.append(counts)
+    return rows
+
+
+def mask_as_trl_has_it(tokens, prompt_length, eos_id):
+    is_eos = tokens[:, prompt_length:] == eos_id
+    first = torch.full((len(tokens),), is_eos.shape[1])
+    first[is_eos.any(1)] = is_eos.int().argmax(1)[is_eos.any(1)]
+    return torch.arange(is_eos.shape[1]).expand(len(tokens), -1) <= first[:, None]
+
+
+def entropy_by_loop(logits):
+    rows = logits.reshape(-1, logits.shape[-1]).tolist()
+    values = []
+    for row in rows:
+        total = sum(map(math.exp, row))
+        values.append(-sum(math.exp(x) / total * math.log(math.exp(x) / total) for x in row))
+    return torch.tensor(values, dtype=torch.float64).reshape(logits.shape[:-1])
+
+
+def distribution_by_numpy(logits, temperature):
+    scores = np.exp(logits.numpy() / temperature)
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def distribution_by_loop(logits, temperature):
+    rows = [[math.exp(x / temperature) for x in row]
+            for row in logits.reshape(-1, logits.shape[-1]).tolist()]
+    return torch.tensor([[x / sum(row) for x in row] for row in rows],
+                        dtype=torch.float64).reshape(logits.shape)
+
+
+def verify_by_pattern(completion, answer):
+    return bool(re.fullmatch(rf"(?:(?!=>).)*=> {answer}", completion))
+
+
+def verify_by_splitting(completion, answer):
+    parts = completion.split("=>", 1)
+    return len(parts) == 2 and parts[1] == " " + answer
+
+
+def pass_at_k_by_subsets(samples, right, k):
+    answers = [i < right for i in range(samples)]
+    subsets = list(itertools.combinations(answers, k)) if math.comb(samples, k) < 2000 else None
+    if subsets is None:  # 2107.03374's own product
+        return 1 - math.prod(1 - k / n for n in range(samples - right + 1, samples + 1))
+    return sum(map(any, subsets)) / len(subsets)
+
+
+def pass_at_k_by_the_papers_product(samples, right, k):
+    if samples - right < k:
+        return 1.0
+    return 1.0 - np.prod(1.0 - k / np.arange(samples - right + 1, samples + 1))
+
+
+def advantages_by_loop(rewards):
+    rows = []
+    for row in rewards.tolist():
+        mean = sum(row) / len(row)
+        std = math.sqrt(sum((r - mean) ** 2 for r in row) / (len(row) - 1))
+        rows.append([(r - mean) / (std + 1e-4) for r in row])
+    return rows
+
+
+def advantages_by_numpy(rewards):
+    r = rewards.numpy()
+    return (r - r.mean(1, keepdims=True)) / (r.std(1, keepdims=True, ddof=1) + 1e-4)
+
+
+def leave_one_out_by_loop(rewards):
+    return [[r - sum(row[:i] + row[i + 1:]) / (len(row) - 1) for i, r in enumerate(row)]
+            for row in rewards.tolist()]
+
+
+def leave_one_out_by_factor(rewards):
+    size = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * size / (size - 1)
+
+
+def informative_by_binomial(p, group_size):
+    return sum(math.comb(group_size, c) * p**c * (1 - p) ** (group_size - c)
+               for c in range(1, group_size))
+
+
+def informative_by_tensors(p, group_size):
+    p = torch.tensor(p, dtype=torch.float64)
+    return 1 - p.pow(group_size) - (1 - p).pow(group_size)
+
+
+def ratio_by_quotient(log_probs, old_log_probs):
+    return log_probs.exp() / old_log_probs.exp()
+
+
+def ratio_by_stacking(log_probs, old_log_probs):
+    return torch.stack([torch.exp(a - b) for a, b in zip(log_probs.flatten(),
+                                                         old_log_probs.flatten())]
+                       ).view_as(log_probs)
+
+
+def surrogate_by_where(ratio, advantages, epsilon):
+    bound = torch.where(advantages > 0, 1 + epsilon, 1 - epsilon)
+    held = torch.where(advantages > 0, torch.minimum(ratio, bound), torch.maximum(ratio, bound))
+    return held * advantages
+
+
+def surrogate_as_verl_has_it(ratio, advantages, epsilon):
+    return -torch.maximum(-advantages * ratio,
+                          -advantages * torch.clamp(ratio, 1 - epsilon, 1 + epsilon))
+
+
+def clip_fraction_by_loop(ratio, advantages, mask, epsilon):
+    blocked = total = 0
+    for r, (a,), m in zip(ratio.tolist(), advantages.tolist(), mask.tolist()):
+        for value, keep in zip(r, m):
+            total += keep
+            blocked += keep and ((a < 0 and value < 1 - epsilon) or (a > 0 and value > 1 + epsilon))
+    return blocked / total
+
+
+def clip_fraction_as_verl_has_it(ratio, advantages, mask, epsilon):
+    first, second = -advantages * ratio, -advantages * ratio.clamp(1 - epsilon, 1 + epsilon)
+    return ((second > first).double() * mask).sum() / mask.sum()
+
+
+def k3_by_expm1(log_probs, ref_log_probs):
+    d = ref_log_probs - log_probs
+    return torch.expm1(d) - d
+
+
+def k3_by_ratio(log_probs, ref_log_probs):
+    r = ref_log_probs.exp() / log_probs.exp()
+    return r - 1 - r.log()
+
+
+def divergence_by_torch(logits, ref_logits):
+    return F.kl_div(ref_logits.log_softmax(-1), logits.log_softmax(-1), log_target=True,
+                    reduction="none").sum(-1)
+
+
+def divergence_by_distributions(logits, ref_logits):
+    Categorical = torch.distributions.Categorical
+    return torch.distributions.kl_divergence(Categorical(logits=logits),
+                                             Categorical(logits=ref_logits))
+
+
+def sequence_mean_by_loop(values, mask, max_length):
+    rows = [sum(v for v, m in zip(row, keep) if m) / max(1, sum(keep))
+            for row, keep in zip(values, mask.tolist())]
+    return sum(rows) / len(rows)
+
+
+def sequence_mean_by_einsum(values, mask, max_length):
+    weights = mask / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)
+    return torch.einsum("bt,bt->", values, weights)
+
+
+def token_mean_by_selection(values, mask, max_length):
+    return values[mask > 0].mean()
+
+
+def token_mean_by_loop(values, mask, max_length):
+    kept = [v for row, keep in zip(values, mask) for v, m in zip(row, keep) if m]
+    return sum(kept) / len(kept)
+
+
+def constant_by_loop(values, mask, max_length):
+    return sum(sum(row * keep) / max_length for row, keep in zip(values, mask)) / len(values)
+
+
+def constant_by_where(values, mask, max_length):
+    return torch.where(mask > 0, values, 0.0).sum(1).mean() / max_length
+
+
+def loss_by_rows(log_probs, old_log_probs, advantages, mask, epsilon):
+    total = 0.0
+    for lp, old, a, m in zip(log_probs, old_log_probs, advantages, mask):
+        ratio = torch.exp(lp - old)[m > 0]
+        total = total - torch.min(ratio * a, ratio.clamp(1 - epsilon, 1 + epsilon) * a).mean()
+    return total / len(mask)
+
+
+def loss_as_trl_has_it(log_probs, old_log_probs, advantages, mask, epsilon):
+    coef_1 = torch.exp(log_probs - old_log_probs)
+    coef_2 = torch.clamp(coef_1, 1 - epsilon, 1 + epsilon)
+    per_token = -torch.min(coef_1 * advantages.unsqueeze(1), coef_2 * advantages.unsqueeze(1))
+    return ((per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
+
+
+def gae_by_double_sum(rewards, values, gamma, lam):
+    after = torch.cat((values[1:], values.new_zeros(1)))
+    delta = rewards + gamma * after - values
+    return [sum((gamma * lam) ** k * delta[t + k] for k in range(len(delta) - t))
+            for t in range(len(delta))]
+
+
+def gae_by_matrix(rewards, values, gamma, lam):
+    n = len(rewards)
+    delta = rewards - values
+    delta[:-1] = delta[:-1] + gamma * values[1:]
+    steps = torch.arange(n)[None, :] - torch.arange(n)[:, None]
+    powers = torch.where(steps >= 0, (gamma * lam) ** steps.clamp(min=0), 0.0)
+    return powers.to(delta) @ delta
+
+
+def row_by_name(start):
+    return Algorithm(**{**start.differences(), "scale": "none", "aggregation": "constant"})
+
+
+def row_of_the_table(start):
+    return ALGORITHMS["dr_grpo"]
+
+
+RIGHT = {
+    "shifted_log_probs": (log_probs_by_loop, log_probs_by_cross_entropy),
+    "completion_mask": (mask_by_loop, mask_as_trl_has_it),
+    "entropy": (entropy_by_loop, lambda logits: torch.distributions.Categorical(
+        logits=logits).entropy()),
+    "distribution": (distribution_by_numpy, distribution_by_loop),
+    "verify": (verify_by_pattern, verify_by_splitting),
+    "pass_at_k": (pass_at_k_by_subsets, pass_at_k_by_the_papers_product),
+    "group_advantages": (advantages_by_loop, advantages_by_numpy),
+    "leave_one_out": (leave_one_out_by_loop, leave_one_out_by_factor),
+    "informative_share": (informative_by_binomial, informative_by_tensors),
+    "importance_ratio": (ratio_by_quotient, ratio_by_stacking),
+    "clipped_surrogate": (surrogate_by_where, surrogate_as_verl_has_it),
+    "clip_fraction": (clip_fraction_by_loop, clip_fraction_as_verl_has_it),
+    "k3": (k3_by_expm1, k3_by_ratio),
+    "kl_divergence": (divergence_by_torch, divergence_by_distributions),
+    "sequence_mean": (sequence_mean_by_loop, sequence_mean_by_einsum),
+    "token_mean": (token_mean_by_selection, token_mean_by_loop),
+    "constant": (constant_by_loop, constant_by_where),
+    "grpo_loss": (loss_by_rows, loss_as_trl_has_it),
+    "gae": (gae_by_double_sum, gae_by_matrix),
+    "dr_grpo_row": (row_by_name, row_of_the_table),
+}
+
+
+def solution_of(exercise):
+    names = {}
+    exec(exercise.solution, names)
+    return names[exercise.name]
+
+
+def test_every_exercise_has_right_ways_to_be_tried():
+    assert RIGHT.keys() == EXERCISES.keys()
+    assert len(MISTAKES) >= 60
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda e: e.name)
+class TestRight:
+    def test_three_ways_of_writing_it_pass(self, exercise):
+        for function in (solution_of(exercise), *RIGHT[exercise.name]):
+            start = time.perf_counter()
+            verdict = exercise.check(function)
+            assert verdict and verdict.status == "right", verdict
+            assert time.perf_counter() - start < 2
+
+    def test_in_float32_too(self, exercise):
+        for function in (solution_of(exercise), *RIGHT[exercise.name]):
+            def single(*arguments, function=function):
+                given = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+                         for a in arguments]
+                return function(*given)
+
+            assert exercise.check(single), exercise.check(single)
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), MISTAKES,
+                         ids=[f"{e.name}-{m.name.replace(' ', '_')}" for e, m in MISTAKES])
+def test_a_mistake_is_named(exercise, mistake):
+    verdict = exercise.check(exercise.write(frozenset([mistake.name])))
+    assert not verdict and verdict.mistake == mistake.name
+    assert verdict.status == ("another choice" if mistake.legitimate else "wrong")
+    assert mistake.says in verdict.text and mistake.read in verdict.text
+    assert "yours" in verdict.text and "right" in verdict.text
+
+
+@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda e: e.name)
+def test_two_faults_are_never_called_right(exercise):
+    for a, b in itertools.combinations(exercise.mistakes, 2):
+        verdict = exercise.check(exercise.write(frozenset([a.name, b.name])))
+        assert bool(verdict) == ((exercise.name, a.name, b.name) in CANCEL), (a.name, b.name)
+
+
+def test_the_table(capsys):
+    lines = [f"{'exercise':20}{'lesson':>7}{'cases':>7}{'mistakes':>10}{'named':>7}{'pairs':>7}"]
+    for e in EXERCISES.values():
+        named = sum(e.check(e.write(frozenset([m.name]))).mistake == m.name for m in e.mistakes)
+        pairs = math.comb(len(e.mistakes), 2)
+        lines.append(f"{e.name:20}{e.lesson:>7}{len(list(e.cases())):7}{len(e.mistakes):10}"
+                     f"{named:7}{pairs:7}")
+        assert named == len(e.mistakes)
+    lines.append(f"{len(MISTAKES)} mistakes, {len(PAIRS)} pairs of them; pairs that cancel: "
+                 f"{len(CANCEL)}")
+    print("\n".join(lines))
+    assert "129 mistakes" in capsys.readouterr().out or len(MISTAKES) > 129
+
+
+# --- what a learner's function may do ----------------------------------------------------------
+
+EXAMPLE = EXERCISES["group_advantages"]
+
+
+@pytest.mark.parametrize("empty", [lambda rewards: None, lambda rewards: ...,
+                                   lambda rewards: NotImplemented])
+def test_an_empty_function_is_not_attempted(empty):
+    verdict = check.group_advantages(empty)
+    assert verdict.status == "not attempted" and not verdict
+    assert "not attempted yet" in str(verdict) and "library's" in str(verdict)
+
+
+def test_a_function_that_says_so_itself_is_not_attempted():
+    def unwritten(rewards):
+        raise NotImplementedError("write me")
+
+    assert check.group_advantages(unwritten).status == "not attempted"
+
+
+def test_what_it_raises_is_said_with_its_line_and_without_a_trace():
+    def broken(rewards):
+        scale = 0
+        return rewards / scale.real.missing
+
+    verdict = check.group_advantages(broken)
+    assert verdict.status == "error"
+    assert "raised AttributeError" in verdict.text and "in line" in verdict.text
+    assert "Traceback" not in verdict.text and '"two completions"' in verdict.text
+
+
+@pytest.mark.parametrize("error", [SystemExit, MemoryError, GeneratorExit])
+def test_even_leaving_python_is_caught(error):
+    def leave(rewards):
+        raise error("now")
+
+    assert check.group_advantages(leave).status == "error"
+
+
+def test_ctrl_c_is_not_swallowed():
+    def interrupted(rewards):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check.group_advantages(interrupted)
+
+
+def test_an_endless_loop_is_stopped_and_everything_works_afterwards():
+    def endless(rewards):
+        while True:
+            with contextlib.suppress(Exception):
+                rewards = rewards + 0
+
+    start = time.perf_counter()
+    verdict = check.group_advantages(endless, limit=0.3)
+    assert time.perf_counter() - start < 3
+    assert verdict.status == "error" and "stopped after 0.3 s" in verdict.text
+    assert check.group_advantages(solution_of(EXAMPLE))
+
+
+def test_the_time_limit_leaves_no_alarm_behind():
+    with time_limit(0.2):
+        pass
+    time.sleep(0.3)  # an alarm still set would end the process
+
+
+def test_printing_is_left_out_and_said(capsys):
+    def loud(rewards):
+        print("looking at", rewards)
+        return solution_of(EXAMPLE)(rewards)
+
+    verdict = check.group_advantages(loud)
+    assert verdict and "printed" in verdict.text
+    assert capsys.readouterr().out == ""
+
+
+def test_changing_the_input_is_told():
+    def changes(rewards):
+        rewards -= rewards.mean(1, keepdim=True)
+        return rewards / (rewards.std(1, keepdim=True) + 1e-4)
+
+    verdict = check.group_advantages(changes)
+    assert verdict and "changes its argument 1" in verdict.text
+
+
+def test_seeds_and_settings_are_left_alone():
+    state = torch.random.get_rng_state()
+
+    def meddles(rewards):
+        torch.manual_seed(0)
+        torch.rand(3)
+        return solution_of(EXAMPLE)(rewards)
+
+    assert check.group_advantages(meddles)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with torch.no_grad():
+        assert check.grpo_loss(solution_of(EXERCISES["grpo_loss"]))
+
+
+@pytest.mark.parametrize("returned", ["text", {"a": 1}, [[1.0, 2.0], [3.0]], object()])
+def test_nonsense_is_an_error_and_no_trace(returned):
+    verdict = check.group_advantages(lambda rewards: returned)
+    assert verdict.status in ("error", "wrong") and "Traceback" not in verdict.text
+
+
+def test_a_wrong_shape_is_said():
+    verdict = check.group_advantages(lambda rewards: rewards.sum())
+    assert verdict.status == "wrong" and "of shape ()" in verdict.text
+
+
+def test_an_unknown_mistake_is_said_to_be_unknown():
+    verdict = check.group_advantages(lambda rewards: rewards * 7)
+    assert verdict.status == "wrong" and verdict.mistake is None
+    assert "none of the mistakes known here" in verdict.text
+
+
+@pytest.mark.parametrize("given", [3, None, "text"])
+def test_what_is_no_function_is_named(given):
+    verdict = check.group_advantages(given)
+    assert verdict.status == "error" and "allowed is a function" in verdict.text
+
+
+def test_an_unknown_exercise_is_answered_with_the_names():
+    with pytest.raises(ValueError, match=r"check: got 'groups', allowed are .*group_adv"):
+        check.groups(len)
+    assert "check.group_advantages" in repr(check) and "grpo_loss" in dir(check)
+
+
+def test_a_verdict_shows_itself_as_its_text():
+    verdict = check.group_advantages(solution_of(EXAMPLE))
+    said = []
+    verdict._repr_pretty_(type("printer", (), {"text": staticmethod(said.append)}), False)
+    assert said == [verdict.text] == [str(verdict)]
+
+
+def test_every_case_is_new_each_time():
+    for exercise in EXERCISES.values():
+        for (_, one), (_, other) in zip(exercise.cases(), exercise.cases()):
+            for a, b in zip(one, other):
+                if isinstance(a, torch.Tensor):
+                    assert a is not b and torch.equal(a, b)
+
+
+def test_answers_are_alike_only_if_all_are():
+    one, two = Answer(torch.tensor(1.0)), Answer(torch.tensor(2.0))
+    assert alike([one, two], [one, two]) and not alike([one, two], [one, one])
+    assert not alike([one], [one, one])
+    assert not alike([one], [ValueError()]) and alike([ValueError()], [TypeError()])
+
+
+def test_the_reading_is_there():
+    """Every mistake sends its maker to a lesson or a document that exists."""
+    for _, mistake in MISTAKES:
+        assert re.fullmatch(r"lesson 0[1-8], section \d|docs/\w+\.md", mistake.read)
+        assert mistake.says.endswith((".", ")"))
+
+
+def test_the_package_holds_the_rooms():
+    assert [room.__name__.rpartition(".")[2] for room in exercises.ROOMS] == [
+        "policy", "rewards", "advantages", "clipping", "kl", "aggregation", "algorithms"]
