@@ -6,19 +6,25 @@ import itertools
 import math
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+import grpo_lib
 from grpo_lib import exercises
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
-from grpo_lib.exercises import EXERCISES, check
+from grpo_lib.exercises import EXERCISES, Exercise, Question, check
 from grpo_lib.exercises.base import Answer, alike, time_limit
+from grpo_lib.objective import surrogate_gradient, token_weights
 
-MISTAKES = [(e, m) for e in EXERCISES.values() for m in e.mistakes]
-PAIRS = [(e, a, b) for e in EXERCISES.values() for a, b in itertools.combinations(e.mistakes, 2)]
+ROOT = Path(__file__).parent.parent
+FUNCTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Exercise)}
+QUESTIONS = [e for e in EXERCISES.values() if isinstance(e, Question)]
+MISTAKES = [(e, m) for e in FUNCTIONS.values() for m in e.mistakes]
+PAIRS = [(e, a, b) for e in FUNCTIONS.values() for a, b in itertools.combinations(e.mistakes, 2)]
 # Two faults that cancel to the reference's own output, for every input: none is known.
 CANCEL: set[tuple[str, str, str]] = set()
 
@@ -254,6 +260,28 @@ def row_of_the_table(start):
     return ALGORITHMS["dr_grpo"]
 
 
+def step_by_autograd(policy, optimizer, tokens, advantages):
+    optimizer.zero_grad()
+    total = 0.0
+    for row, a in zip(tokens, advantages):
+        for t in range(1, len(row)):
+            total = total - a * policy(row[None, :t])[0, -1].log_softmax(-1)[row[t]]
+    loss = total / tokens[:, 1:].numel()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_with_cross_entropy(policy, optimizer, tokens, advantages):
+    losses = F.cross_entropy(policy(tokens)[:, :-1].transpose(1, 2), tokens[:, 1:],
+                             reduction="none")
+    loss = (losses * advantages[:, None]).mean()
+    loss.backward()
+    optimizer.step()
+    policy.zero_grad()
+    return loss.detach()
+
+
 RIGHT = {
     "shifted_log_probs": (log_probs_by_loop, log_probs_by_cross_entropy),
     "completion_mask": (mask_by_loop, mask_as_trl_has_it),
@@ -274,6 +302,7 @@ RIGHT = {
     "token_mean": (token_mean_by_selection, token_mean_by_loop),
     "constant": (constant_by_loop, constant_by_where),
     "grpo_loss": (loss_by_rows, loss_as_trl_has_it),
+    "train_step": (step_by_autograd, step_with_cross_entropy),
     "gae": (gae_by_double_sum, gae_by_matrix),
     "dr_grpo_row": (row_by_name, row_of_the_table),
 }
@@ -286,11 +315,12 @@ def solution_of(exercise):
 
 
 def test_every_exercise_has_right_ways_to_be_tried():
-    assert RIGHT.keys() == EXERCISES.keys()
-    assert len(MISTAKES) >= 60
+    assert RIGHT.keys() == FUNCTIONS.keys()
+    assert len(MISTAKES) >= 60 and len(EXERCISES) >= 25
+    assert {e.lesson for e in EXERCISES.values()} == {f"0{n}" for n in range(1, 9)}
 
 
-@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda e: e.name)
+@pytest.mark.parametrize("exercise", FUNCTIONS.values(), ids=lambda e: e.name)
 class TestRight:
     def test_three_ways_of_writing_it_pass(self, exercise):
         for function in (solution_of(exercise), *RIGHT[exercise.name]):
@@ -319,7 +349,7 @@ def test_a_mistake_is_named(exercise, mistake):
     assert "yours" in verdict.text and "right" in verdict.text
 
 
-@pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda e: e.name)
+@pytest.mark.parametrize("exercise", FUNCTIONS.values(), ids=lambda e: e.name)
 def test_two_faults_are_never_called_right(exercise):
     for a, b in itertools.combinations(exercise.mistakes, 2):
         verdict = exercise.check(exercise.write(frozenset([a.name, b.name])))
@@ -328,7 +358,7 @@ def test_two_faults_are_never_called_right(exercise):
 
 def test_the_table(capsys):
     lines = [f"{'exercise':20}{'lesson':>7}{'cases':>7}{'mistakes':>10}{'named':>7}{'pairs':>7}"]
-    for e in EXERCISES.values():
+    for e in FUNCTIONS.values():
         named = sum(e.check(e.write(frozenset([m.name]))).mistake == m.name for m in e.mistakes)
         pairs = math.comb(len(e.mistakes), 2)
         lines.append(f"{e.name:20}{e.lesson:>7}{len(list(e.cases())):7}{len(e.mistakes):10}"
@@ -337,7 +367,7 @@ def test_the_table(capsys):
     lines.append(f"{len(MISTAKES)} mistakes, {len(PAIRS)} pairs of them; pairs that cancel: "
                  f"{len(CANCEL)}")
     print("\n".join(lines))
-    assert "129 mistakes" in capsys.readouterr().out or len(MISTAKES) > 129
+    assert f"{len(MISTAKES)} mistakes" in capsys.readouterr().out
 
 
 # --- what a learner's function may do ----------------------------------------------------------
@@ -476,7 +506,7 @@ def test_a_verdict_shows_itself_as_its_text():
 
 
 def test_every_case_is_new_each_time():
-    for exercise in EXERCISES.values():
+    for exercise in FUNCTIONS.values():
         for (_, one), (_, other) in zip(exercise.cases(), exercise.cases()):
             for a, b in zip(one, other):
                 if isinstance(a, torch.Tensor):
@@ -491,12 +521,62 @@ def test_answers_are_alike_only_if_all_are():
 
 
 def test_the_reading_is_there():
-    """Every mistake sends its maker to a lesson or a document that exists."""
-    for _, mistake in MISTAKES:
-        assert re.fullmatch(r"lesson 0[1-8], section \d|docs/\w+\.md", mistake.read)
-        assert mistake.says.endswith((".", ")"))
+    """Every mistake sends its maker to a section or a document that exists."""
+    for mistake in [m for e in EXERCISES.values() for m in e.mistakes]:
+        found = re.fullmatch(r"lesson (\d\d), section (\d)|(docs/\w+\.md)", mistake.read)
+        lesson, section, document = found.groups()
+        if document:
+            assert (ROOT / document).is_file()
+        else:
+            [notebook] = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
+            assert re.search(rf'"## {section}\. ', notebook.read_text(encoding="utf-8")), mistake
+        assert mistake.says.endswith((".", ")", "?"))
 
 
 def test_the_package_holds_the_rooms():
     assert [room.__name__.rpartition(".")[2] for room in exercises.ROOMS] == [
-        "policy", "rewards", "advantages", "clipping", "kl", "aggregation", "algorithms"]
+        "policy", "rewards", "advantages", "clipping", "kl", "aggregation", "training",
+        "algorithms", "questions"]
+
+
+# --- numbers to predict ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: q.name)
+class TestQuestion:
+    def test_the_answer_is_right_and_its_neighbourhood(self, question):
+        for guess in (question.answer, question.answer + 0.9 * question.tolerance,
+                      torch.tensor(question.answer)):
+            assert check.__getattr__(question.name)(guess).status == "right"
+        names = {}
+        exec(question.solution, names)
+        assert question.check(names[question.name])
+
+    def test_every_wrong_number_names_its_mistake_and_no_other(self, question):
+        for number, mistake in question.wrong:
+            verdict = question.check(number)
+            assert verdict.status == "wrong" and verdict.mistake == mistake.name
+            assert mistake.says in verdict.text
+        marks = sorted([question.answer, *(number for number, _ in question.wrong)])
+        assert all(b - a > 2 * question.tolerance for a, b in itertools.pairwise(marks))
+
+    def test_other_guesses(self, question):
+        assert "too large" in question.check(1e6).text and "too small" in question.check(-1e6).text
+        for nothing in (None, ...):
+            assert question.check(nothing).status == "not attempted"
+        for nonsense in ("text", [1.0], True, math.nan, torch.ones(2)):
+            assert question.check(nonsense).status == "error"
+
+
+@pytest.mark.parametrize(("name", "by_the_library"), [
+    ("entropy_of_four", lambda: grpo_lib.token_entropy(torch.zeros(1, 1, 4)).item()),
+    ("pass_at_two", lambda: grpo_lib.pass_at_k(4, 1, 2)),
+    ("teaching_share", lambda: grpo_lib.informative_share(0.25, 4)),
+    ("k3_of_a_half", lambda: grpo_lib.kl_estimate(torch.tensor([[0.5]]).log(),
+                                                  torch.tensor([[0.25]]).log()).item()),
+    ("weight_of_a_token", lambda: token_weights(
+        (torch.arange(8) < torch.tensor([[2], [8]])).double(), "sequence_mean")[1, 0].item()),
+    ("way_back", lambda: surrogate_gradient(torch.tensor([[1.5]]), torch.tensor([[-1.0]]),
+                                            0.2).item()),
+])
+def test_the_answers_are_the_librarys(name, by_the_library):
+    assert EXERCISES[name].answer == pytest.approx(by_the_library(), rel=1e-6)

@@ -12,16 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from grpo_lib.exercises import advantages, aggregation, algorithms, clipping, kl, policy, rewards
-from grpo_lib.exercises.base import Exercise, Mistake, Verdict
+from grpo_lib.exercises import (
+    advantages,
+    aggregation,
+    algorithms,
+    clipping,
+    kl,
+    policy,
+    questions,
+    rewards,
+    training,
+)
+from grpo_lib.exercises.base import Exercise, Mistake, Question, Verdict
 
-ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, algorithms)
-EXERCISES: dict[str, Exercise] = {e.name: e for room in ROOMS for e in room.EXERCISES}
-__all__ = ["EXERCISES", "Exercise", "Mistake", "Verdict", "check"]
+ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, training, algorithms, questions)
+EXERCISES: dict[str, Exercise | Question] = {e.name: e for room in ROOMS for e in room.EXERCISES}
+__all__ = ["EXERCISES", "Exercise", "Mistake", "Question", "Verdict", "check"]
 
 
 class Checker:
-    """``check.NAME(function)`` for every exercise."""
+    """``check.NAME(function)``, or ``check.NAME(number)`` for a question."""
 
     def __getattr__(self, name: str) -> Callable[..., Verdict]:
         if name.startswith("_"):
@@ -34,7 +44,7 @@ class Checker:
         return list(EXERCISES)
 
     def __repr__(self) -> str:
-        return "\n".join(f"check.{e.name:20} lesson {e.lesson}: {e.task}"
+        return "\n".join(f"check.{e.name:22} lesson {e.lesson}: {e.task}"
                          for e in EXERCISES.values())
 
 

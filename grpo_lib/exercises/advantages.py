@@ -62,22 +62,22 @@ GROUP_ADVANTAGES = Exercise(
     "+ 1e-4), with the std that divides by G - 1.",
     write_advantages, reward_cases, (
         Mistake("mean of the batch", "you subtract the mean of the whole batch; every prompt has "
-                "its own.", "lesson 03, section 1"),
+                "its own.", "lesson 03, section 2"),
         Mistake("mean over prompts", "the mean runs over prompts (dim 0); a group is a row.",
-                "lesson 03, section 1"),
+                "lesson 03, section 2"),
         Mistake("groups interleaved", "your groups hold completions of different prompts: row n * "
-                "G + g is completion g of prompt n.", "lesson 03, section 1"),
+                "G + g is completion g of prompt n.", "lesson 03, section 2"),
         Mistake("no mean", "nothing is subtracted, so that every right answer of an easy prompt "
                 "counts as much as that of a hard one.", "lesson 03, section 1"),
         Mistake("sign", "the sign is wrong: better than the group must be above 0.",
                 "lesson 03, section 1"),
         Mistake("median", "you subtract the median, not the mean.", "lesson 03, section 1"),
         Mistake("biased std", "your std divides by G; the unbiased one, as in TRL and torch's "
-                "default, divides by G - 1.", "lesson 03, section 3"),
+                "default, divides by G - 1.", "lesson 03, section 4"),
         Mistake("no guard", "a group without spread gives 0 / 0: 1e-4 is added to the std.",
                 "lesson 03, section 4"),
-        Mistake("variance", "you divide by the variance, not by its root.", "lesson 03, section 3"),
-        Mistake("no std", "this is Dr. GRPO's advantage, without the std.", "lesson 03, section 3",
+        Mistake("variance", "you divide by the variance, not by its root.", "lesson 03, section 4"),
+        Mistake("no std", "this is Dr. GRPO's advantage, without the std.", "lesson 03, section 4",
                 legitimate=True),
         Mistake("std of the batch", "this is Lite-PPO's, with the std of the whole batch.",
                 "lesson 08, section 1", legitimate=True)),
@@ -111,13 +111,13 @@ LEAVE_ONE_OUT = Exercise(
     "rewards of its group (RLOO).",
     write_leave_one_out, reward_cases, (
         Mistake("itself included", "the reward itself is in its baseline: this is the group's "
-                "mean, (G - 1) / G times what is asked.", "lesson 03, section 2"),
+                "mean, (G - 1) / G times what is asked.", "lesson 03, section 5"),
         Mistake("divided by G", "there are G - 1 others, and you divide their sum by G.",
-                "lesson 03, section 2"),
+                "lesson 03, section 5"),
         Mistake("sum of the others", "this subtracts the sum of the others; their mean is wanted.",
-                "lesson 03, section 2"),
+                "lesson 03, section 5"),
         Mistake("others of the batch", "the others are those of the same group, not of the batch.",
-                "lesson 03, section 2"),
+                "lesson 03, section 5"),
         Mistake("sign", "the sign is wrong: better than the others must be above 0.",
                 "lesson 03, section 1")),
     '''def leave_one_out(rewards):
@@ -151,12 +151,12 @@ INFORMATIVE_SHARE = Exercise(
     "right with chance p, is neither all right nor all wrong.",
     write_informative, share_cases, (
         Mistake("only all wrong", "a group that is all right teaches nothing either.",
-                "lesson 03, section 4"),
+                "lesson 03, section 3"),
         Mistake("only all right", "a group that is all wrong teaches nothing either.",
-                "lesson 03, section 4"),
+                "lesson 03, section 3"),
         Mistake("the silent ones", "this is the share of groups that teach nothing.",
-                "lesson 03, section 4"),
-        Mistake("one less", "there are G answers in a group, not G - 1.", "lesson 03, section 4")),
+                "lesson 03, section 3"),
+        Mistake("one less", "there are G answers in a group, not G - 1.", "lesson 03, section 3")),
     '''def informative_share(p, group_size):
     return 1 - p**group_size - (1 - p) ** group_size''')
 

@@ -156,9 +156,9 @@ LOSS = Exercise(
                 "lesson 04, section 2"),
         Mistake("ratio upside down", "the ratio is old over new.", "lesson 04, section 1"),
         Mistake("old from the policy", "the old log-probs are taken from the policy as it is now: "
-                "every ratio is 1 and the clip never acts.", "lesson 04, section 3"),
+                "every ratio is 1 and the clip never acts.", "lesson 04, section 4"),
         Mistake("old with gradient", "new and old log-probs are one tensor: the gradient cancels.",
-                "lesson 04, section 3"),
+                "lesson 04, section 4"),
         Mistake("ratio detached", "no gradient reaches the policy.", "lesson 04, section 1"),
         Mistake("advantages along columns", "the advantages run along the tokens; each belongs to "
                 "a row.", "lesson 06, section 1"),

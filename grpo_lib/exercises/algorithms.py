@@ -140,7 +140,7 @@ DR_GRPO_ROW = RowExercise(
         Mistake("nothing subtracted", "the group's mean stays in Dr. GRPO.",
                 "lesson 08, section 1"),
         Mistake("leave one out", "with the mean of the others this is RLOO with a constant "
-                "divisor, G / (G - 1) times Dr. GRPO.", "lesson 03, section 2", legitimate=True)),
+                "divisor, G / (G - 1) times Dr. GRPO.", "lesson 03, section 5", legitimate=True)),
     '''from dataclasses import replace
 
 

@@ -196,31 +196,40 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Question:
-    """A number to predict: ``answer`` within ``tolerance``, and what wrong numbers tell."""
+    """A number to predict, within ``tolerance``; ``wrong``: numbers that tell a mistake."""
 
     name: str
     lesson: str
     task: str
-    answer: Callable[[], float]
+    answer: float
     tolerance: float
-    mistakes: Sequence[tuple[Callable[[], float], Mistake]]
+    wrong: Sequence[tuple[float, Mistake]]
+
+    @property
+    def mistakes(self) -> list[Mistake]:
+        return [mistake for _, mistake in self.wrong]
+
+    @property
+    def solution(self) -> str:
+        return f"{self.name} = {self.answer:.6g}"
 
     def check(self, guess: object) -> Verdict:
-        if guess is None or guess is Ellipsis:
+        """Say whether a number is right."""
+        if any(guess is nothing for nothing in NOTHING):
             return Verdict("not attempted", f"{self.name}: not attempted yet. {self.task}")
         if isinstance(guess, Tensor) and guess.numel() == 1:
             guess = guess.item()
-        if isinstance(guess, bool) or not isinstance(guess, (int, float)):
+        if isinstance(guess, bool) or not isinstance(guess, (int, float)) or guess != guess:
             return Verdict("error", f"{self.name}: got {short(guess)}, allowed is a number. "
                                     f"{self.task}")
-        if abs(guess - self.answer()) <= self.tolerance:
-            return Verdict("right", f"{self.name}: right ({self.answer():.4g}).")
-        for number, mistake in self.mistakes:
-            if abs(guess - number()) <= self.tolerance:
-                return Verdict("wrong", f"{self.name}: not yet. {mistake.says} Read "
-                                        f"{mistake.read}.", mistake.name)
+        if abs(guess - self.answer) <= self.tolerance:
+            return Verdict("right", f"{self.name}: right ({self.answer:.4g}).")
+        for number, mistake in self.wrong:
+            if abs(guess - number) <= self.tolerance:
+                return Verdict("wrong", f"{self.name}: not yet. It looks like this: {mistake.says} "
+                                        f"Read {mistake.read}.", mistake.name)
         return Verdict("wrong", f"{self.name}: not yet; {guess:.4g} is too "
-                                f"{'large' if guess > self.answer() else 'small'}.")
+                                f"{'large' if guess > self.answer else 'small'}.")
 
 
 # --- comparing ------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ IMPORTANCE_RATIO = Exercise(
         Mistake("of the row", "this is GSPO's ratio, one for the whole row.",
                 "lesson 08, section 1", legitimate=True),
         Mistake("old with gradient", "you compare the policy with itself, so that every ratio is "
-                "1: the old log-probs are those of sampling.", "lesson 04, section 3")),
+                "1: the old log-probs are those of sampling.", "lesson 04, section 4")),
     '''def importance_ratio(log_probs, old_log_probs):
     return (log_probs - old_log_probs).exp()''', gradient_of=0)
 
@@ -163,16 +163,16 @@ CLIP_FRACTION = Exercise(
     "share of tokens whose gradient the clip blocks.",
     write_clip_fraction, clip_fraction_cases, (
         Mistake("whatever the sign", "you count |r - 1| > epsilon; where A > 0 and r is too low, "
-                "or A < 0 and r too high, the gradient flows.", "lesson 04, section 3"),
+                "or A < 0 and r too high, the gradient flows.", "lesson 04, section 4"),
         Mistake("other sides", "you count the two sides on which the gradient flows.",
-                "lesson 04, section 3"),
-        Mistake("above only", "A < 0 with r < 1 - epsilon is blocked too.", "lesson 04, section 3"),
-        Mistake("padding counted", "padding is counted among the blocked.", "lesson 04, section 3"),
+                "lesson 04, section 4"),
+        Mistake("above only", "A < 0 with r < 1 - epsilon is blocked too.", "lesson 04, section 4"),
+        Mistake("padding counted", "padding is counted among the blocked.", "lesson 04, section 4"),
         Mistake("of all cells", "you divide by all cells of the table, padding too.",
-                "lesson 04, section 3"),
+                "lesson 04, section 4"),
         Mistake("mean of the rows", "you average the rows' shares; every token is to count once.",
-                "lesson 04, section 3"),
-        Mistake("edge counted", "on the edge itself the gradient flows.", "lesson 04, section 3")),
+                "lesson 04, section 4"),
+        Mistake("edge counted", "on the edge itself the gradient flows.", "lesson 04, section 4")),
     '''def clip_fraction(ratio, advantages, mask, epsilon):
     low = (advantages < 0) & (ratio < 1 - epsilon)
     high = (advantages > 0) & (ratio > 1 + epsilon)

@@ -99,18 +99,18 @@ KL_DIVERGENCE = Exercise(
     "Write kl_divergence(logits (..., V), ref_logits (..., V)) -> (...): KL(policy || reference) "
     "of the next token, exactly, in nats.",
     write_divergence, divergence_cases, (
-        Mistake("other direction", "this is KL(reference || policy).", "lesson 05, section 1"),
+        Mistake("other direction", "this is KL(reference || policy).", "lesson 05, section 2"),
         Mistake("weights of the reference", "the weights are the policy's probabilities, since it "
-                "is the policy that samples.", "lesson 05, section 1"),
+                "is the policy that samples.", "lesson 05, section 2"),
         Mistake("no weights", "all words count alike; each counts as often as it is drawn.",
-                "lesson 05, section 1"),
+                "lesson 05, section 2"),
         Mistake("mean for sum", "you take the mean over the vocabulary; the probabilities are the "
-                "weights already.", "lesson 05, section 1"),
+                "weights already.", "lesson 05, section 2"),
         Mistake("logits for log-probs", "logits are not normalised: their difference is not that "
                 "of the log-probs.", "lesson 01, section 1"),
         Mistake("difference of entropies", "this is a difference of entropies; both logs are to be "
-                "weighed by the same probabilities.", "lesson 05, section 1"),
-        Mistake("sign", "a KL distance is never below 0.", "lesson 05, section 1")),
+                "weighed by the same probabilities.", "lesson 05, section 2"),
+        Mistake("sign", "a KL distance is never below 0.", "lesson 05, section 2")),
     '''def kl_divergence(logits, ref_logits):
     log_probs = logits.log_softmax(-1)
     return (log_probs.exp() * (log_probs - ref_logits.log_softmax(-1))).sum(-1)''')

@@ -52,9 +52,9 @@ SHIFTED_LOG_PROBS = Exercise(
     "token but the first.",
     write_log_probs, log_prob_cases, (
         Mistake("not shifted", "you score token t with the logits at t, which have already seen "
-                "it; they speak of token t + 1.", "lesson 01, section 2"),
+                "it; they speak of token t + 1.", "lesson 01, section 3"),
         Mistake("shifted backwards", "you score token t - 1 with the logits at t: the shift goes "
-                "the other way.", "lesson 01, section 2"),
+                "the other way.", "lesson 01, section 3"),
         Mistake("no softmax", "these are logits, not log-probs: a log_softmax over the vocabulary "
                 "is missing.", "lesson 01, section 1"),
         Mistake("probabilities", "these are probabilities; their logarithm is wanted.",
@@ -62,7 +62,7 @@ SHIFTED_LOG_PROBS = Exercise(
         Mistake("softmax over time", "you normalise over the places of the text, not over the "
                 "words of the vocabulary.", "lesson 01, section 1"),
         Mistake("first token too", "there is one column too many: the first token has no logits "
-                "before it, so it has no log-prob.", "lesson 01, section 2"),
+                "before it, so it has no log-prob.", "lesson 01, section 3"),
         Mistake("base 2", "these are bits: the logarithm is of base 2, where nats (base e) are "
                 "the unit.", "lesson 01, section 1", legitimate=True)),
     '''def shifted_log_probs(logits, tokens):
@@ -108,18 +108,18 @@ COMPLETION_MASK = Exercise(
     "tokens up to and including the first end-of-sequence.",
     write_mask, mask_cases, (
         Mistake("prompt in the mask", "the prompt's columns are in it; nothing there was chosen by "
-                "the policy.", "lesson 01, section 3"),
+                "the policy.", "lesson 01, section 4"),
         Mistake("end left out", "end-of-sequence itself is masked out. Then nothing teaches the "
-                "policy to stop.", "lesson 01, section 3"),
+                "policy to stop.", "lesson 01, section 4"),
         Mistake("everything counts", "every column counts; what follows end-of-sequence is "
                 "padding.",
-                "lesson 01, section 3"),
+                "lesson 01, section 4"),
         Mistake("up to the last end", "you count up to the last end-of-sequence; the completion "
-                "ended at the first.", "lesson 01, section 3"),
+                "ended at the first.", "lesson 01, section 4"),
         Mistake("only ends are left out", "you leave out end-of-sequence tokens and nothing else: "
-                "padding counts, and the end does not.", "lesson 01, section 3"),
+                "padding counts, and the end does not.", "lesson 01, section 4"),
         Mistake("upside down", "0 and 1 are the wrong way round: 1 is for what counts.",
-                "lesson 01, section 3")),
+                "lesson 01, section 4")),
     '''def completion_mask(tokens, prompt_length, eos_id):
     ends = (tokens[:, prompt_length:] == eos_id).long()
     return (ends.cumsum(1) - ends == 0).long()''')
@@ -149,13 +149,13 @@ ENTROPY = Exercise(
     "Write entropy(logits (..., V)) -> (...): the entropy of the next-token distribution, in nats.",
     write_entropy, logit_cases, (
         Mistake("sign", "entropy is minus the sum of p log p, so never below 0.",
-                "lesson 01, section 5"),
+                "lesson 01, section 6"),
         Mistake("mean for sum", "you take the mean over the vocabulary; the sum is wanted, since "
-                "the p are the weights.", "lesson 01, section 5"),
+                "the p are the weights.", "lesson 01, section 6"),
         Mistake("mean of the log-probs", "this weighs all words alike; a word counts as often as "
-                "it is drawn, p times.", "lesson 01, section 5"),
+                "it is drawn, p times.", "lesson 01, section 6"),
         Mistake("of the logits", "logits stand where log-probs belong.", "lesson 01, section 1"),
-        Mistake("bits", "these are bits; nats are asked for.", "lesson 01, section 5",
+        Mistake("bits", "these are bits; nats are asked for.", "lesson 01, section 6",
                 legitimate=True)),
     '''def entropy(logits):
     log_probs = logits.log_softmax(-1)
@@ -189,9 +189,9 @@ DISTRIBUTION = Exercise(
     "sampled from.",
     write_temperature, temperature_cases, (
         Mistake("times the temperature", "you multiply by the temperature: a high one then "
-                "sharpens, where it should flatten.", "lesson 01, section 4"),
+                "sharpens, where it should flatten.", "lesson 01, section 6"),
         Mistake("after the softmax", "you divide the probabilities, and normalising undoes it: "
-                "temperature divides the logits.", "lesson 01, section 4"),
+                "temperature divides the logits.", "lesson 01, section 6"),
         Mistake("not normalised", "these do not sum to 1.", "lesson 01, section 1")),
     '''def distribution(logits, temperature):
     return (logits / temperature).softmax(-1)''')
