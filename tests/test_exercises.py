@@ -503,6 +503,9 @@ def test_a_verdict_shows_itself_as_its_text():
     said = []
     verdict._repr_pretty_(type("printer", (), {"text": staticmethod(said.append)}), False)
     assert said == [verdict.text] == [str(verdict)]
+    long = check.group_advantages(EXAMPLE.write(frozenset(["groups interleaved"])))
+    assert max(map(len, str(long).splitlines())) <= 100
+    assert str(long).split() == long.text.split()
 
 
 def test_every_case_is_new_each_time():

@@ -58,7 +58,10 @@ class TestNotebook:
 
     def test_is_in_the_readmes_table_once(self, path):
         readme = front.README.read_text(encoding="utf-8")
-        assert readme.count(f"](notebooks/{front.place(path)})") == 1
+        if path.parent == front.HERE:
+            assert readme.count(f"](notebooks/{front.place(path)})") == 1
+        else:  # solutions are linked from their lessons, and as a folder
+            assert path.parent.name == "solutions" and "](notebooks/solutions)" in readme
 
 
 def test_the_readme_is_the_one_that_front_writes():
@@ -69,10 +72,11 @@ def test_the_readme_is_the_one_that_front_writes():
 def test_the_readmes_table_gets_a_badge_for_each_notebook_and_loses_it_again():
     readme = front.readme_with_badges(front.README.read_text(encoding="utf-8"), "")
     badged = front.readme_with_badges(readme, ADDRESS)
-    for path in PATHS:
+    lessons = [path for path in PATHS if path.parent == front.HERE]
+    for path in lessons:
         [line] = [x for x in badged.splitlines() if f"](notebooks/{front.place(path)})" in x]
         assert f"notebooks/{front.place(path)}) {front.badge(front.place(path), ADDRESS)} |" in line
-    assert badged.count("Open in Colab") == len(PATHS)
+    assert badged.count("Open in Colab") == len(lessons)
     assert front.readme_with_badges(badged, ADDRESS) == badged
     assert ADDRESS not in front.readme_with_badges(badged, "another/place")
     assert front.readme_with_badges(badged, "") == readme

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+import textwrap
 import threading
 import time
 import traceback
@@ -62,10 +63,13 @@ class Verdict:
         return self.status == "right"
 
     def __str__(self) -> str:
-        return self.text
+        """The text in lines of at most 100 letters; what is set in stays as it is."""
+        return "\n".join(line if line.startswith("  ") else textwrap.fill(
+            line, 100, break_long_words=False, break_on_hyphens=False)
+            for line in self.text.splitlines())
 
     def _repr_pretty_(self, printer, cycle: bool) -> None:
-        printer.text(self.text)
+        printer.text(str(self))
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,9 @@ class Exercise:
                 for (_, arguments), (_, before) in zip(self.cases(), self.cases()):
                     found.append(self.answer(function, arguments))
                     changed = changed or changed_input(arguments, before)
-        except Unanswered:
-            return Verdict("not attempted", f"{self.name}: not attempted yet; what follows uses "
-                                            f"the library's. {self.task}")
-        except NotImplementedError:
-            return Verdict("not attempted", f"{self.name}: not attempted yet; what follows uses "
-                                            f"the library's. {self.task}")
+        except (Unanswered, NotImplementedError):
+            return Verdict("not attempted", f"{self.name}: not attempted yet; the lesson goes on "
+                                            f"with the library's version.")
         except OutOfTime:
             return Verdict("error", f"{self.name}: stopped after {limit:g} s, on the case "
                                     f"\"{self.case_name(len(found))}\". Is there a loop that "
@@ -216,7 +217,7 @@ class Question:
     def check(self, guess: object) -> Verdict:
         """Say whether a number is right."""
         if any(guess is nothing for nothing in NOTHING):
-            return Verdict("not attempted", f"{self.name}: not attempted yet. {self.task}")
+            return Verdict("not attempted", f"{self.name}: not attempted yet.")
         if isinstance(guess, Tensor) and guess.numel() == 1:
             guess = guess.item()
         if isinstance(guess, bool) or not isinstance(guess, (int, float)) or guess != guess:

@@ -1,0 +1,138 @@
+"""Write the exercises at the end of every lesson, and the notebooks that solve them.
+
+    python notebooks/exercises.py       after changing grpo_lib/exercises
+
+Lesson and solution are made from one source, the catalogue: a lesson's cell holds an empty
+function, its solution's cell the catalogue's. Then run ``save.py`` for the outputs.
+"""
+
+import copy
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import nbformat
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE))
+
+from front import put_front  # noqa: E402
+
+from grpo_lib.exercises import EXERCISES, Exercise  # noqa: E402
+
+MARK = "exercise-"  # how the ids of these cells begin
+END = "## What you now know"
+OPENING = """\
+## Exercises
+
+Fill in a cell and run it. `check` runs your function on small cases and says what is right, where
+it goes wrong first, and, if it knows the mistake, which it is. An empty cell is no error. How they
+can be solved: [`solutions/{solution}`](solutions/{solution})."""
+SOLVED = """\
+# Solutions: {title}
+
+The exercises of lesson [`{lesson}`](../{lesson}), solved. There are other right ways; the checker
+accepts any function that gives the right numbers."""
+
+
+def lessons() -> list[Path]:
+    return sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
+
+
+def exercises_of(path: Path) -> list:
+    return [e for e in EXERCISES.values() if e.lesson == path.name[:2]]
+
+
+def solution_path(path: Path) -> Path:
+    return HERE / "solutions" / f"{path.stem}_solutions.ipynb"
+
+
+def task_cell(exercise, number: int):
+    text = re.sub(r"(\w+\([^)]*(?:\([^)]*\)[^)]*)*\))(?= ->)", r"`\1`", exercise.task, count=1)
+    text = "\n".join(textwrap.wrap(f"**Exercise {number}.** {text}", 100, break_on_hyphens=False))
+    cell = nbformat.v4.new_markdown_cell(text)
+    cell["id"] = f"{MARK}{exercise.name}-task"
+    return cell
+
+
+def attempt_cell(exercise, solved: bool):
+    """The cell to fill in, or the same filled in."""
+    name = exercise.name
+    if solved:
+        answer = re.sub(rf"\bdef {name}\(", f"def my_{name}(", exercise.solution)
+        answer = re.sub(rf"^{name} =", f"my_{name} =", answer)
+    elif isinstance(exercise, Exercise):
+        answer = f"def my_{name}{inspect.signature(exercise.reference)}:\n    ...  # your code"
+    else:
+        answer = f"my_{name} = None  # your number"
+    gap = "\n\n\n" if isinstance(exercise, Exercise) else "\n"
+    start = "from grpo_lib.exercises import check\n" + ("\n\n" if not answer.startswith((
+        "import", "from", "my_")) else "\n" if answer.startswith("my_") else "")
+    cell = nbformat.v4.new_code_cell(f"{start}{answer}{gap}check.{name}(my_{name})",
+                                     metadata={"tags": ["exercise"]})
+    if answer.startswith(("import", "from")):  # the standard library and torch come first
+        cell.source = f"{answer}{gap}check.{name}(my_{name})"
+        body = answer.split("\n\n\n", 1)
+        cell.source = (f"{body[0]}\n\nfrom grpo_lib.exercises import check\n\n\n{body[1]}{gap}"
+                       f"check.{name}(my_{name})")
+    cell["id"] = f"{MARK}{name}"
+    return cell
+
+
+def with_exercises(notebook: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
+    """The lesson with its exercises before the summary, in place of those it has."""
+    before = {c.id: c for c in notebook.cells}
+    notebook.cells = [c for c in notebook.cells if not c.id.startswith(MARK)]
+    chosen = exercises_of(path)
+    if not chosen:
+        return notebook
+    opening = nbformat.v4.new_markdown_cell(OPENING.format(solution=solution_path(path).name))
+    opening["id"] = f"{MARK}opening"
+    new = [opening]
+    for number, exercise in enumerate(chosen, start=1):
+        new += [task_cell(exercise, number), attempt_cell(exercise, solved=False)]
+    for cell in new:
+        old = before.get(cell.id)
+        if cell.cell_type == "code" and old is not None and old.source == cell.source:
+            cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    [end] = [i for i, c in enumerate(notebook.cells) if re.search(f"^{END}", c.source, re.M)]
+    if not notebook.cells[end].source.startswith(END):  # the summary shares a cell: cut it off
+        text, _, rest = notebook.cells[end].source.partition(END)
+        notebook.cells[end].source = text.rstrip()
+        summary = nbformat.v4.new_markdown_cell(END + rest)
+        summary["id"] = notebook.cells[end].id + "-end"
+        notebook.cells.insert(end + 1, summary)
+        end += 1
+    notebook.cells[end:end] = new
+    return notebook
+
+
+def solutions(lesson: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
+    """The notebook that solves a lesson's exercises: its set-up, tasks and filled cells."""
+    title = lesson.cells[0].source.split("# ", 1)[1].split("\n", 1)[0]
+    notebook = nbformat.v4.new_notebook(metadata=copy.deepcopy(lesson.metadata))
+    opening = nbformat.v4.new_markdown_cell(SOLVED.format(title=title, lesson=path.name))
+    opening["id"] = f"{MARK}opening"
+    notebook.cells = [opening, *(copy.deepcopy(c) for c in lesson.cells[1:3])]
+    for number, exercise in enumerate(exercises_of(path), start=1):
+        notebook.cells += [task_cell(exercise, number), attempt_cell(exercise, solved=True)]
+    return put_front(notebook, f"solutions/{solution_path(path).name}")
+
+
+def main() -> None:
+    from grpo_lib.checkpoint import write_atomically
+
+    (HERE / "solutions").mkdir(exist_ok=True)
+    for path in lessons():
+        lesson = with_exercises(nbformat.read(path, as_version=4), path)
+        write_atomically(path, (nbformat.writes(lesson) + "\n").encode())
+        if exercises_of(path):
+            text = nbformat.writes(solutions(lesson, path)) + "\n"
+            write_atomically(solution_path(path), text.encode())
+
+
+if __name__ == "__main__":
+    main()
