@@ -35,12 +35,12 @@ class Picture:
     """A finished figure with the numbers it shows: the picture for people, the text for
     screen readers, tests, and places that show no pictures."""
 
-    def __init__(self, figure: Figure, text: str):
-        self.figure, self.text = figure, text
+    def __init__(self, figure: Figure, text: str, dpi: int = 110):
+        self.figure, self.text, self.dpi = figure, text, dpi
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         return {"text/plain": self.text,
-                "image/png": base64.b64encode(to_png(self.figure)).decode()}
+                "image/png": base64.b64encode(to_png(self.figure, self.dpi)).decode()}
 
 
 def to_png(figure: Figure, dpi: int = 110) -> bytes:

@@ -21,7 +21,12 @@ sys.path.insert(0, str(HERE))
 
 from front import put_front  # noqa: E402
 
-from grpo_lib.exercises import EXERCISES, Exercise  # noqa: E402
+from grpo_lib.exercises import (  # noqa: E402
+    EXERCISES,
+    CurveQuestion,
+    Exercise,
+    Question,
+)
 
 MARK = "exercise-"  # how the ids of these cells begin
 END = "## What you now know"
@@ -66,8 +71,10 @@ def attempt_cell(exercise, solved: bool):
         answer = re.sub(rf"^{name} =", f"my_{name} =", answer)
     elif isinstance(exercise, Exercise):
         answer = f"def my_{name}{inspect.signature(exercise.reference)}:\n    ...  # your code"
-    else:
+    elif isinstance(exercise, Question):
         answer = f"my_{name} = None  # your number"
+    else:
+        answer = f"my_{name} = None  # the name of a fault"
     gap = "\n\n\n" if isinstance(exercise, Exercise) else "\n"
     start = "from grpo_lib.exercises import check\n" + ("\n\n" if not answer.startswith((
         "import", "from", "my_")) else "\n" if answer.startswith("my_") else "")
@@ -78,8 +85,18 @@ def attempt_cell(exercise, solved: bool):
         body = answer.split("\n\n\n", 1)
         cell.source = (f"{body[0]}\n\nfrom grpo_lib.exercises import check\n\n\n{body[1]}{gap}"
                        f"check.{name}(my_{name})")
+    if isinstance(exercise, CurveQuestion):
+        cell.source = (f"from grpo_lib.exercises import check\n"
+                       f"from grpo_lib.exercises.curves import show\n\n{answer}\n"
+                       f"print(check.{name}(my_{name}))\nshow({name!r})")
     cell["id"] = f"{MARK}{name}"
     return cell
+
+
+def keep_outputs(cell, old) -> None:
+    """The outputs of a cell as it was, if it still says the same."""
+    if cell.cell_type == "code" and old is not None and old.source == cell.source:
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
 
 
 def with_exercises(notebook: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
@@ -96,8 +113,7 @@ def with_exercises(notebook: nbformat.NotebookNode, path: Path) -> nbformat.Note
         new += [task_cell(exercise, number), attempt_cell(exercise, solved=False)]
     for cell in new:
         old = before.get(cell.id)
-        if cell.cell_type == "code" and old is not None and old.source == cell.source:
-            cell.outputs, cell.execution_count = old.outputs, old.execution_count
+        keep_outputs(cell, old)
     [end] = [i for i, c in enumerate(notebook.cells) if re.search(f"^{END}", c.source, re.M)]
     if not notebook.cells[end].source.startswith(END):  # the summary shares a cell: cut it off
         text, _, rest = notebook.cells[end].source.partition(END)
@@ -130,8 +146,12 @@ def main() -> None:
         lesson = with_exercises(nbformat.read(path, as_version=4), path)
         write_atomically(path, (nbformat.writes(lesson) + "\n").encode())
         if exercises_of(path):
-            text = nbformat.writes(solutions(lesson, path)) + "\n"
-            write_atomically(solution_path(path), text.encode())
+            target = solution_path(path)
+            before = nbformat.read(target, as_version=4).cells if target.exists() else []
+            solved = solutions(lesson, path)
+            for cell in solved.cells:
+                keep_outputs(cell, {c.id: c for c in before}.get(cell.id))
+            write_atomically(target, (nbformat.writes(solved) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ def sources(notebook):
 
 
 def text_of(cell):
-    [output] = cell.outputs
-    return output["data"]["text/plain"]
+    """What the checker says: a cell's value, or printed above its picture."""
+    first = cell.outputs[0]
+    return first["text"] if first.output_type == "stream" else first["data"]["text/plain"]
 
 
 def test_every_exercise_is_in_one_lesson():

@@ -16,12 +16,14 @@ from torch.nn import functional as F
 import grpo_lib
 from grpo_lib import exercises
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
-from grpo_lib.exercises import EXERCISES, Exercise, Question, check
+from grpo_lib.exercises import EXERCISES, CurveQuestion, Exercise, Question, check
+from grpo_lib.exercises import curves as quiz
 from grpo_lib.exercises.base import Answer, alike, time_limit
 from grpo_lib.objective import surrogate_gradient, token_weights
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Exercise)}
+CURVES = [e for e in EXERCISES.values() if isinstance(e, CurveQuestion)]
 QUESTIONS = [e for e in EXERCISES.values() if isinstance(e, Question)]
 MISTAKES = [(e, m) for e in FUNCTIONS.values() for m in e.mistakes]
 PAIRS = [(e, a, b) for e in FUNCTIONS.values() for a, b in itertools.combinations(e.mistakes, 2)]
@@ -539,7 +541,7 @@ def test_the_reading_is_there():
 def test_the_package_holds_the_rooms():
     assert [room.__name__.rpartition(".")[2] for room in exercises.ROOMS] == [
         "policy", "rewards", "advantages", "clipping", "kl", "aggregation", "training",
-        "algorithms", "questions"]
+        "algorithms", "questions", "curves"]
 
 
 # --- numbers to predict ---------------------------------------------------------------------------
@@ -583,3 +585,48 @@ class TestQuestion:
 ])
 def test_the_answers_are_the_librarys(name, by_the_library):
     assert EXERCISES[name].answer == pytest.approx(by_the_library(), rel=1e-6)
+
+
+# --- which fault made these curves? ---------------------------------------------------------------
+
+@pytest.mark.parametrize("question", CURVES, ids=lambda q: q.name)
+class TestCurves:
+    def test_the_answer_is_the_fault_of_the_recorded_run(self, question):
+        fault, seed = quiz.RUNS[question.name]
+        assert fault in question.answers
+        run = quiz.run_of(fault, seed)
+        assert (run["fault"], run["seed"]) == (fault, seed)
+        shown = quiz.show(question.name)
+        assert f"right {run['accuracy'][0]:.0%} to {run['accuracy'][-1]:.0%}" in shown.text
+        assert fault not in shown.text
+        lines = shown.figure.axes[0].lines
+        assert any(list(line.get_ydata()) == run["accuracy"] for line in lines)
+
+    def test_right_answers_and_wrong_ones(self, question):
+        for fault, shows in question.shows.items():
+            verdict = question.check(fault)
+            assert bool(verdict) == (fault in question.answers)
+            assert shows in verdict.text
+            assert verdict.mistake == (None if verdict else fault)
+        names = {}
+        exec(question.solution, names)
+        assert question.check(names[question.name])
+
+    def test_what_is_no_fault_is_named(self, question):
+        for nothing in (None, ...):
+            assert question.check(nothing).status == "not attempted"
+        for nonsense in ("signs", 3, ""):
+            assert "allowed are 'none'" in question.check(nonsense).text
+
+
+def test_what_curves_cannot_tell_apart_is_said():
+    [silent] = [q for q in CURVES if len(q.answers) > 1]
+    assert silent.answers == {"none", "interleaved groups", "end masked out"}
+    assert "cannot tell them apart" in silent.check("none").text
+
+
+def test_unknown_curves_are_named():
+    with pytest.raises(ValueError, match="name: got 'curves_z', allowed are curves_a"):
+        quiz.show("curves_z")
+    with pytest.raises(ValueError, match="fault, seed: got 'sign', 99"):
+        quiz.run_of("sign", 99)

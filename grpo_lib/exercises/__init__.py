@@ -17,17 +17,20 @@ from grpo_lib.exercises import (
     aggregation,
     algorithms,
     clipping,
+    curves,
     kl,
     policy,
     questions,
     rewards,
     training,
 )
-from grpo_lib.exercises.base import Exercise, Mistake, Question, Verdict
+from grpo_lib.exercises.base import CurveQuestion, Exercise, Mistake, Question, Verdict
 
-ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, training, algorithms, questions)
-EXERCISES: dict[str, Exercise | Question] = {e.name: e for room in ROOMS for e in room.EXERCISES}
-__all__ = ["EXERCISES", "Exercise", "Mistake", "Question", "Verdict", "check"]
+ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, training, algorithms, questions,
+         curves)
+EXERCISES: dict[str, Exercise | Question | CurveQuestion] = {
+    e.name: e for room in ROOMS for e in room.EXERCISES}
+__all__ = ["EXERCISES", "CurveQuestion", "Exercise", "Mistake", "Question", "Verdict", "check"]
 
 
 class Checker:

@@ -12,9 +12,8 @@ import io
 import signal
 import textwrap
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -121,7 +120,7 @@ class Exercise:
         if not callable(function):
             return Verdict("error", f"{self.name}: got {short(function)}, allowed is a function. "
                                     f"{self.task}")
-        start, printed = time.perf_counter(), io.StringIO()
+        printed = io.StringIO()
         found: list[Answer] = []
         changed = ""
         try:
@@ -147,15 +146,13 @@ class Exercise:
         if printed.getvalue():
             lines = printed.getvalue().count("\n")
             notes += f" (It printed {lines} line{'s' * (lines != 1)}, left out here.)"
-        seconds = time.perf_counter() - start
-        return self.judge(found, notes, seconds)
+        return self.judge(found, notes)
 
-    def judge(self, found: Sequence[Answer], notes: str, seconds: float) -> Verdict:
+    def judge(self, found: Sequence[Answer], notes: str) -> Verdict:
         wanted = self.answers(self.reference)
         first = next((i for i, (a, b) in enumerate(zip(found, wanted)) if not same(a, b)), None)
         if first is None:
-            return Verdict("right", f"{self.name}: right, on {len(found)} cases "
-                                    f"({seconds:.1f} s).{notes}")
+            return Verdict("right", f"{self.name}: right, on {len(found)} cases.{notes}")
         text = (f"{self.name}: not yet. Smallest case where it goes wrong, "
                 f"\"{self.case_name(first)}\":\n{self.show(first, found[first], wanted[first])}")
         mistake = self.recognise(found)
@@ -231,6 +228,38 @@ class Question:
                                         f"Read {mistake.read}.", mistake.name)
         return Verdict("wrong", f"{self.name}: not yet; {guess:.4g} is too "
                                 f"{'large' if guess > self.answer else 'small'}.")
+
+
+@dataclass(frozen=True)
+class CurveQuestion:
+    """Which fault made these curves? ``answers`` cannot be told from each other by them;
+    ``shows[fault]`` is how each fault would look."""
+
+    name: str
+    lesson: str
+    task: str
+    answers: frozenset[str]
+    shows: Mapping[str, str]
+    mistakes: Sequence[Mistake] = ()
+
+    @property
+    def solution(self) -> str:
+        return f"{self.name} = {sorted(self.answers)[-1]!r}"
+
+    def check(self, guess: object) -> Verdict:
+        """Say whether the name of a fault is right."""
+        if any(guess is nothing for nothing in NOTHING):
+            return Verdict("not attempted", f"{self.name}: not attempted yet.")
+        if guess not in self.shows:
+            return Verdict("error", f"{self.name}: got {short(guess)}, allowed are "
+                                    f"{', '.join(map(repr, self.shows))}.")
+        alike = sorted(self.answers - {guess})
+        if guess in self.answers:
+            also = (f" So may be {' and '.join(map(repr, alike))}: these curves cannot tell them "
+                    f"apart, only a test of the function can." if alike else "")
+            return Verdict("right", f"{self.name}: right: {self.shows[guess]}.{also}")
+        return Verdict("wrong", f"{self.name}: not yet. With {guess!r} one would see this: "
+                                f"{self.shows[guess]}.", str(guess))
 
 
 # --- comparing ------------------------------------------------------------------------------
