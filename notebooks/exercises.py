@@ -1,11 +1,13 @@
 """Write the exercises at the end of every lesson, and the notebooks that solve them.
 
-    python notebooks/exercises.py       after changing grpo_lib/exercises
+    python notebooks/exercises.py                     after changing grpo_lib/exercises
+    python notebooks/exercises.py --nbgrader COURSE   each lesson's as an nbgrader assignment
 
 Lesson and solution are made from one source, the catalogue: a lesson's cell holds an empty
 function, its solution's cell the catalogue's. Then run ``save.py`` for the outputs.
 """
 
+import argparse
 import copy
 import inspect
 import re
@@ -138,7 +140,79 @@ def solutions(lesson: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNod
     return put_front(notebook, f"solutions/{solution_path(path).name}")
 
 
-def main() -> None:
+def graded_cells(exercise) -> list:
+    """The cell that a student fills in, with the solution that nbgrader takes out, and the
+    locked cell that gives a point if the checker calls it right."""
+    name, solved = exercise.name, attempt_cell(exercise, solved=True).source
+    solved = re.sub(r"\n+(?:print\()?check\.[^\n]*(?:\nshow\([^\n]*)?\Z", "", solved)
+    lines = solved.split("\n")
+    start = next(i for i, line in enumerate(lines)
+                 if line.startswith((f"def my_{name}(", f"my_{name} =")))
+    if lines[start].startswith("def"):
+        start += 1
+    indent = "    " if lines[start].startswith(" ") else ""
+    lines[start:] = [f"{indent}### BEGIN SOLUTION", *lines[start:], f"{indent}### END SOLUTION"]
+    attempt = nbformat.v4.new_code_cell("\n".join(lines), metadata={
+        "nbgrader": grading(name, solution=True)})
+    picture = f"\nshow({name!r})" if isinstance(exercise, CurveQuestion) else ""
+    test = nbformat.v4.new_code_cell(
+        f"verdict = check.{name}(my_{name})\nassert verdict, str(verdict){picture}",
+        metadata={"nbgrader": grading(f"{name}-test", grade=True, locked=True, points=1)})
+    return [attempt, test]
+
+
+def grading(grade_id: str, **roles) -> dict:
+    """A cell's metadata for nbgrader."""
+    return {"schema_version": 3, "grade_id": grade_id, "grade": False, "solution": False,
+            "locked": False, "task": False} | roles
+
+
+def assignment(lesson: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
+    """A lesson's exercises as the source notebook of an nbgrader assignment."""
+    notebook = solutions(lesson, path)
+    notebook.cells = notebook.cells[1:3]
+    for cell in notebook.cells:
+        cell.outputs, cell.execution_count = [], None
+    title = nbformat.v4.new_markdown_cell(f"# Exercises of lesson `{path.stem}`\n\nFill in the "
+                                          f"cells below; each that the checker calls right is "
+                                          f"worth a point.")
+    notebook.cells.insert(0, title)
+    for number, exercise in enumerate(exercises_of(path), start=1):
+        notebook.cells += [task_cell(exercise, number), *graded_cells(exercise)]
+    return notebook
+
+
+def write_course(folder: Path) -> None:
+    """An nbgrader course: ``source/LESSON/LESSON.ipynb`` for each lesson, and its settings.
+
+    ``nbgrader generate_assignment LESSON --create`` there makes what students get.
+    """
+    from grpo_lib.checkpoint import write_atomically
+
+    for path in lessons():
+        if exercises_of(path):
+            target = folder / "source" / path.stem / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            text = nbformat.writes(assignment(nbformat.read(path, as_version=4), path)) + "\n"
+            write_atomically(target, text.encode())
+    settings = folder / "nbgrader_config.py"
+    if not settings.exists():
+        write_atomically(settings, b"c = get_config()\nc.CourseDirectory.course_id = \"grpo\"\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write exercises and solutions.")
+    parser.add_argument("--nbgrader", metavar="COURSE", type=Path,
+                        help="write nbgrader assignments into this folder instead")
+    options = parser.parse_args(arguments)
+    if options.nbgrader:
+        write_course(options.nbgrader)
+        return
+    write_lessons()
+
+
+def write_lessons() -> None:
+    """The exercises into every lesson, and the solutions of each."""
     from grpo_lib.checkpoint import write_atomically
 
     (HERE / "solutions").mkdir(exist_ok=True)
