@@ -1,0 +1,145 @@
+"""The lessons as a static site: every page with the outputs that are saved in it.
+
+    python docs/site.py [FOLDER]      needs the ``site`` extra; FOLDER is site/ below here
+
+Nothing is run and nothing is fetched; the pages can be opened from a stick. At the end every
+internal link and every picture is looked up: exit status 1 if one is missing. (Formulas are
+drawn by MathJax, which a page fetches when it is looked at with a network; without one they
+stay readable as TeX.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+import urllib.parse
+from html.parser import HTMLParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {
+    "project": "grpo_lib", "author": "the grpo_lib authors", "extensions": ["myst_nb"],
+    "html_theme": "furo", "html_title": "Learn GRPO by running it",
+    "nb_execution_mode": "off",  # the saved outputs are those that were tested
+    "nb_mime_priority_overrides": [("html", "image/png", 5)],  # pictures, not dead widgets
+    "myst_enable_extensions": ["dollarmath"], "myst_heading_anchors": 4,
+    "exclude_patterns": ["**/.ipynb_checkpoints"], "html_show_sourcelink": False,
+    "html_copy_source": False, "suppress_warnings": ["myst.header", "misc.highlighting_failure"],
+}
+INDEX = """\
+{intro}
+
+```{{toctree}}
+:caption: Lessons
+:maxdepth: 1
+
+{lessons}
+```
+
+```{{toctree}}
+:caption: Reference
+:maxdepth: 1
+
+{documents}
+```
+
+```{{toctree}}
+:caption: Solutions
+:maxdepth: 1
+
+{solutions}
+```
+"""
+
+
+def gather(folder: Path) -> None:
+    """The site's sources: notebooks and documents under their own paths, and an index."""
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks",
+                    ignore=shutil.ignore_patterns(".*", "__pycache__", "*.py"))
+    shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("*.py", "site",
+                                                                                  "__pycache__"))
+    # links to code lead nowhere on the site: leave the name
+    for page in (*folder.rglob("*.md"), *folder.rglob("*.ipynb")):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(re.sub(r'\[([^\]"\n]*)\]\(\.\./grpo_lib/[^)"\n]*\)', r"\1", text),
+                        encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    intro = readme.partition("\n## ")[0].replace("](benchmarks/results.md)", "](docs/results.md)")
+    shutil.copy(ROOT / "benchmarks" / "results.md", folder / "docs" / "results.md")
+    pages = {
+        "lessons": sorted((folder / "notebooks").glob("[0-9]*.ipynb")),
+        "documents": sorted((folder / "docs").rglob("*.md")),
+        "solutions": sorted((folder / "notebooks" / "solutions").glob("*.ipynb"))}
+    (folder / "index.md").write_text(INDEX.format(intro=intro, **{
+        part: "\n".join(p.relative_to(folder).with_suffix("").as_posix() for p in paths)
+        for part, paths in pages.items()}), encoding="utf-8")
+
+
+def build(target: Path) -> list[str]:
+    """Build into ``target`` and return what is wrong with it, a line each."""
+    from sphinx.application import Sphinx
+
+    with tempfile.TemporaryDirectory(prefix="grpo_site_") as work:
+        source, warnings = Path(work) / "source", Path(work) / "warnings"
+        source.mkdir()
+        gather(source)
+        with open(warnings, "w", encoding="utf-8") as said:
+            app = Sphinx(str(source), None, str(target), str(Path(work) / "doctrees"), "html",
+                         confoverrides=SETTINGS, status=None, warning=said, freshenv=True)
+            app.build()
+        found = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in
+                 warnings.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.replace(str(source), "") for line in found] + broken_links(target)
+
+
+class Links(HTMLParser):
+    """The addresses that a page leads to, and the places that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.targets: list[str] = []
+        self.places: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.places |= {attrs[name] for name in ("id", "name") if attrs.get(name)}
+        for name in ("href", "src"):
+            if attrs.get(name) and tag in ("a", "img", "link", "script"):
+                self.targets.append(attrs[name])
+
+
+def broken_links(site: Path) -> list[str]:
+    """Internal links and pictures of a site that lead nowhere, "page: address"."""
+    pages = {}
+    for page in site.rglob("*.html"):
+        pages[page.resolve()] = links = Links()
+        links.feed(page.read_text(encoding="utf-8"))
+    broken = []
+    for page, links in pages.items():
+        for address in links.targets:
+            parts = urllib.parse.urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else (
+                page)
+            place = urllib.parse.unquote(parts.fragment)
+            if not target.exists() or (place and target in pages
+                                       and place not in pages[target].places):
+                broken.append(f"{page.relative_to(site.resolve())}: {address}")
+    return broken
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Build the lessons as a static site.")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "site")
+    target = parser.parse_args(arguments).folder
+    problems = build(target)
+    print("\n".join([*problems, f"{len(list(target.rglob('*.html')))} pages in {target}"]))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
