@@ -37,7 +37,9 @@ def write_advantages(faults: Faults):
         elif "no guard" in faults:
             advantages = centred / spread
         else:
-            advantages = centred / (spread + EPS)
+            eps = 1e-6 if "epsilon of verl" in faults else (
+                1e-8 if "epsilon of Dr. GRPO's code" in faults else EPS)
+            advantages = centred / (spread + eps)
         if "groups interleaved" in faults:
             advantages = advantages.T.reshape(rewards.shape)
         return advantages
@@ -78,6 +80,11 @@ GROUP_ADVANTAGES = Exercise(
                 "lesson 03, section 4"),
         Mistake("variance", "you divide by the variance, not by its root.", "lesson 03, section 4"),
         Mistake("no std", "this is Dr. GRPO's advantage, without the std.", "lesson 03, section 4",
+                legitimate=True),
+        Mistake("epsilon of verl", "this adds 1e-6 to the std, as verl does; TRL and this course "
+                "add 1e-4.", "lesson 03, section 4", legitimate=True),
+        Mistake("epsilon of Dr. GRPO's code", "this adds 1e-8 to the std, as the code of Dr. GRPO's "
+                "authors does; TRL and this course add 1e-4.", "lesson 03, section 4",
                 legitimate=True),
         Mistake("std of the batch", "this is Lite-PPO's, with the std of the whole batch.",
                 "lesson 08, section 1", legitimate=True)),
