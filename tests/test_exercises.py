@@ -482,6 +482,12 @@ def test_a_wrong_shape_is_said():
     assert verdict.status == "wrong" and "of shape ()" in verdict.text
 
 
+def test_as_many_digits_are_shown_as_tell_the_numbers_apart():
+    wrong = check.group_advantages(lambda rewards: EXAMPLE.reference(rewards) + 3e-6)
+    yours, right = re.findall(r"(?:yours|right) +(\[\[.*)", wrong.text)
+    assert yours != right and len(right.split(",")[0]) > 8
+
+
 def test_an_unknown_mistake_is_said_to_be_unknown():
     verdict = check.group_advantages(lambda rewards: rewards * 7)
     assert verdict.status == "wrong" and verdict.mistake is None

@@ -83,8 +83,8 @@ GROUP_ADVANTAGES = Exercise(
                 legitimate=True),
         Mistake("epsilon of verl", "this adds 1e-6 to the std, as verl does; TRL and this course "
                 "add 1e-4.", "lesson 03, section 4", legitimate=True),
-        Mistake("epsilon of Dr. GRPO's code", "this adds 1e-8 to the std, as the code of Dr. GRPO's "
-                "authors does; TRL and this course add 1e-4.", "lesson 03, section 4",
+        Mistake("epsilon of Dr. GRPO's code", "this adds 1e-8 to the std, as the code of Dr. "
+                "GRPO's authors does; TRL and this course add 1e-4.", "lesson 03, section 4",
                 legitimate=True),
         Mistake("std of the batch", "this is Lite-PPO's, with the std of the whole batch.",
                 "lesson 08, section 1", legitimate=True)),

@@ -183,12 +183,14 @@ class Exercise:
         if got.value.shape != wanted.value.shape:
             lines += [f"  yours     of shape {tuple(got.value.shape)}: {short(got.value)}",
                       f"  right     of shape {tuple(wanted.value.shape)}: {short(wanted.value)}"]
-        elif not close(got.value, wanted.value) or got.gradient is None:
-            lines += [f"  yours     {short(got.value)}", f"  right     {short(wanted.value)}"]
         else:
-            lines += [f"  value     {short(got.value)}, which is right; its gradient is not:",
-                      f"  yours     {short(got.gradient)}",
-                      f"  right     {short(wanted.gradient)}"]
+            pair = got.value, wanted.value
+            if close(*pair) and got.gradient is not None:
+                lines.append(f"  value     {short(got.value)}, which is right; its gradient is not:")
+                pair = got.gradient, wanted.gradient
+            digits = next((d for d in (4, 7, 10) if short(pair[0], d) != short(pair[1], d)), 4)
+            lines += [f"  yours     {short(pair[0], digits)}",
+                      f"  right     {short(pair[1], digits)}"]
         return "\n".join(lines)
 
 
@@ -314,20 +316,20 @@ def changed_input(after: tuple, before: tuple) -> str:
     return ""
 
 
-def short(value: object) -> str:
-    """A value in one line."""
+def short(value: object, digits: int = 4) -> str:
+    """A value in one line, its numbers rounded to so many digits behind the point."""
     if isinstance(value, Tensor):
         numbers = value.detach().cpu()
         if numbers.numel() > 24:
             return f"a tensor {tuple(numbers.shape)}"
-        return str(rounded(numbers.tolist()))
+        return str(rounded(numbers.tolist(), digits))
     return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
 
 
-def rounded(value):
+def rounded(value, digits: int):
     if isinstance(value, list):
-        return [rounded(part) for part in value]
-    return round(value, 4) if isinstance(value, float) else value
+        return [rounded(part, digits) for part in value]
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def where(error: BaseException) -> str:
