@@ -186,7 +186,8 @@ class Exercise:
         else:
             pair = got.value, wanted.value
             if close(*pair) and got.gradient is not None:
-                lines.append(f"  value     {short(got.value)}, which is right; its gradient is not:")
+                lines.append(f"  value     {short(got.value)}, which is right; its gradient is "
+                             f"not:")
                 pair = got.gradient, wanted.gradient
             digits = next((d for d in (4, 7, 10) if short(pair[0], d) != short(pair[1], d)), 4)
             lines += [f"  yours     {short(pair[0], digits)}",
