@@ -482,6 +482,11 @@ def test_a_wrong_shape_is_said():
     assert verdict.status == "wrong" and "of shape ()" in verdict.text
 
 
+def test_right_numbers_in_another_shape_are_refused():
+    verdict = check.group_advantages(lambda rewards: EXAMPLE.reference(rewards).flatten())
+    assert verdict.status == "wrong" and "of shape (2,)" in verdict.text
+
+
 def test_as_many_digits_are_shown_as_tell_the_numbers_apart():
     wrong = check.group_advantages(lambda rewards: EXAMPLE.reference(rewards) + 3e-6)
     yours, right = re.findall(r"(?:yours|right) +(\[\[.*)", wrong.text)

@@ -4,6 +4,7 @@ Left out where the ``grading`` extra is not installed.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -21,14 +22,16 @@ import exercises as writer  # noqa: E402
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None,
                                 reason="nbgrader is not installed")
+# nbgrader calls alembic by its name, which stands beside this Python
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
 LESSONS = ("03_advantages", "06_loss_aggregation", "07_training_run")
 EMPTY = re.compile(r"# YOUR CODE HERE\n *raise NotImplementedError\(\)")
 
 
 def nbgrader(course, *arguments):
     done = subprocess.run([sys.executable, "-m", "nbgrader", *arguments], cwd=course, text=True,
-                          capture_output=True, check=False, timeout=300,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+                          capture_output=True, check=False, timeout=300, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -73,13 +76,12 @@ def graded(tmp_path_factory):
             "for g in n.grades}\n"
             "print(json.dumps(found))")
     done = subprocess.run([sys.executable, "-c", code], cwd=course, capture_output=True, text=True,
-                          check=False)
+                          check=False, env=ENVIRONMENT)
     if done.returncode:  # older and newer gradebooks name their parts differently
         code = code.replace("book.submissions", "[s for a in book.assignments "
                             "for s in a.submissions]")
         done = subprocess.run([sys.executable, "-c", code], cwd=course, capture_output=True,
-                              text=True, check=True)
-    import json
+                              text=True, check=True, env=ENVIRONMENT)
     yield json.loads(done.stdout.splitlines()[-1]), course
     shutil.rmtree(course)
 
