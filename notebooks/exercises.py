@@ -28,6 +28,7 @@ from grpo_lib.exercises import (  # noqa: E402
     CurveQuestion,
     Exercise,
     Question,
+    Repair,
 )
 
 MARK = "exercise-"  # how the ids of these cells begin
@@ -35,9 +36,9 @@ END = "## What you now know"
 OPENING = """\
 ## Exercises
 
-Fill in a cell and run it. `check` runs your function on small cases and says what is right, where
-it goes wrong first, and, if it knows the mistake, which it is. An empty cell is no error. How they
-can be solved: [`solutions/{solution}`](solutions/{solution})."""
+Fill in a cell, or mend what it holds, and run it. `check` runs your function on small cases and
+says what is right, where it goes wrong first, and, if it knows the mistake, which it is. An empty
+cell is no error. How they can be solved: [`solutions/{solution}`](solutions/{solution})."""
 SOLVED = """\
 # Solutions: {title}
 
@@ -68,8 +69,9 @@ def task_cell(exercise, number: int):
 def attempt_cell(exercise, solved: bool):
     """The cell to fill in, or the same filled in."""
     name = exercise.name
-    if solved:
-        answer = re.sub(rf"\bdef {name}\(", f"def my_{name}(", exercise.solution)
+    if solved or isinstance(exercise, Repair):
+        source = exercise.solution if solved else exercise.broken
+        answer = re.sub(rf"\bdef {name}\(", f"def my_{name}(", source)
         answer = re.sub(rf"^{name} =", f"my_{name} =", answer)
     elif isinstance(exercise, Exercise):
         answer = f"def my_{name}{inspect.signature(exercise.reference)}:\n    ...  # your code"
@@ -142,7 +144,7 @@ def solutions(lesson: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNod
 
 def graded_cells(exercise) -> list:
     """The cell that a student fills in, with the solution that nbgrader takes out, and the
-    locked cell that gives a point if the checker calls it right."""
+    locked cell that gives a point if the checker calls it right. Before them, what to repair."""
     name, solved = exercise.name, attempt_cell(exercise, solved=True).source
     solved = re.sub(r"\n+(?:print\()?check\.[^\n]*(?:\nshow\([^\n]*)?\Z", "", solved)
     lines = solved.split("\n")
@@ -154,11 +156,16 @@ def graded_cells(exercise) -> list:
     lines[start:] = [f"{indent}### BEGIN SOLUTION", *lines[start:], f"{indent}### END SOLUTION"]
     attempt = nbformat.v4.new_code_cell("\n".join(lines), metadata={
         "nbgrader": grading(name, solution=True)})
+    before = []
+    if isinstance(exercise, Repair):  # nbgrader leaves nothing of a solution: what is to be mended
+        broken = nbformat.v4.new_code_cell(exercise.broken, metadata={
+            "nbgrader": grading(f"{name}-broken", locked=True)})
+        before = [broken]
     picture = f"\nshow({name!r})" if isinstance(exercise, CurveQuestion) else ""
     test = nbformat.v4.new_code_cell(
         f"verdict = check.{name}(my_{name})\nassert verdict, str(verdict){picture}",
         metadata={"nbgrader": grading(f"{name}-test", grade=True, locked=True, points=1)})
-    return [attempt, test]
+    return [*before, attempt, test]
 
 
 def grading(grade_id: str, **roles) -> dict:

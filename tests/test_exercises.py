@@ -2,6 +2,7 @@
 may do what it likes."""
 
 import contextlib
+import copy
 import itertools
 import math
 import re
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 import grpo_lib
 from grpo_lib import exercises
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
-from grpo_lib.exercises import EXERCISES, CurveQuestion, Exercise, Question, check
+from grpo_lib.exercises import EXERCISES, CurveQuestion, Exercise, Question, Repair, check
 from grpo_lib.exercises import curves as quiz
 from grpo_lib.exercises.base import Answer, alike, time_limit
 from grpo_lib.objective import surrogate_gradient, token_weights
@@ -284,7 +285,136 @@ def step_with_cross_entropy(policy, optimizer, tokens, advantages):
     return loss.detach()
 
 
+def founding_by_loop(logits, tokens, old_log_probs, advantages, mask, epsilon):
+    total = 0.0
+    for b, t in mask.nonzero().tolist():
+        ratio = (logits[b, t].log_softmax(-1)[tokens[b, t + 1]] - old_log_probs[b, t]).exp()
+        held = ratio.clamp(1 - epsilon, 1 + epsilon)
+        total = total - torch.min(ratio * advantages[b], held * advantages[b])
+    return total / int(mask.sum())
+
+
+def founding_with_the_library(logits, tokens, old_log_probs, advantages, mask, epsilon):
+    log_probs = grpo_lib.token_log_probs(logits[:, :-1], tokens[:, 1:])
+    return grpo_lib.grpo_loss(log_probs, old_log_probs, advantages, mask, epsilon=epsilon,
+                              aggregation="token_mean").loss
+
+
+def log_probs_of(policy, tokens):
+    return -F.cross_entropy(policy(tokens)[:, :-1].transpose(1, 2), tokens[:, 1:],
+                            reduction="none")
+
+
+def updates_with_a_copy(policy, optimizer, tokens, advantages, ref_log_probs, epsilon, updates):
+    old, shares = copy.deepcopy(policy), []
+    for _ in range(updates):
+        with torch.no_grad():
+            before = log_probs_of(old, tokens)
+        ratio = torch.exp(log_probs_of(policy, tokens) - before)
+        first = -advantages[:, None] * ratio
+        second = -advantages[:, None] * ratio.clamp(1 - epsilon, 1 + epsilon)
+        torch.maximum(first, second).mean().backward()
+        optimizer.step()
+        policy.zero_grad()
+        shares.append((second > first).float().mean().item())
+    return shares
+
+
+def updates_with_the_library(policy, optimizer, tokens, advantages, ref_log_probs, epsilon,
+                             updates):
+    old, shares = log_probs_of(policy, tokens).detach(), []
+    mask = torch.ones_like(old)
+    for _ in range(updates):
+        output = grpo_lib.grpo_loss(log_probs_of(policy, tokens), old, advantages, mask,
+                                    epsilon=epsilon, aggregation="token_mean")
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        shares.append(output.stats["clip_fraction_low"] + output.stats["clip_fraction_high"])
+    return shares
+
+
+def leash_by_hand(logits, ref_logits, rewards, beta, learning_rate, steps):
+    ref, found = ref_logits.softmax(-1), []
+    for _ in range(steps):
+        p = logits.softmax(-1)
+        rise = p * (rewards - (p * rewards).sum()) - beta * (p - ref)  # k3's slope by the logits
+        logits = logits + learning_rate * rise
+        p = logits.softmax(-1)
+        found.append((p * (p / ref).log()).sum())
+    return found
+
+
+def leash_with_an_optimizer(logits, ref_logits, rewards, beta, learning_rate, steps):
+    logits, found = torch.nn.Parameter(logits.clone()), []
+    optimizer, ref = torch.optim.SGD([logits], learning_rate), ref_logits.log_softmax(-1)
+    for _ in range(steps):
+        log_probs = logits.log_softmax(-1)
+        weights = log_probs.exp().detach()
+        k3 = grpo_lib.kl_estimate(log_probs, ref, "k3")
+        loss = -(weights * (rewards - (weights * rewards).sum()) * log_probs).sum()
+        optimizer.zero_grad()
+        (loss + beta * (weights * k3).sum()).backward()
+        optimizer.step()
+        found.append(F.kl_div(ref, logits.detach().log_softmax(-1), reduction="sum",
+                              log_target=True))
+    return found
+
+
+def accumulated_by_scaling(values, mask, rows):
+    loss = 0.0
+    for part, counts in zip(values.split(rows), mask.split(rows)):
+        mean = (part * counts).sum() / counts.sum()
+        loss = loss + mean * (counts.sum() / mask.sum())
+    return loss
+
+
+def run_by_hand(policy, optimizer, sample, reward, prompts, group_size, steps):
+    found = []
+    for _ in range(steps):
+        tokens = sample(policy, prompts, group_size)
+        rewards = reward(tokens)
+        found.append(rewards.mean().item())
+        policy.zero_grad()
+        total, count = 0.0, 0
+        for start in range(0, len(tokens), group_size):
+            group = rewards[start : start + group_size]
+            for row, r in zip(tokens[start : start + group_size], group):
+                log_probs = log_probs_of(policy, row[None])[0]
+                for t, word in enumerate(row[1:].tolist()):
+                    advantage = (r - group.mean()) / (group.std() + 1e-4)
+                    total, count = total - advantage * log_probs[t], count + 1
+                    if word == 0:
+                        break
+        (total / count).backward()
+        optimizer.step()
+    return found
+
+
+def run_with_the_library(policy, optimizer, sample, reward, prompts, group_size, steps):
+    found = []
+    for _ in range(steps):
+        tokens = sample(policy, prompts, group_size)
+        rewards = reward(tokens).view(len(prompts), group_size)
+        mask = EXERCISES["completion_mask"].reference(tokens, 1, 0).double()
+        advantages = grpo_lib.group_advantages(rewards).flatten()
+        log_probs = log_probs_of(policy, tokens)
+        loss = grpo_lib.grpo_loss(log_probs, log_probs.detach(), advantages, mask,
+                                  aggregation="token_mean").loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(rewards.mean())
+    return torch.stack(found)
+
+
 RIGHT = {
+    "founding_loss": (founding_by_loop, founding_with_the_library),
+    "updates_of_a_batch": (updates_with_a_copy, updates_with_the_library),
+    "leash": (leash_by_hand, leash_with_an_optimizer),
+    "accumulated_loss": (accumulated_by_scaling, lambda values, mask, rows: (
+        values * mask).sum() / mask.sum()),
+    "whole_run": (run_by_hand, run_with_the_library),
     "shifted_log_probs": (log_probs_by_loop, log_probs_by_cross_entropy),
     "completion_mask": (mask_by_loop, mask_as_trl_has_it),
     "entropy": (entropy_by_loop, lambda logits: torch.distributions.Categorical(
@@ -319,7 +449,7 @@ def solution_of(exercise):
 def test_every_exercise_has_right_ways_to_be_tried():
     assert RIGHT.keys() == FUNCTIONS.keys()
     assert len(MISTAKES) >= 60 and len(EXERCISES) >= 25
-    assert {e.lesson for e in EXERCISES.values()} == {f"0{n}" for n in range(1, 9)}
+    assert {e.lesson for e in EXERCISES.values()} == {f"0{n}" for n in range(9)}
 
 
 @pytest.mark.parametrize("exercise", FUNCTIONS.values(), ids=lambda e: e.name)
@@ -346,6 +476,9 @@ class TestRight:
 def test_a_mistake_is_named(exercise, mistake):
     verdict = exercise.check(exercise.write(frozenset([mistake.name])))
     assert not verdict and verdict.mistake == mistake.name
+    if isinstance(exercise, Repair) and exercise.faults == (mistake.name,):
+        assert verdict.status == "not attempted" and mistake.says not in verdict.text
+        return  # as the learner gets it: known, and not told
     assert verdict.status == ("another choice" if mistake.legitimate else "wrong")
     assert mistake.says in verdict.text and mistake.read in verdict.text
     assert "yours" in verdict.text and "right" in verdict.text
@@ -401,6 +534,28 @@ def test_what_it_raises_is_said_with_its_line_and_without_a_trace():
     assert verdict.status == "error"
     assert "raised AttributeError" in verdict.text and "in line" in verdict.text
     assert "Traceback" not in verdict.text and '"two completions"' in verdict.text
+
+
+def test_the_line_is_that_of_the_function_though_torch_stands_between():
+    """Also where the gradient is taken, and where the error comes from deeper down."""
+    for exercise in (EXAMPLE, EXERCISES["grpo_loss"], EXERCISES["train_step"]):
+        names = {}
+        exec(compile("def broken(*arguments):\n    import torch\n"
+                     "    return torch.ones(2).view(3)", "cell-7", "exec"), names)
+        assert "in line 3 of its cell" in exercise.check(names["broken"]).text
+    assert "of its cell" not in EXAMPLE.check(torch.cat).text
+
+
+def test_a_function_that_needs_a_gpu_is_told_where_it_runs():
+    def on_a_gpu(rewards):
+        raise RuntimeError("No CUDA GPUs are available")
+
+    def plain(rewards):
+        raise RuntimeError("boom")
+
+    text = check.group_advantages(on_a_gpu).text
+    assert "No CUDA GPUs" in text and "The arguments are on the CPU" in text
+    assert "on the CPU" not in check.group_advantages(plain).text
 
 
 @pytest.mark.parametrize("error", [SystemExit, MemoryError, GeneratorExit])
@@ -552,7 +707,79 @@ def test_the_reading_is_there():
 def test_the_package_holds_the_rooms():
     assert [room.__name__.rpartition(".")[2] for room in exercises.ROOMS] == [
         "policy", "rewards", "advantages", "clipping", "kl", "aggregation", "training",
-        "algorithms", "questions", "curves"]
+        "algorithms", "repairs", "questions", "curves"]
+
+
+# --- functions to repair -------------------------------------------------------------------------
+
+REPAIRS = [e for e in FUNCTIONS.values() if isinstance(e, Repair)]
+
+
+def named(source, exercise):
+    names = {}
+    exec(source, names)
+    return names[exercise.name]
+
+
+@pytest.mark.parametrize("exercise", REPAIRS, ids=lambda e: e.name)
+class TestRepair:
+    def test_the_broken_source_has_the_faults_that_it_says(self, exercise):
+        broken = named(exercise.broken, exercise)
+        assert alike(exercise.answers(broken),
+                     exercise.answers(exercise.write(frozenset(exercise.faults))))
+        verdict = exercise.check(broken)
+        assert verdict.status == "not attempted" and not verdict
+        count = len(exercise.faults)
+        assert ("1 fault is in it" if count == 1 else f"{count} faults are in it") in verdict.text
+
+    def test_it_raises_nothing_and_differs_from_its_solution_in_few_lines(self, exercise):
+        broken, solved = (source.splitlines() for source in (exercise.broken, exercise.solution))
+        assert not any(isinstance(a, Exception) for a in exercise.answers(
+            named(exercise.broken, exercise)))
+        assert 1 <= len([line for line in solved if line not in broken]) <= 6
+
+    def test_what_is_left_of_its_faults_is_named(self, exercise):
+        for size in range(1, len(exercise.faults)):
+            for left in itertools.combinations(exercise.faults, size):
+                verdict = exercise.check(exercise.write(frozenset(left)))
+                assert verdict.status == "wrong" and verdict.mistake == left[0]
+
+    def test_empty_and_hopeless_ones(self, exercise):
+        assert exercise.check(lambda *arguments: None).status == "not attempted"
+        assert exercise.check(lambda *arguments: 1 / 0).status == "error"
+        assert exercise.check("text").status == "error"
+
+
+def test_mending_shows_in_what_the_run_does():
+    """The line below a verdict is measured with the function at hand."""
+    def shown(name, source):
+        return str(EXERCISES[name].check(named(getattr(EXERCISES[name], source),
+                                               EXERCISES[name]))).replace("\n", " ")
+
+    def figures(text):
+        return [float(n) for n in re.findall(r"\b\d\.\d\d+", text)]
+
+    blocked = [re.findall(r"(\d+)%", shown("updates_of_a_batch", s))
+               for s in ("broken", "solution")]
+    assert set(blocked[0]) == {"0"} and len(blocked[0]) == 16
+    assert blocked[1][0] == blocked[1][8] == "0" and max(map(int, blocked[1])) > 30
+    same, held = (figures(shown("leash", s).partition("KL to")[2]) for s in ("broken", "solution"))
+    assert len(set(same)) == 1 and held[0] == same[0] and held[0] > held[1] > 100 * held[2]
+    moved, equal = (figures(shown("accumulated_loss", s)) for s in ("broken", "solution"))
+    assert len(set(moved)) == 3 and len(set(equal)) == 1 and moved[2] == equal[0]
+    stuck, learned = (figures(shown("whole_run", s)) for s in ("broken", "solution"))
+    assert stuck[1:] == [0.5] * 4 and learned == sorted(learned) and learned[-1] > 0.95
+
+
+def test_a_run_that_fails_only_when_shown_is_no_matter():
+    leash = EXERCISES["leash"]
+
+    def short(*arguments):
+        if arguments[-1] > 100:
+            raise SystemError
+        return leash.reference(*arguments)
+
+    assert leash.check(short).text == "leash: right, on 3 cases."
 
 
 # --- numbers to predict ---------------------------------------------------------------------------
@@ -584,6 +811,8 @@ class TestQuestion:
 
 
 @pytest.mark.parametrize(("name", "by_the_library"), [
+    ("advantage_of_one", lambda: grpo_lib.group_advantages(
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]]))[0, 0].item()),
     ("entropy_of_four", lambda: grpo_lib.token_entropy(torch.zeros(1, 1, 4)).item()),
     ("pass_at_two", lambda: grpo_lib.pass_at_k(4, 1, 2)),
     ("teaching_share", lambda: grpo_lib.informative_share(0.25, 4)),

@@ -21,16 +21,18 @@ from grpo_lib.exercises import (
     kl,
     policy,
     questions,
+    repairs,
     rewards,
     training,
 )
-from grpo_lib.exercises.base import CurveQuestion, Exercise, Mistake, Question, Verdict
+from grpo_lib.exercises.base import CurveQuestion, Exercise, Mistake, Question, Repair, Verdict
 
-ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, training, algorithms, questions,
-         curves)
+ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, training, algorithms, repairs,
+         questions, curves)
 EXERCISES: dict[str, Exercise | Question | CurveQuestion] = {
     e.name: e for room in ROOMS for e in room.EXERCISES}
-__all__ = ["EXERCISES", "CurveQuestion", "Exercise", "Mistake", "Question", "Verdict", "check"]
+__all__ = ["EXERCISES", "CurveQuestion", "Exercise", "Mistake", "Question", "Repair", "Verdict",
+           "check"]
 
 
 class Checker:

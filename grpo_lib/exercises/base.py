@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import re
 import signal
 import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -77,7 +79,8 @@ class Exercise:
 
     ``write(faults)`` gives the reference with the named faults in it; ``cases()`` gives
     (name, arguments), smallest first, and new arguments each time. ``gradient_of`` is the place
-    of an argument by which the gradient counts too. ``solution`` is a cell that solves it.
+    of an argument by which the gradient counts too, as ``second`` calls it. ``solution`` is a
+    cell that solves it.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Exercise:
     mistakes: Sequence[Mistake]
     solution: str
     gradient_of: int | None = None
+    second: str = "gradient"
 
     @property
     def reference(self) -> Callable:
@@ -124,8 +128,7 @@ class Exercise:
         found: list[Answer] = []
         changed = ""
         try:
-            with time_limit(limit), contextlib.redirect_stdout(printed), \
-                    torch.random.fork_rng(devices=[]):
+            with apart(limit, printed):
                 for (_, arguments), (_, before) in zip(self.cases(), self.cases()):
                     found.append(self.answer(function, arguments))
                     changed = changed or changed_input(arguments, before)
@@ -139,9 +142,11 @@ class Exercise:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
+            device = (" The arguments are on the CPU: the function is to work there."
+                      if re.search("cuda|device", str(error), re.IGNORECASE) else "")
             return Verdict("error", f"{self.name}: raised {type(error).__name__}: {error} "
-                                    f"{where(error)}on the case "
-                                    f"\"{self.case_name(len(found))}\".")
+                                    f"{where(error, function)}on the case "
+                                    f"\"{self.case_name(len(found))}\".{device}")
         notes = (f" It changes its argument{changed}: others may still need it." if changed else "")
         if printed.getvalue():
             lines = printed.getvalue().count("\n")
@@ -186,13 +191,52 @@ class Exercise:
         else:
             pair = got.value, wanted.value
             if close(*pair) and got.gradient is not None:
-                lines.append(f"  value     {short(got.value)}, which is right; its gradient is "
-                             f"not:")
+                lines.append(f"  value     {short(got.value)}, which is right; its {self.second} "
+                             f"is not:")
                 pair = got.gradient, wanted.gradient
             digits = next((d for d in (4, 7, 10) if short(pair[0], d) != short(pair[1], d)), 4)
             lines += [f"  yours     {short(pair[0], digits)}",
                       f"  right     {short(pair[1], digits)}"]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Repair(Exercise):
+    """A function to mend: ``broken`` is its source, with the mistakes ``faults`` in it.
+
+    As it was is "not attempted"; with some of its faults mended, the first that is left is named.
+    ``shows(function)`` runs it and says in a line how that went.
+    """
+
+    broken: str = ""
+    faults: tuple[str, ...] = ()
+    shows: Callable[[Callable], str] | None = None
+
+    def check(self, function: Callable, limit: float = LIMIT) -> Verdict:
+        """As for any exercise, and what a run with this function does."""
+        verdict = super().check(function, limit)
+        if self.shows is not None and verdict.status != "error":
+            with contextlib.suppress(Exception, OutOfTime), apart(limit, io.StringIO()):
+                return replace(verdict, text=f"{verdict.text}\n{self.shows(function)}")
+        return verdict
+
+    def judge(self, found: Sequence[Answer], notes: str) -> Verdict:
+        if alike(found, self.answers(self.write(frozenset(self.faults)))):
+            one = len(self.faults) == 1
+            return Verdict("not attempted", f"{self.name}: not attempted yet, it does what it did. "
+                           f"{'1 fault is' if one else f'{len(self.faults)} faults are'} in it.",
+                           self.faults[0] if one else None)
+        return super().judge(found, notes)
+
+    def recognise(self, found: Sequence[Answer]) -> Mistake | None:
+        """A mistake alone; or, of the faults that it came with, the first of those left."""
+        alone = super().recognise(found)
+        if alone is not None:
+            return alone
+        for left in itertools.combinations(self.faults, len(self.faults) - 1):
+            if alike(found, self.answers(self.write(frozenset(left)))):
+                return next(m for m in self.mistakes if m.name == left[0])
+        return None
 
 
 @dataclass(frozen=True)
@@ -333,17 +377,26 @@ def rounded(value, digits: int):
     return round(value, digits) if isinstance(value, float) else value
 
 
-def where(error: BaseException) -> str:
-    """"in line 3 of your function " where that can be told."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__)
-              if "grpo_lib/exercises" not in f.filename.replace("\\", "/")]
-    return f"in line {frames[0].lineno} of its cell " if frames else ""
+def where(error: BaseException, function: Callable) -> str:
+    """"in line 3 of its cell " where that can be told: the last one that was reached there."""
+    cell = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == cell]
+    return f"in line {lines[-1]} of its cell " if lines else ""
 
 
 # --- time -----------------------------------------------------------------------------------
 
 class OutOfTime(BaseException):
     """Past every ``except Exception`` in the learner's function."""
+
+
+@contextlib.contextmanager
+def apart(seconds: float, printed: io.StringIO) -> Iterator[None]:
+    """A learner's function runs here: for so long at most, what it prints is caught, and the
+    random numbers afterwards are what they were."""
+    with time_limit(seconds), contextlib.redirect_stdout(printed), \
+            torch.random.fork_rng(devices=[]):
+        yield
 
 
 @contextlib.contextmanager

@@ -10,6 +10,21 @@ HALF = math.log(2)
 
 EXERCISES = (
     Question(
+        "advantage_of_one", "00", "Of four answers one is right: rewards 1, 0, 0, 0. What is the "
+        "right one's advantage, with torch's std?", 0.75 / (0.5 + 1e-4), 0.01, (
+            (0.75, Mistake("no std", "this is Dr. GRPO's, without the std; here it is divided by "
+                           "it.", "lesson 00, section 4")),
+            (math.sqrt(3), Mistake("biased std", "your std divides by G; torch's divides by "
+                                   "G - 1, which gives 0.5.", "lesson 00, section 4")),
+            (2.0, Mistake("no mean", "the mean, 0.25, is to be subtracted before the std divides.",
+                          "lesson 00, section 4")),
+            (3.0, Mistake("variance", "you divide by the variance, not by its root.",
+                          "lesson 00, section 4")),
+            (-0.5, Mistake("of a wrong one", "this is the advantage of a wrong answer.",
+                           "lesson 00, section 4")),
+            (1.0, Mistake("the reward", "this is its reward; an advantage is relative to the "
+                          "group.", "lesson 00, section 4")))),
+    Question(
         "entropy_of_four", "01", "What is the entropy, in nats, of four equally likely words?",
         math.log(4), 0.01, (
             (2.0, Mistake("bits", "2 is in bits; with natural logarithms it is log 4.",
