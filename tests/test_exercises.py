@@ -501,8 +501,8 @@ def test_the_table(capsys):
         assert named == len(e.mistakes)
     lines.append(f"{len(MISTAKES)} mistakes, {len(PAIRS)} pairs of them; pairs that cancel: "
                  f"{len(CANCEL)}")
-    print("\n".join(lines))
-    assert f"{len(MISTAKES)} mistakes" in capsys.readouterr().out
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
 
 
 # --- what a learner's function may do ----------------------------------------------------------
