@@ -2,10 +2,9 @@
 
     python docs/site.py [FOLDER]      needs the ``site`` extra; FOLDER is site/ below here
 
-Nothing is run and nothing is fetched; the pages can be opened from a stick. At the end every
-internal link and every picture is looked up: exit status 1 if one is missing. (Formulas are
-drawn by MathJax, which a page fetches when it is looked at with a network; without one they
-stay readable as TeX.)
+Nothing is run and nothing is fetched, neither when the pages are made nor when they are looked
+at: they can be opened from a stick. At the end every internal link and every picture is looked
+up: exit status 1 if one is missing.
 """
 
 from __future__ import annotations
@@ -19,15 +18,20 @@ import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from assets import copy_mathjax
+
 ROOT = Path(__file__).resolve().parent.parent
+MATHJAX = "mathjax.js"  # below _static
 SETTINGS = {
     "project": "grpo_lib", "author": "the grpo_lib authors", "extensions": ["myst_nb"],
     "html_theme": "furo", "html_title": "Learn GRPO by running it",
     "nb_execution_mode": "off",  # the saved outputs are those that were tested
     "nb_mime_priority_overrides": [("html", "image/png", 5)],  # pictures, not dead widgets
     "myst_enable_extensions": ["dollarmath"], "myst_heading_anchors": 4,
-    "exclude_patterns": ["**/.ipynb_checkpoints"], "html_show_sourcelink": False,
-    "html_copy_source": False, "suppress_warnings": ["myst.header", "misc.highlighting_failure"],
+    "mathjax_path": MATHJAX, "exclude_patterns": ["**/.ipynb_checkpoints"],
+    "html_show_sourcelink": False, "html_copy_source": False,
+    "suppress_warnings": ["myst.header", "misc.highlighting_failure"],
 }
 INDEX = """\
 {intro}
@@ -90,6 +94,7 @@ def build(target: Path) -> list[str]:
             app = Sphinx(str(source), None, str(target), str(Path(work) / "doctrees"), "html",
                          confoverrides=SETTINGS, status=None, warning=said, freshenv=True)
             app.build()
+        copy_mathjax(target / "_static" / MATHJAX)
         found = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in
                  warnings.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [line.replace(str(source), "") for line in found] + broken_links(target)

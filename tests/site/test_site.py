@@ -5,6 +5,7 @@ Left out where the ``site`` extra is not installed.
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("grpo_site", ROOT / "docs" / "site.py")
 maker = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(maker)
-missing = [name for name in ("sphinx", "myst_nb", "furo") if importlib.util.find_spec(name) is None]
+missing = [name for name in ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")
+           if importlib.util.find_spec(name) is None]
 pytestmark = [pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed"),
               pytest.mark.filterwarnings("ignore::DeprecationWarning",
                                          "ignore::PendingDeprecationWarning")]
@@ -51,6 +53,18 @@ def test_nothing_in_it_names_a_place_on_a_machine(site):
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert str(ROOT) not in text and "/tmp/" not in text
+
+
+def test_no_page_fetches_anything(site):
+    """Scripts, styles and pictures are all of the site, MathJax for the formulas too."""
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for address in re.findall(r"<(?:script|img|link)\b[^>]*\b(?:src|href)=\"([^\"]+)", text):
+            assert not re.match(r"(?:https?:)?//", address), (page, address)
+        assert "mjx" not in text  # drawn by the page itself
+        if "math notranslate" in text:
+            assert "_static/mathjax.js" in text
+    assert (site / "_static" / "mathjax.js").stat().st_size > 1_000_000
 
 
 def test_a_broken_link_and_a_missing_picture_are_found(tmp_path):
