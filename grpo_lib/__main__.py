@@ -25,7 +25,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def main(arguments=None) -> int:
     """Run a command. 0: done; 2: bad input, one line on stderr; 130: Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] in (["lab"], ["test"]):
+    if arguments[:1] in (["lab"], ["test"], ["wheels"]):
         return setting_up(arguments[0], arguments[1:])
     try:
         options = parser().parse_args(arguments)
@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("lab", help="Make an environment and open JupyterLab in it.")
     commands.add_parser("test", help="Make an environment and run the tests in it.")
+    commands.add_parser("wheels", help="Fill a folder from which seats without a network install.")
     return top
 
 

@@ -1,4 +1,5 @@
-"""``python3 -m grpo_lib lab`` and ``test``: from a fresh checkout to JupyterLab or the tests.
+"""``python3 -m grpo_lib lab``, ``test`` and ``wheels``: from a fresh checkout to JupyterLab or the
+tests, with a network or from a folder of wheels.
 
 Standard library only, and nothing newer than Python 3.7, since it runs before anything is
 installed and has to tell an old Python that it is too old.
@@ -18,8 +19,13 @@ class SetupError(Exception):
 
 
 def lab(root, arguments):
-    """Open JupyterLab on the first notebook. Returns its exit status."""
-    python = prepare(root)
+    """Open JupyterLab on the first notebook. Returns its exit status.
+
+    --wheels FOLDER installs from a folder that ``wheels`` has filled, with no network. What else is
+    given goes to JupyterLab.
+    """
+    wheels, arguments = take_wheels(arguments)
+    python = prepare(root, wheels)
     # JupyterLab refuses to run as root, which is what one is in a bare container.
     as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     notebook = str(root / "notebooks" / "00_start_here.ipynb")
@@ -27,14 +33,56 @@ def lab(root, arguments):
 
 
 def test(root, arguments):
-    """Run all tests, the notebooks among them. Returns pytest's exit status."""
-    return call([prepare(root), "-m", "pytest", "--nbval", *arguments], root)
+    """Run all tests, the notebooks among them. Returns pytest's exit status.
+
+    --wheels FOLDER installs from a folder that ``wheels`` has filled, with no network. What else is
+    given goes to pytest.
+    """
+    wheels, arguments = take_wheels(arguments)
+    return call([prepare(root, wheels), "-m", "pytest", "--nbval", *arguments], root)
 
 
-def prepare(root):
+def wheels(root, arguments):
+    """Fill a folder with all that the requirements need, for seats without a network.
+
+    python3 -m grpo_lib wheels FOLDER [options of pip download]. They are for this system and this
+    version of Python; those for others can be put into the same folder, from a computer of each
+    kind. Returns pip's exit status.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise SetupError("wheels: a folder is missing: python3 -m grpo_lib wheels FOLDER")
+    folder = Path(arguments[0]).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    status = call([prepare(root), "-m", "pip", "download", "--disable-pip-version-check",
+                   "--only-binary=:all:", "--dest", str(folder),
+                   "-r", str(root / "requirements.txt"), *arguments[1:]], root)
+    found = list(folder.glob("*.whl"))
+    if not status:
+        size = sum(wheel.stat().st_size for wheel in found) / 1e9
+        print(f"{len(found)} wheels, {size:.2f} GB, in {folder}. On each seat, in a checkout: "
+              f"python3 -m grpo_lib lab --wheels FOLDER", flush=True)
+    return status
+
+
+def take_wheels(arguments):
+    """(folder of wheels or None, the other arguments)."""
+    if "--wheels" not in arguments:
+        return None, arguments
+    at = arguments.index("--wheels")
+    if at + 1 == len(arguments):
+        raise SetupError("--wheels: a folder is missing after it")
+    folder = Path(arguments[at + 1]).absolute()
+    if not any(folder.glob("*.whl")):
+        raise SetupError(f"--wheels: there are no wheels in {folder}; fill it where there is a "
+                         f"network: python3 -m grpo_lib wheels FOLDER")
+    return folder, arguments[:at] + arguments[at + 2:]
+
+
+def prepare(root, wheels=None):
     """The Python of an environment that has the requirements, made if need be.
 
-    The active virtual environment if there is one, else .venv in the checkout.
+    The active virtual environment if there is one, else .venv in the checkout. With ``wheels``, a
+    folder, nothing is looked for anywhere else.
     """
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         raise SetupError(f"needs Python 3.10 to 3.13, and this is {version()}; start it with "
@@ -53,12 +101,15 @@ def prepare(root):
     if not python.is_file():
         make_environment(environment, python)
     print(f"Installing requirements.txt into {environment}", flush=True)
-    if sys.platform.startswith("linux"):
+    source = ["--no-index", "-f", str(wheels)] if wheels else []
+    if sys.platform.startswith("linux") and not wheels:
         print("(a plain torch brings CUDA: 2.7 GB to download; the README says how to get the "
               "small CPU build)", flush=True)
     if call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             "-r", str(requirements)], root):
-        raise SetupError("pip could not install requirements.txt; its message is above")
+             *source, "-r", str(requirements)], root):
+        raise SetupError("pip could not install requirements.txt; its message is above"
+                         + (f" (the wheels have to be for {sys.platform} and Python {version()})"
+                            if wheels else ""))
     stamp.write_bytes(requirements.read_bytes())
     return str(python)
 

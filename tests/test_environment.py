@@ -83,6 +83,57 @@ def test_a_failing_pip_is_an_error_and_leaves_no_stamp(checkout, monkeypatch):
     assert not (root / ".venv" / environment.STAMP).exists()
 
 
+def test_from_a_folder_of_wheels_nothing_else_is_asked(checkout, tmp_path, capsys):
+    root, commands = checkout
+    stick = tmp_path / "a stick"
+    stick.mkdir()
+    (stick / "torch-2.13.0-py3-none-any.whl").write_text("")
+    environment.test(root, ["--wheels", str(stick), "-q"])
+    pip, tests = commands[1:]
+    assert pip[-5:] == ["--no-index", "-f", str(stick), "-r", str(root / "requirements.txt")]
+    assert tests[1:] == ["-m", "pytest", "--nbval", "-q"]
+    assert "2.7 GB" not in capsys.readouterr().out
+    environment.lab(root, ["--no-browser", "--wheels", str(stick)])
+    assert commands[-1][-1] == "--no-browser" and str(stick) not in commands[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--wheels"], ["--wheels", "nowhere"]])
+def test_a_folder_without_wheels_is_an_error_that_says_how_to_fill_it(checkout, arguments):
+    root, commands = checkout
+    with pytest.raises(environment.SetupError, match="--wheels: (a folder is missing|there are no "
+                                                     "wheels in .*wheels FOLDER)"):
+        environment.lab(root, arguments)
+    assert not commands
+
+
+def test_wheels_for_another_python_are_told(checkout, monkeypatch, tmp_path):
+    root, _ = checkout
+    (tmp_path / "torch.whl").write_text("")
+    monkeypatch.setattr(environment, "call", lambda command, root: 1)
+    with pytest.raises(environment.SetupError, match="wheels have to be for .* and Python 3"):
+        environment.prepare(root, tmp_path)
+
+
+def test_wheels_are_downloaded_for_this_system_and_counted(checkout, monkeypatch, tmp_path, capsys):
+    root, commands = checkout
+    target = tmp_path / "new" / "stick"
+
+    def call(command, root):
+        commands.append(command)
+        if "download" in command:
+            (target / "torch.whl").write_text("torch")
+        return 0
+
+    monkeypatch.setattr(environment, "call", call)
+    assert environment.wheels(root, [str(target), "--extra", "of pip"]) == 0
+    assert commands[-1][1:4] == ["-m", "pip", "download"] and "--only-binary=:all:" in commands[-1]
+    assert commands[-1][-2:] == ["--extra", "of pip"] and str(target) in commands[-1]
+    assert "1 wheels, 0.00 GB" in capsys.readouterr().out
+    for missing in ([], ["--no-deps"]):
+        with pytest.raises(environment.SetupError, match="a folder is missing"):
+            environment.wheels(root, missing)
+
+
 @pytest.mark.parametrize("output", [b"No module named venv", b"ensurepip is not available"])
 def test_a_python_without_venv_is_told_which_package(checkout, monkeypatch, output):
     root, _ = checkout

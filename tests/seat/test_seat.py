@@ -1,0 +1,48 @@
+"""A seat in a class without a network: wheels onto a stick, a fresh checkout, and from there a
+notebook that runs. Downloads everything once more, so only where CI is set.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not os.environ.get("CI"),
+                                reason="downloads all wheels again: set CI=1 to run it")
+NOWHERE = "http://127.0.0.1:9/simple"  # nobody listens there
+OUTSIDE = {k: v for k, v in os.environ.items()
+           if not k.startswith(("PIP_", "PYTHON", "VIRTUAL_ENV", "GRPO_"))}
+
+
+def in_checkout(folder, *arguments, **environment):
+    # a Python outside any virtual environment, as a newcomer has it
+    python = Path(sys.base_prefix) / ("python.exe" if os.name == "nt" else "bin/python3")
+    done = subprocess.run([str(python), "-m", "grpo_lib", *arguments], cwd=folder, text=True,
+                          capture_output=True, check=False, timeout=900,
+                          env={**OUTSIDE, **environment})
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_thirty_seats_without_thirty_downloads(tmp_path):
+    stick, seat = tmp_path / "stick", tmp_path / "seat"
+    pip = {k: v for k, v in os.environ.items() if k.startswith("PIP_")}  # where packages come from
+    # this environment's own exact versions, so that the download is of what was tested
+    done = subprocess.run([sys.executable, "-m", "grpo_lib", "wheels", str(stick)], cwd=ROOT,
+                          text=True, capture_output=True, check=False, timeout=900,
+                          env={**OUTSIDE, **pip})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wheels," in done.stdout and any(stick.glob("torch-*.whl"))
+    assert all(p.suffix == ".whl" for p in stick.iterdir())
+
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(seat)], check=True, timeout=120)
+    status, said = in_checkout(
+        seat, "test", "--wheels", str(stick), "-q", "-p", "no:cacheprovider",
+        "notebooks/00_start_here.ipynb", "tests/test_package.py",
+        PIP_INDEX_URL=NOWHERE, PIP_EXTRA_INDEX_URL=NOWHERE, PIP_CONFIG_FILE=os.devnull,
+        http_proxy=NOWHERE, https_proxy=NOWHERE, PIP_NO_CACHE_DIR="1")
+    assert status == 0, said
+    assert "--no-index" in said and (seat / ".venv" / "grpo_lib-requirements.txt").is_file()
+    assert " passed" in said
