@@ -100,8 +100,8 @@ def test_from_a_folder_of_wheels_nothing_else_is_asked(checkout, tmp_path, capsy
 @pytest.mark.parametrize("arguments", [["--wheels"], ["--wheels", "nowhere"]])
 def test_a_folder_without_wheels_is_an_error_that_says_how_to_fill_it(checkout, arguments):
     root, commands = checkout
-    with pytest.raises(environment.SetupError, match="--wheels: (a folder is missing|there are no "
-                                                     "wheels in .*wheels FOLDER)"):
+    with pytest.raises(environment.SetupError, match=r"--wheels: (a folder is missing|there are no "
+                                                     r"wheels in .*wheels FOLDER)"):
         environment.lab(root, arguments)
     assert not commands
 
@@ -110,7 +110,7 @@ def test_wheels_for_another_python_are_told(checkout, monkeypatch, tmp_path):
     root, _ = checkout
     (tmp_path / "torch.whl").write_text("")
     monkeypatch.setattr(environment, "call", lambda command, root: 1)
-    with pytest.raises(environment.SetupError, match="wheels have to be for .* and Python 3"):
+    with pytest.raises(environment.SetupError, match=r"wheels have to be for .* and Python 3"):
         environment.prepare(root, tmp_path)
 
 
