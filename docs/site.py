@@ -44,6 +44,13 @@ INDEX = """\
 ```
 
 ```{{toctree}}
+:caption: Teaching
+:maxdepth: 1
+
+{teaching}
+```
+
+```{{toctree}}
 :caption: Reference
 :maxdepth: 1
 
@@ -75,7 +82,9 @@ def gather(folder: Path) -> None:
     shutil.copy(ROOT / "benchmarks" / "results.md", folder / "docs" / "results.md")
     pages = {
         "lessons": sorted((folder / "notebooks").glob("[0-9]*.ipynb")),
-        "documents": sorted((folder / "docs").rglob("*.md")),
+        "teaching": sorted((folder / "docs" / "teaching").glob("*.md"),
+                           key=lambda page: (page.name != "README.md", page.name)),
+        "documents": sorted((folder / "docs").glob("*.md")),
         "solutions": sorted((folder / "notebooks" / "solutions").glob("*.ipynb"))}
     (folder / "index.md").write_text(INDEX.format(intro=intro, **{
         part: "\n".join(p.relative_to(folder).with_suffix("").as_posix() for p in paths)

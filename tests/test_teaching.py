@@ -1,0 +1,288 @@
+"""The teacher's kit agrees with the notebooks and the library: plans, questions, answers, times."""
+
+import importlib.util
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_lib.advantages import group_advantages, informative_share
+from grpo_lib.exercises.policy import COMPLETION_MASK
+from grpo_lib.objective import aggregate, clip_binds, kl_estimate, token_weights
+from grpo_lib.policy import token_log_probs
+
+ROOT = Path(__file__).parents[1]
+KIT = ROOT / "docs" / "teaching"
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+SPEC = importlib.util.spec_from_file_location("grpo_predictions", ROOT / "docs" / "predictions.py")
+predictions = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(predictions)
+
+
+def text_of(name):
+    return (KIT / name).read_text(encoding="utf-8")
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def headings(stem):
+    cells = json.loads(NOTEBOOKS[stem].read_text(encoding="utf-8"))["cells"]
+    return {line.lstrip("#").strip() for cell in cells if cell["cell_type"] == "markdown"
+            for line in "".join(cell["source"]).splitlines() if re.match(r"#{1,3} ", line)}
+
+
+# plans -----------------------------------------------------------------------------------------
+
+
+def plans():
+    """[(lesson, minutes promised, [(minutes, section, what to do)])]"""
+    found = []
+    for part in re.split(r"(?m)^## ", text_of("plans.md"))[1:]:
+        for promised, table in re.findall(r"\*\*(\d+) minutes\*\*\n\n((?:\|.*\n)+)", part):
+            rows = [cells_of(line) for line in table.splitlines()[2:]]
+            found.append((part.split("\n")[0], int(promised),
+                          [(int(minutes), section, what) for minutes, section, what in rows]))
+    return found
+
+
+def test_every_lesson_has_a_plan_of_50_and_of_90_minutes():
+    assert [(name, minutes) for name, minutes, _ in plans()] == [
+        (stem, minutes) for stem in NOTEBOOKS for minutes in (50, 90)]
+
+
+@pytest.mark.parametrize("lesson, promised, rows", plans(),
+                         ids=lambda value: str(value) if not isinstance(value, list) else "")
+def test_a_plans_minutes_add_up_and_its_sections_come_in_the_notebooks_order(lesson, promised,
+                                                                            rows):
+    assert sum(minutes for minutes, _, _ in rows) == promised
+    assert {section for _, section, _ in rows} <= headings(lesson)
+    text = "\n".join("".join(c["source"]) for c in json.loads(
+        NOTEBOOKS[lesson].read_text(encoding="utf-8"))["cells"])
+    places = [re.search(rf"(?m)^#+ {re.escape(section)}$", text).start() for _, section, _ in rows]
+    assert places == sorted(places)
+    for _, section, what in rows:
+        assert ("optional" not in section.lower()) or promised == 90, "the core leaves these out"
+        asked = [flat(question) for place, question, _ in predictions.predictions(
+            NOTEBOOKS[lesson]) if place == section]
+        quoted = re.findall(r"\*\*Ask\*\* “([^”]*)”", what)
+        assert what.count("**Ask**") == len(quoted)
+        for question in quoted:
+            assert any(flat(question) in a for a in asked), (section, question)
+
+
+def test_the_days_blocks_follow_on_each_other_and_name_lessons():
+    table = text_of("plans.md").split("## A day")[1]
+    rows = [cells_of(line) for line in table.splitlines() if re.match(r"\| \d", line)]
+    clock = [int(start[:2]) * 60 + int(start[3:]) for start, *_ in rows]
+    ends = [int(end[:2]) * 60 + int(end[3:]) for _, end, *_ in rows]
+    assert clock[1:] == ends[:-1] and (clock[0], ends[-1]) == (9 * 60, 17 * 60)
+    assert [end - start for start, end in zip(clock, ends)] == [int(row[2]) for row in rows]
+    named = re.findall(r"`(\d\d_\w+)`", table)
+    assert len(named) == 6 and set(named) <= set(NOTEBOOKS)
+
+
+# predictions and misconceptions ------------------------------------------------------------------
+
+
+def test_the_predictions_are_those_of_the_notebooks():
+    assert text_of("predictions.md") == predictions.document(), "run python docs/predictions.py"
+
+
+def test_every_prediction_of_the_notebooks_is_there_and_has_an_answer():
+    for path in NOTEBOOKS.values():
+        source = "\n".join("".join(c["source"]) for c in json.loads(
+            path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+        found = predictions.predictions(path)
+        assert len(found) == source.count("**Predict") > 0
+        for section, question, answer in found:
+            assert section and len(answer.split()) > 5, question
+
+
+def test_misconceptions_lead_to_sections_that_are_there():
+    rows = [cells_of(line) for line in text_of("misconceptions.md").splitlines()
+            if line.startswith("| \"")]
+    assert len(rows) >= 25
+    for said, so, where, threads in rows:
+        stem, section = re.fullmatch(r"`(\w+)`, (.*)", where).groups()
+        assert section in headings(stem), where
+        assert said and so
+        assert re.search(r"\]\(https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+\)", threads) \
+            or "this course grew from" in threads, threads
+        for name, number, kind in re.findall(r"\[[^\]]*?([\w.-]+) (\d+)\]\((\S+)\)", threads):
+            assert kind.endswith(f"/{number}"), (name, number, kind)
+
+
+# quizzes -----------------------------------------------------------------------------------------
+
+
+def questions():
+    """{"A1": (its text, {"a": a choice, ...})}"""
+    found = {}
+    for number, body in re.findall(r"\*\*([AB]\d+)\.\*\* (.*?)(?=\n\*\*[AB]\d|\n## )",
+                                   text_of("concept_quiz.md"), re.DOTALL):
+        found[number] = (body.split("\n")[0], dict(re.findall(r"(?m)^- ([a-d])\. (.*)$", body)))
+    return found
+
+
+def answers():
+    """{"A1": (the right letter, where, {"a": what it tells})}"""
+    rows = [cells_of(line) for line in text_of("concept_quiz.md").splitlines()
+            if re.match(r"\| [AB]\d", line)]
+    return {number: (right, where, tells) for number, right, where, tells in rows}
+
+
+def test_the_two_forms_have_twelve_questions_of_four_choices_each():
+    assert list(questions()) == [f"{form}{n}" for form in "AB" for n in range(1, 13)]
+    for text, choices in questions().values():
+        assert text.endswith("?") and list(choices) == list("abcd")
+        assert len(set(choices.values())) == 4
+    assert list(answers()) == list(questions())
+    letters = "".join(right for right, _, _ in answers().values())
+    assert all(letters.count(letter) >= 2 for letter in "abcd"), "not always the same letter"
+
+
+def test_wrong_choices_are_explained_and_lead_to_a_lesson():
+    for number, (right, where, tells) in answers().items():
+        explained = set(re.findall(r"(?:^|; )((?:[a-d], )*[a-d]):", tells))
+        letters = {letter for group in explained for letter in group.split(", ")}
+        assert letters and right not in letters, number
+        lesson, section = where.split(", ", 1)
+        [stem] = [stem for stem in NOTEBOOKS if stem.startswith(lesson)]
+        assert any(re.sub(r"^\d+\. ", "", heading) == section for heading in headings(stem)), where
+
+
+def advantage_of_first(rewards):
+    return group_advantages(torch.tensor([rewards]))[0, 0].item()
+
+
+def ones(prompt, answer, padding_left=0, padding_right=0):
+    """Ones in the mask of a row: the answer's tokens are 5, its end is 1, padding 0."""
+    tokens = torch.tensor([[0] * padding_left + [7] * prompt + [5] * answer + [1]
+                           + [0] * padding_right])
+    return COMPLETION_MASK.reference(tokens, padding_left + prompt, 1).sum().item()
+
+
+def two_answers(aggregation):
+    """The mean of +1 on 2 tokens and -1 on 8, of at most 10."""
+    mask = torch.zeros(2, 10)
+    mask[0, :2] = mask[1, :8] = 1
+    values = torch.tensor([[1.0], [-1.0]]).expand(2, 10)
+    return aggregate(values, mask, aggregation, max_length=10).item(), token_weights(
+        mask, aggregation, max_length=10)
+
+
+def k3(policy, reference):
+    return kl_estimate(torch.tensor([math.log(policy)]), torch.tensor([math.log(reference)]),
+                       kl="k3").item()
+
+
+NUMBERS = {  # what the library says to the questions that ask for a number, and how it is written
+    "A1": lambda: f"{advantage_of_first([1.0, 0.0, 0.0, 0.0]):+.2f}",
+    "B1": lambda: f"{advantage_of_first([1.0, 1.0, 0.0, 0.0]):+.2f}",
+    "A7": lambda: f"{ones(4, 3, padding_right=2):.0f}",
+    "B7": lambda: f"{ones(5, 6, padding_left=2):.0f}",
+    "A8": lambda: f"{informative_share(torch.tensor(0.5), 2).item():.0%}",
+    "B8": lambda: f"{informative_share(torch.tensor(0.1), 2).item():.0%}",
+    "A9": lambda: "{:.0f}".format((w := two_answers("sequence_mean")[1])[0, 0] / w[1, 0]),
+    "B9": lambda: f"{two_answers('token_mean')[0]:.1f}",
+    "A10": lambda: f"{k3(0.2, 0.4):.2f}",
+    "B10": lambda: f"{k3(0.4, 0.2):.2f}",
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_quizs_numbers_are_the_librarys(number):
+    right, _, _ = answers()[number]
+    assert questions()[number][1][right] == NUMBERS[number]()
+
+
+def test_the_quizs_words_are_what_the_library_does():
+    """The questions that ask for a word, each by the fact behind it."""
+    chosen = {n: questions()[n][1][right] for n, (right, _, _) in answers().items()}
+    for number, rewards in (("A2", 1.0), ("B2", 0.0)):
+        assert group_advantages(torch.full((1, 8), rewards)).abs().max() == 0
+        assert chosen[number] == "nothing"
+    for number, ratio, word in (("A5", 0.7, "blocked"), ("B5", 1.3, "rarer")):
+        low, high = clip_binds(torch.tensor(ratio), torch.tensor(-1.0), 0.2)
+        assert (low | high).item() == ("blocked" in chosen[number]) and word in chosen[number]
+    # logits at t score the token at t + 1: a model that is sure of the next token says so there
+    tokens = torch.tensor([[3, 1, 4, 2, 0, 5, 6, 7]])
+    sure = 50.0 * torch.nn.functional.one_hot(tokens.roll(-1, 1), 8).float()
+    assert token_log_probs(sure[:, :-1], tokens[:, 1:]).exp().min() > 0.99
+    assert "t + 1" in chosen["A6"]
+    assert token_log_probs(sure[:, int(chosen["B6"])], tokens[:, 5]).exp() > 0.99
+    # a first loss of 0 with a gradient; and ratios of 1 at the only update of a batch
+    log_probs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    ratio = torch.exp(log_probs - log_probs.detach())
+    loss = -(ratio * torch.tensor([1.0, -1.0])).mean()
+    loss.backward()
+    assert loss == 0 and log_probs.grad.abs().max() > 0 and "nothing is wrong" in chosen["A3"]
+    assert (ratio == 1).all() and "every ratio is 1" in chosen["B4"]
+
+
+def test_the_entry_checks_answers():
+    text = text_of("entry_check.md")
+    questions, said = text.split("## The check")[1].split("## Answers")
+    found = dict(re.findall(r"(?m)^(\d)\. (.*)$", said))
+    assert len(found) == len(re.findall(r"(?m)^\d\. ", questions)) == 7
+    x, t = torch.zeros(3, 4), [10, 11, 12, 13]
+    numbers = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    place = torch.tensor(3.0, requires_grad=True)
+    (place ** 2).backward()
+    for number, fact in (
+            ("1", f"`{tuple(x.mean(dim=1).shape)}`"), ("2", f"`{t[:-1]}` and `{t[1:]}`"),
+            ("3", f"{0.5 * 0.1:.2f}"), ("3", f"{-0.69 - 2.30:.2f}"),
+            ("4", f"Mean {numbers.mean():.1f}, standard deviation {numbers.std():.2f}"),
+            ("5", f"{torch.zeros(4).softmax(0)[0]:.2f} each"),
+            ("6", f"{3 - 0.1 * place.grad.item():.1f}."), ("7", f"{1 - 0.9 ** 2:.2f}")):
+        assert fact in found[number], (number, fact)
+
+
+# classroom -------------------------------------------------------------------------------------
+
+
+def test_the_times_are_those_that_were_measured():
+    from benchmarks.notebooks import table
+
+    measured = json.loads((ROOT / "benchmarks" / "notebooks.json").read_text(encoding="utf-8"))
+    assert set(NOTEBOOKS) <= set(measured["notebooks"])
+    assert "\n".join(table(measured)) in text_of("classroom.md")
+
+
+def test_links_and_commands_lead_somewhere():
+    from grpo_lib.environment import lab, wheels
+
+    index = text_of("README.md")
+    for page in KIT.glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+        for address in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (KIT / address).exists(), (page.name, address)
+    texts = "".join(page.read_text(encoding="utf-8") for page in KIT.glob("*.md"))
+    scripts = set(re.findall(r"python3? ([a-z]+/\w+\.py)", texts))
+    assert len(scripts) >= 4 and all((ROOT / script).is_file() for script in scripts)
+    modules = re.findall(r"python3? -m (\w+) ([\w/]+)", texts)
+    places = {"grpo_lib": {"lab", "wheels"}, "benchmarks": {"notebooks"}, "pytest": {"tests/seat"}}
+    assert {(m, w) for m, w in modules} == {(m, w) for m in places for w in places[m]}
+    assert callable(lab) and callable(wheels) and (ROOT / "tests" / "seat").is_dir()
+
+
+def test_nothing_tracked_names_a_package_index_or_a_machine():
+    import subprocess
+
+    paths = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True,
+                           check=False).stdout.split("\0")
+    forbidden = ["--index" + "-url", "--extra-index" + "-url", "--find" + "-links", "/home" + "/",
+                 "/root" + "/", "/work" + "/", "whl/" + "cpu"]
+    for path in filter(None, paths):
+        if path.endswith((".md", ".py", ".ipynb", ".txt", ".toml", ".cfg", "run", "colab")):
+            content = (ROOT / path).read_text(encoding="utf-8")
+            assert not [word for word in forbidden if word in content], path
