@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -591,6 +592,17 @@ def test_the_time_limit_leaves_no_alarm_behind():
     with time_limit(0.2):
         pass
     time.sleep(0.3)  # an alarm still set would end the process
+
+
+def test_the_time_limit_gives_others_alarm_back():
+    ours = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        handler = signal.getsignal(signal.SIGALRM)
+        with time_limit(1.0):
+            assert signal.getsignal(signal.SIGALRM) is not handler
+        assert signal.getsignal(signal.SIGALRM) is handler
+    finally:
+        signal.signal(signal.SIGALRM, ours)
 
 
 def test_printing_is_left_out_and_said(capsys):
