@@ -56,6 +56,12 @@ class Critic:
         self.optimizer = torch.optim.AdamW(value_model.parameters(), lr=learning_rate,
                                            betas=(0.9, 0.95), weight_decay=0.0)
 
+    def change(self, learning_rate: float, max_grad_norm: float) -> None:
+        """Other settings from the next update on."""
+        self.max_grad_norm = max_grad_norm
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
     @torch.no_grad()
     def values(self, rollouts: Rollouts) -> Tensor:
         """V before each completion token, without gradient: (N*G, T)."""

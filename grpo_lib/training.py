@@ -32,6 +32,9 @@ from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, 
 from grpo_lib.tasks.base import Problem, Task
 
 
+BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
+
+
 class Batch(NamedTuple):
     """N problems with their scored completions; row n * G + g."""
 
@@ -116,6 +119,26 @@ class GRPOTrainer:
             yield metrics
             if interrupted:
                 raise KeyboardInterrupt
+
+    def change(self, config: GRPOConfig) -> None:
+        """Other settings from the next step on; weights, optimizer and generator stay.
+
+        ValueError: one that the trainer was built with (``BUILT_WITH``) differs, or the critic
+        would have to come or go. Nothing has changed then.
+        """
+        for name in BUILT_WITH:
+            if getattr(config, name) != getattr(self.config, name):
+                raise ValueError(f"{name}: got {getattr(config, name)!r}, allowed in a trainer "
+                                 f"that is built is {getattr(self.config, name)!r}")
+        if config.choices.critic != self.algorithm.critic:
+            raise ValueError(f"algorithm: got {config.algorithm!r}, allowed are rows "
+                             f"{'with' if self.algorithm.critic else 'without'} a critic, as the "
+                             f"one that the trainer was built with")
+        self.config, self.algorithm = config, config.choices
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate
+        if self.critic is not None:
+            self.critic.change(config.value_learning_rate, config.max_grad_norm)
 
     def step(self) -> StepMetrics:
         """Sample, score, update, measure. An error before the update leaves no trace."""

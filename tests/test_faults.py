@@ -40,7 +40,8 @@ def test_an_entry_fits_the_repository(fault):
     assert text.count(fault.old) == 1, "the line has changed: bring the entry up to date"
     wrong = text.replace(fault.old, fault.new)
     assert wrong != text
-    compile(wrong, fault.file, "exec")
+    if fault.file.endswith(".py"):
+        compile(wrong, fault.file, "exec")
     assert fault.tests
     assert all((ROOT / part.split("::")[0]).is_file() for part in fault.tests
                if part.startswith("tests"))
