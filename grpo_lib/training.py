@@ -31,7 +31,6 @@ from grpo_lib.policy import Policy, token_entropy, token_log_probs
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
 from grpo_lib.tasks.base import Problem, Task
 
-
 BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
 
 

@@ -254,11 +254,11 @@ def test_ten_starts_and_resets_leave_no_thread_no_trainer_and_no_folder(run):
 
 
 def test_a_run_that_nobody_holds_ends():
-    run = SteeredRun(make_trainer, replace(CONFIG, steps=1000))
-    run.start()
-    until(lambda: run.trainer.step_count >= 1)
-    gone, thread, folder = weakref.ref(run), run._thread, run.folder
-    del run
+    held = [SteeredRun(make_trainer, replace(CONFIG, steps=1000))]
+    held[0].start()
+    until(lambda: held[0].trainer.step_count >= 1)
+    gone, thread, folder = weakref.ref(held[0]), held[0]._thread, held[0].folder
+    held.clear()
     until(lambda: (gc.collect(), gone())[1] is None)
     thread.join(5)
     assert not thread.is_alive() and not folder.exists()
