@@ -145,6 +145,11 @@ class Algorithm:
         punishment = soft_overlong_punishment(lengths, max_length, cache)
         return rewards + punishment.view_as(rewards).to(rewards)
 
+    def loss_mask(self, mask: Tensor, finished: Tensor) -> Tensor:
+        """The tokens (B, T) that the loss counts; ``finished`` (B,) completions ended by
+        themselves."""
+        return mask * finished[:, None] if self.mask_truncated_completions else mask
+
     def advantages(self, rewards: Tensor, mask: Tensor, *, kl: Tensor | None = None,
                    values: Tensor | None = None) -> Tensor:
         """Advantages of the N * G completions: (N * G,), or (N * G, T) where tokens differ.

@@ -240,9 +240,7 @@ class GRPOTrainer:
         by_token = advantages.shape == rollouts.mask.shape
         row_advantages = (advantages if by_token else advantages.flatten()).to(
             self.device, rollouts.log_probs.dtype)
-        loss_mask = rollouts.mask
-        if algorithm.mask_truncated_completions:
-            loss_mask = loss_mask * rollouts.finished[:, None]
+        loss_mask = algorithm.loss_mask(rollouts.mask, rollouts.finished)
         stats, entropy, tokens = [], 0.0, rollouts.mask.sum().item()
         for iteration in range(config.num_iterations):
             order = torch.randperm(len(rollouts.tokens), generator=self.generator).to(self.device)

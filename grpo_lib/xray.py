@@ -1,0 +1,148 @@
+"""What an update does to every token of a batch: pushed up or down, blocked, or not counted.
+
+Nothing here is a formula of its own: the push of a token is the derivative of the algorithm's
+loss by that token's log-prob, taken by autograd, so it holds for every row of ``ALGORITHMS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grpo_lib.algorithms import Algorithm
+from grpo_lib.objective import importance_ratio, kl_estimate
+from grpo_lib.rollout import Rollouts, completion_log_probs
+from grpo_lib.training import GRPOTrainer
+
+NOT_COUNTED, SILENT, BLOCKED, DOWN, UP = range(5)
+STATES = {NOT_COUNTED: "not counted", SILENT: "silent", BLOCKED: "blocked", DOWN: "pushed down",
+          UP: "pushed up"}
+STATE_MEANS = {
+    NOT_COUNTED: "the mask leaves it out", SILENT: "its advantage is 0",
+    BLOCKED: "has moved past the bound, so that the clip takes its gradient away",
+    DOWN: "the update makes it less likely", UP: "the update makes it more likely"}
+
+
+class TokenUpdate(NamedTuple):
+    """All (B, T), float64, on the CPU; what is masked is 0."""
+
+    advantages: Tensor
+    ratio: Tensor  # the algorithm's own: of the token, or of the whole completion
+    push: Tensor  # - d loss / d log_prob: above 0 the update makes the token likelier
+    kl_push: Tensor  # the part of it that comes from the KL term
+    state: Tensor  # long, a key of STATES, by the part that does not
+
+
+def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_probs: Tensor, *,
+                 ref_log_probs: Tensor | None = None, max_length: int | None = None,
+                 ) -> TokenUpdate:
+    """What the next gradient step on a whole batch would do to each token.
+
+    rewards (N, G) as the task gives them; log_probs (N * G, T) of the policy that is about to
+    be updated (``rollouts.log_probs``: none has been made yet); ref_log_probs needed if beta > 0;
+    max_length as ``grpo_loss`` has it. A token is BLOCKED if the loss has no derivative by its
+    log-prob now and had one at ratio 1.
+
+    ValueError: shapes, a critic, or a loss that needs entropies.
+    """
+    if algorithm.critic or algorithm.needs_entropies:
+        raise ValueError("algorithm: its advantages come from a critic or its loss needs "
+                         "entropies; allowed are rows that need completions and rewards alone")
+    if rewards.numel() != len(rollouts.mask) or rewards.dim() != 2:
+        raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is (N, G) with "
+                         f"N * G = {len(rollouts.mask)}")
+    if log_probs.shape != rollouts.mask.shape:
+        raise ValueError(f"log_probs: got shape {tuple(log_probs.shape)}, allowed is "
+                         f"{tuple(rollouts.mask.shape)}")
+    mask, old, new = (t.detach().cpu().double() for t in (rollouts.mask, rollouts.log_probs,
+                                                           log_probs))
+    ref = None if ref_log_probs is None else ref_log_probs.detach().cpu().double()
+    kl = None if ref is None else kl_estimate(old, ref, algorithm.kl)
+    rewards = algorithm.shaped_rewards(rewards.cpu().double(), mask.sum(1), max_length)
+    advantages = algorithm.advantages(rewards, mask, kl=kl)
+    counted = algorithm.loss_mask(mask, rollouts.finished.cpu())
+
+    def push(row: Algorithm, at: Tensor) -> Tensor:
+        leaf = at.clone().requires_grad_()
+        with torch.enable_grad():
+            loss = row.loss(leaf, old, advantages, counted, max_length=max_length,
+                            ref_log_probs=ref).loss
+            return -torch.autograd.grad(loss, leaf, materialize_grads=True)[0]
+
+    without_kl = replace(algorithm, beta=0.0)
+    policy, whole = push(without_kl, new), push(algorithm, new)
+    could = push(without_kl, old) != 0
+    state = torch.full(mask.shape, NOT_COUNTED)
+    state[(counted > 0) & ~could] = SILENT
+    state[(counted > 0) & could & (policy == 0)] = BLOCKED
+    state[(counted > 0) & could & (policy < 0)] = DOWN
+    state[(counted > 0) & could & (policy > 0)] = UP
+    by_token = advantages if advantages.dim() == 2 else advantages[:, None]
+    ratio = importance_ratio(new, old, mask, algorithm.ratio)
+    return TokenUpdate(by_token * mask, ratio * mask, whole * counted, (whole - policy) * counted,
+                       state)
+
+
+def agreement(one: TokenUpdate, other: TokenUpdate) -> float:
+    """Cosine between the pushes of two updates on the same tokens; nan if one has none."""
+    a, b = one.push.flatten(), other.push.flatten()
+    return (a @ b / (a.norm() * b.norm())).item()
+
+
+@dataclass(frozen=True)
+class Xray:
+    """A batch of rollouts with what is needed to look into it.
+
+    words[row][t]: the text of each counted token; prompts[n]; rewards (N, G) as the task gives
+    them; log_probs: named times -> (N * G, T), the first of them that of sampling.
+    """
+
+    rollouts: Rollouts
+    rewards: Tensor
+    words: Sequence[Sequence[str]]
+    prompts: Sequence[str]
+    log_probs: Mapping[str, Tensor]
+    ref_log_probs: Tensor | None = None
+    max_length: int | None = None
+    algorithm: Algorithm = Algorithm()
+
+    def __post_init__(self):
+        lengths = self.rollouts.mask.sum(1).long().tolist()
+        if [len(row) for row in self.words] != lengths:
+            raise ValueError("words: allowed is a list for each completion, with a text for each "
+                             "of its tokens that count")
+        groups = len(lengths) // self.rollouts.group_size
+        if len(self.prompts) != groups:
+            raise ValueError(f"prompts: got {len(self.prompts)}, allowed are {groups}, one for "
+                             f"each group")
+        if not self.log_probs:
+            raise ValueError("log_probs: got none, allowed are one or more named times")
+        for when in self.log_probs:
+            self.update(when)  # says what does not fit
+
+    @classmethod
+    def of(cls, trainer: GRPOTrainer) -> Xray:
+        """The last step of a run, before and after it."""
+        if trainer.rollouts is None:
+            raise ValueError("trainer: has taken no step yet, so there is nothing to look into")
+        rewards, _, ref_log_probs = trainer.score(trainer.problems, trainer.rollouts)
+        with torch.no_grad():
+            after = completion_log_probs(trainer.policy, trainer.rollouts)
+        words = trainer.task.tokenizer.words
+        completions = trainer.rollouts.completions.tolist()
+        lengths = trainer.rollouts.mask.sum(1).long().tolist()
+        return cls(trainer.rollouts, rewards,
+                   [[words[i] for i in row[:length]] for row, length in zip(completions, lengths)],
+                   [problem.prompt for problem in trainer.problems],
+                   {"before the step": trainer.rollouts.log_probs, "after the step": after},
+                   ref_log_probs, trainer.task.max_new_tokens, trainer.algorithm)
+
+    def update(self, when: str, algorithm: Algorithm | None = None) -> TokenUpdate:
+        """What an update made at that time does, by this run's algorithm or another."""
+        return token_update(algorithm or self.algorithm, self.rollouts, self.rewards,
+                            self.log_probs[when], ref_log_probs=self.ref_log_probs,
+                            max_length=self.max_length)
