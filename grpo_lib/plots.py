@@ -105,19 +105,24 @@ def label(axis, title: str, x: str, y: str, legend: bool = True) -> None:
 
 def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:4],
                     steps: int | None = None, title: str | None = None,
-                    compare: tuple[str, Sequence[Mapping]] | None = None) -> Figure:
+                    compare: tuple[str, Sequence[Mapping]] | None = None,
+                    marks: Sequence[int] = (), columns: int | None = None) -> Figure:
     """Curves of a run from its metrics (dictionaries as in metrics.jsonl), a panel each.
 
     ``steps`` fixes the x axis while a run is still going on; ``compare`` draws the main curve
-    of a second run, (name, metrics), behind the first.
+    of a second run, (name, metrics), behind the first; ``marks``: steps before which something
+    was changed, as dotted lines; ``columns``: panels in a row at most (None: three, or two if
+    there are more than three).
     """
-    rows = -(-len(panels) // 2) if len(panels) > 3 else 1
+    rows = -(-len(panels) // (columns or 2)) if len(panels) > (columns or 3) else 1
     columns = -(-len(panels) // rows)
     figure, axes = new_figure(columns, rows, width=4.6 * columns + 0.4, height=3.5 * rows + 0.3)
     axes = axes if isinstance(axes, list) else [axes]
     for axis, panel in zip(axes, panels):
         draw_panel(axis, panel, history, compare)
         axis.set_xlim(0, max(steps or 0, len(history), 1))
+        for mark in marks:
+            axis.axvline(mark - 0.5, color=PURPLE, linewidth=1.8, linestyle=":")
         if not history:
             axis.text(0.5, 0.5, "drawn while the run goes on", transform=axis.transAxes,
                       fontsize=FONT, color=GREY, ha="center")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lib.algorithms import Algorithm
+from grpo_lib.algorithms import ALGORITHMS, Algorithm
 from grpo_lib.objective import importance_ratio, kl_estimate
 from grpo_lib.rollout import Rollouts, completion_log_probs
 from grpo_lib.training import GRPOTrainer
@@ -108,7 +108,7 @@ class Xray:
     log_probs: Mapping[str, Tensor]
     ref_log_probs: Tensor | None = None
     max_length: int | None = None
-    algorithm: Algorithm = Algorithm()
+    algorithm: Algorithm = ALGORITHMS["grpo"]
 
     def __post_init__(self):
         lengths = self.rollouts.mask.sum(1).long().tolist()

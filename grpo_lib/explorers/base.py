@@ -34,9 +34,10 @@ class Shown:
         self.box = ipywidgets.VBox([*controls, self.view, self.caption])
         self.figure, self.text = Figure(), ""
 
-    def show(self, figure: Figure, text: str) -> None:
+    def show(self, figure: Figure, text: str, view: str | None = None) -> None:
+        """``view``: HTML to show live instead of the figure, which is then the saved picture."""
         self.figure, self.text = figure, text
-        self.view.value = to_svg(figure, text)
+        self.view.value = to_svg(figure, text) if view is None else view
         self.caption.value = (f'<div role="status" style="font-size:15px;line-height:1.4;'
                               f'white-space:pre-wrap">{html.escape(text)}</div>')
 
@@ -49,11 +50,12 @@ class Shown:
 class Explorer(Shown):
     """Controls, and a figure that follows them.
 
-    ``draw(**values)`` returns (Figure, text); ``controls`` are ipywidgets with a ``value``,
+    ``draw(**values)`` returns (Figure, text), or (Figure, text, HTML to show in place of the
+    figure where a kernel runs); ``controls`` are ipywidgets with a ``value``,
     by the name of the argument they set. ``explorer.set(epsilon=0.4)`` moves them from code.
     """
 
-    def __init__(self, draw: Callable[..., tuple[Figure, str]], **controls: ipywidgets.Widget):
+    def __init__(self, draw: Callable[..., tuple], **controls: ipywidgets.Widget):
         super().__init__(list(controls.values()))
         self.draw, self.controls, self._lock = draw, controls, threading.Lock()
         self._error: Exception | None = None
@@ -64,9 +66,9 @@ class Explorer(Shown):
     def refresh(self) -> None:
         """Draw again with the controls' values."""
         with self._lock:
-            figure, text = self.draw(**{name: c.value for name, c in self.controls.items()})
+            figure, text, *view = self.draw(**{n: c.value for n, c in self.controls.items()})
             keep_layout(self.figure, figure)
-            self.show(figure, text)
+            self.show(figure, text, *view)
 
     def set(self, **values) -> Explorer:
         """Move controls by name; the figure follows."""

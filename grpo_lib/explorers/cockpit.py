@@ -1,0 +1,349 @@
+"""A training run to steer: start, pause, one step, back, reset; settings that take effect at the
+next step; live curves; a second run behind them; export."""
+
+from __future__ import annotations
+
+import base64
+import html
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+import ipywidgets
+
+from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.explorers.base import Shown
+from grpo_lib.explorers.controls import choice, slider, stops
+from grpo_lib.explorers.token_xray import token_xray_explorer
+from grpo_lib.plots import Picture, training_curves
+from grpo_lib.steering import CLOSED, FAILED, RUNNING, SteeredRun, config_line
+from grpo_lib.training import GRPOTrainer
+
+PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
+DRAW_SHARE = 0.04  # of the time at most, while the run goes on
+ROW, DEFAULT = "the row's", "default: grpo, token mean"
+GROUP_SIZES = (2, 4, 8, 16, 32, 64)
+EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
+EPSILONS_HIGH = (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)
+BETAS = (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)
+RATES = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
+_open: dict[object, weakref.ref[Cockpit]] = {}  # by the cell that made them
+
+
+def cockpit_explorer(make_trainer: Callable[[GRPOConfig], GRPOTrainer] | None = None,
+                     config: GRPOConfig | None = None, *,
+                     compare: tuple[str, Sequence[Mapping]] | None = None,
+                     checkpoint_every: int = 5) -> Cockpit:
+    """A cockpit for a run that ``make_trainer(config)`` builds; by default for the base model of
+    the chain task and the settings of ``GRPOConfig()``. ``compare``: (name, metrics) of a run to
+    draw behind it. Running a cell again closes the cockpit that it made before."""
+    return Cockpit(make_trainer or chain_trainer, config or GRPOConfig(), compare,
+                   checkpoint_every)
+
+
+def chain_trainer(config: GRPOConfig) -> GRPOTrainer:
+    """The course's own: its base model on its task."""
+    from grpo_lib.checkpoint import load_base_model
+    from grpo_lib.tasks import ChainTask
+
+    return GRPOTrainer(load_base_model("chain"), ChainTask(), config)
+
+
+class Cockpit(Shown):
+    """Buttons, sliders and curves over a ``SteeredRun``, which is ``cockpit.run``.
+
+    What the buttons do can be done from code too: ``start``, ``pause``, ``step``, ``back``,
+    ``reset``, ``keep``, ``set``, ``export``. ``steps(n)`` takes steps and waits for them.
+    """
+
+    def __init__(self, make_trainer, config, compare=None, checkpoint_every: int = 5):
+        self._drawing, self._quiet = threading.Lock(), False
+        self._drawn, self._cost = 0.0, 0.0
+        self.compare = compare
+        me = weakref.ref(self)  # the run's thread must not keep a cockpit that nobody holds
+        self.run = SteeredRun(make_trainer, config, checkpoint_every=checkpoint_every,
+                              on_change=lambda: me() and me().follow())
+        self.buttons = {name: ipywidgets.Button(
+            description=label, tooltip=about, layout=ipywidgets.Layout(width="auto"))
+            for name, label, about in (
+                ("start", "Start", "go on until the settings' last step"),
+                ("pause", "Pause", "stop after the step that is being taken"),
+                ("step", "One step", "take one step"),
+                ("back", "Back", "back to the checkpoint that the slider names"),
+                ("reset", "Reset", "a fresh run with the settings that it started with"),
+                ("keep", "Keep behind", "draw this run behind the next one"),
+                ("export", "Export", "settings, moves and log of this run"))}
+        self.controls = self._controls(config)
+        self.checkpoint = ipywidgets.IntSlider(
+            value=0, min=0, max=0, step=checkpoint_every, description="back to step",
+            layout=ipywidgets.Layout(width="330px"))
+        self.exported = ipywidgets.HTML()
+        self.said = ipywidgets.HTML()
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
+                          *self.controls.values(), self.said])
+        self.box.children = (*self.box.children, self.exported)
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: me() and me()._press(name))
+        for name, control in self.controls.items():
+            control.observe(lambda change, name=name: me() and me()._move(name, change["new"]),
+                            "value")
+        self._replace_old()
+        self.redraw()
+
+    def _controls(self, config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
+        def of(label, value, options):
+            return stops(label, value, sorted({*options, value}))
+
+        def of_row(label, value, options):  # None: the row's
+            known = sorted({*options, *(() if value is None else (value,))})
+            return stops(label, ROW if value is None else value,
+                         [(ROW, ROW), *((f"{o:g}", o) for o in known)])
+
+        rows = [name for name, row in ALGORITHMS.items()
+                if row.critic == config.choices.critic]
+        return {
+            "group_size": of("group size (answers)", config.group_size, GROUP_SIZES),
+            "epsilon": of_row("epsilon", config.epsilon, EPSILONS),
+            "epsilon_high": of_row("epsilon_high", config.epsilon_high, EPSILONS_HIGH),
+            "beta": of_row("beta", config.beta, BETAS),
+            "learning_rate": of("learning rate", config.learning_rate, RATES),
+            "temperature": slider("temperature", config.temperature, 0.1, 2.0, 0.1),
+            "algorithm": choice("algorithm", config.algorithm or DEFAULT, [DEFAULT, *rows])}
+
+    # --- what a learner does -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Go on, in the background, to the settings' last step."""
+        self.run.start()
+
+    def pause(self) -> None:
+        """Stop after the step that is being taken."""
+        self.run.pause()
+
+    def step(self) -> None:
+        """Take one step, in the background."""
+        self.run.start(1)
+
+    def steps(self, count: int | None = None) -> list[StepMetrics]:
+        """Take steps and wait for them. The stop button pauses the run."""
+        return self.run.run(count)
+
+    def set(self, **settings) -> Cockpit:
+        """Other settings from the next step on; the controls follow."""
+        self.run.set(**settings)
+        self._show_settings()
+        self.say()
+        return self
+
+    def back(self, step: int) -> None:
+        """Back to a checkpoint, with the settings of that step."""
+        self.run.back(step)
+        self._show_settings()
+        self.redraw()
+
+    def reset(self) -> None:
+        """A fresh run; curves that were kept stay behind it."""
+        self.run.reset()
+        self._show_settings()
+        self.redraw()
+
+    def keep(self, name: str | None = None) -> None:
+        """Draw this run's curves behind the next."""
+        if self.run.history:
+            moves = len(self.run.moves)
+            self.compare = (name or f"kept, {moves} move{'s' * (moves != 1)}",
+                            [asdict(m) for m in self.run.history])
+            self.redraw()
+
+    def export(self) -> Export:
+        """This run as text: its settings, its moves, its log."""
+        return Export(config_line(self.run.config), [tuple(m) for m in self.run.moves],
+                      self.run.history)
+
+    def xray(self):
+        """The tokens of the last step (the run is paused first)."""
+        self.run.pause()
+        return token_xray_explorer(self.run.trainer)
+
+    def close(self) -> None:
+        """Give the run up. Its curves stay."""
+        self.run.close()
+
+    # --- callbacks: in whichever thread the front end has them -------------------------------
+
+    def _press(self, name: str) -> None:
+        try:
+            if name == "back":
+                self.back(self.checkpoint.value)
+            elif name == "export":
+                self.exported.value = self.export().as_html()
+            else:
+                getattr(self, name)()
+        except Exception as error:  # a callback's error would be shown nowhere
+            self.say(f"{type(error).__name__}: {error}")
+
+    def _move(self, name: str, value) -> None:
+        if self._quiet:
+            return
+        try:
+            self.run.set(**{name: None if value in (ROW, DEFAULT) else value})
+            self.say()
+        except (ValueError, RuntimeError) as error:
+            self._show_settings()
+            self.say(f"not taken: {error}")
+
+    def _show_settings(self) -> None:
+        """Put the controls where the settings are; values that have no stop stay unshown."""
+        self._quiet = True
+        try:
+            for name, control in self.controls.items():
+                value = getattr(self.run.wanted, name)
+                if value is None:
+                    value = DEFAULT if name == "algorithm" else ROW
+                options = [o[1] if isinstance(o, tuple) else o
+                           for o in getattr(control, "options", [value])]
+                if value in options:
+                    control.value = value
+        finally:
+            self._quiet = False
+
+    def follow(self) -> None:
+        """Show what the run did: a line at each step, the curves as often as they may cost."""
+        with self._drawing:
+            pause = max(1.0, self._cost / DRAW_SHARE)
+            if self.run.state != RUNNING or time.monotonic() - self._drawn > pause:
+                self._draw()
+            self._say("")
+
+    def redraw(self) -> None:
+        """Draw the curves now."""
+        with self._drawing:
+            self._draw()
+            self._say("")
+
+    def say(self, what: str = "") -> None:
+        """The line of numbers, with a message below it."""
+        with self._drawing:
+            self._say(what)
+
+    def _draw(self) -> None:
+        start = time.perf_counter()
+        run = self.run
+        figure = training_curves([asdict(m) for m in run.history], PANELS, run.wanted.steps,
+                                 compare=self.compare, marks=sorted({m.step for m in run.moves}),
+                                 columns=3)
+        self.show(figure, self.describe())
+        last, newest = run.checkpoints[-1], self.checkpoint.value == self.checkpoint.max
+        self.checkpoint.max = last
+        if newest:  # the slider stays at the newest, unless it was moved away
+            self.checkpoint.value = last
+        self._drawn, self._cost = time.monotonic(), time.perf_counter() - start
+
+    def _say(self, what: str) -> None:
+        run = self.run
+        self.text = self.describe()
+        lines = [self.text, *filter(None, [what, run.note])]
+        if run.state == FAILED:
+            lines.append(f"{type(run.error).__name__}: {run.error}. Go back to a checkpoint, or "
+                         f"reset.")
+        elif run.state == CLOSED:
+            lines.append("This cockpit was replaced or closed; its run is over. Run its cell "
+                         "again for a new one.")
+        elif waits_for_cells():
+            lines.append("Here buttons and sliders wait while a cell is running.")
+        self.said.value = ('<div role="status" style="font-size:15px;line-height:1.4;'
+                           f'white-space:pre-wrap">{html.escape(chr(10).join(lines))}</div>')
+        self.caption.value = ""
+
+    def describe(self) -> str:
+        """State, newest numbers, moves and what will change at the next step."""
+        run = self.run
+        history, now = run.history, run.trainer.config
+        text = f"{run.state}, step {len(history)} of {run.wanted.steps}"
+        if history:
+            last = history[-1]
+            text += (f": reward {last.reward_mean:.2f}, right {last.accuracy:.0%}, length "
+                     f"{last.length:.1f}, entropy {last.entropy:.2f}, KL {last.kl:.3f}, clipped "
+                     f"{last.clip_fraction_low + last.clip_fraction_high:.1%}, silent groups "
+                     f"{last.zero_variance_groups:.0%}")
+        if run.moves:
+            text += "\nmoved: " + "; ".join(
+                f"{m.field} {shown(m.value)} from step {m.step}" for m in run.moves)
+        waiting = [f"{name} {shown(getattr(run.wanted, name))}" for name in asdict(now)
+                   if getattr(run.wanted, name) != getattr(now, name)]
+        if waiting:
+            text += f"\nfrom the next step on: {', '.join(waiting)}"
+        return text
+
+    def picture(self, text: str | None = None) -> Picture:
+        """The curves so far, to keep in the notebook; ``text`` says what they show."""
+        self.redraw()
+        return Picture(self.figure, text or self.text)
+
+    def _replace_old(self) -> None:
+        """Close the cockpit that this cell made before."""
+        cell = running_cell()
+        if cell is not None:
+            old = _open.get(cell)
+            if old is not None and old() is not None:
+                old().close()
+            _open[cell] = weakref.ref(self)
+
+
+class Export:
+    """A run as text: ``config`` is Python, ``moves`` are (step, field, value), ``log`` metrics."""
+
+    def __init__(self, config: str, moves: list[tuple], log: list[StepMetrics]):
+        self.config, self.moves, self.log = config, moves, log
+
+    @property
+    def code(self) -> str:
+        """Python that makes the run again."""
+        return (f"from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model\n"
+                f"from grpo_lib.steering import steered\n\n"
+                f"config = {self.config}\n"
+                f"moves = {self.moves!r}\n"
+                f"trainer = GRPOTrainer(load_base_model(\"chain\"), ChainTask(), config)\n"
+                f"for metrics in steered(trainer, moves, {len(self.log)}):\n"
+                f"    print(metrics.step, metrics.reward_mean)\n")
+
+    @property
+    def jsonl(self) -> str:
+        """The log, an object a step."""
+        return "".join(m.to_json() + "\n" for m in self.log)
+
+    def as_html(self) -> str:
+        data = base64.b64encode(self.jsonl.encode()).decode()
+        return (f'<p><a download="metrics.jsonl" href="data:application/jsonl;base64,{data}">'
+                f'metrics.jsonl</a> ({len(self.log)} steps). The same run again (with your own '
+                f'policy and task, if you gave the cockpit others):</p>'
+                f'<pre style="user-select:all">{html.escape(self.code)}</pre>')
+
+    def __repr__(self) -> str:
+        return f"{self.config}\nmoves = {self.moves!r}\n{len(self.log)} steps in the log"
+
+
+def shown(value) -> str:
+    return ROW if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def running_cell() -> object | None:
+    """What tells the cell that is running from others; None outside a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not hasattr(shell, "get_parent"):
+        return None
+    parent = shell.get_parent() or {}
+    known = parent.get("metadata", {}).get("cellId")
+    return known or parent.get("content", {}).get("code")
+
+
+def waits_for_cells() -> bool:
+    """Whether this kernel takes a widget's messages only between cells: ipykernel before 7."""
+    kernel = sys.modules.get("ipykernel")
+    return kernel is not None and kernel.version_info[0] < 7

@@ -1,0 +1,63 @@
+"""The same answers under two algorithms, or two epsilons, side by side."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import replace
+
+from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.explorers.base import Explorer
+from grpo_lib.explorers.controls import choice, slider, stops
+from grpo_lib.explorers.tokens import EFFECT, STYLE, as_grid, as_table, counts, key, rows_of
+from grpo_lib.training import GRPOTrainer
+from grpo_lib.xray import Xray, agreement
+
+OWN, ROW = "this run's", "the row's"
+EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
+
+
+def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
+    """Sliders for two algorithms and two epsilons, the prompt and the time.
+
+    Nothing is sampled: both see the completions and rewards of ``source`` (an ``Xray``, or a
+    trainer after a step), and make their own advantages, ratios and loss of them. Tokens that
+    the two treat differently are outlined. An epsilon that is chosen holds on both sides. Rows of ``ALGORITHMS`` with a critic are left out.
+    """
+    xray = source if isinstance(source, Xray) else Xray.of(source)
+    groups, times = len(xray.prompts), list(xray.log_probs)
+    names = [OWN, *(name for name, row in ALGORITHMS.items()
+                    if not row.critic and not row.needs_entropies)]
+
+    def row_of(name: str, epsilon: float | str):
+        row = xray.algorithm if name == OWN else ALGORITHMS[name]
+        return row if epsilon == ROW else replace(row, epsilon=epsilon, epsilon_high=None)
+
+    def draw(prompt: int, when: str, a: str, epsilon_a, b: str, epsilon_b):
+        one, other = (xray.update(when, row_of(*pair)) for pair in ((a, epsilon_a), (b, epsilon_b)))
+        titles = [f"{letter}: {name}" + (f", epsilon {epsilon}" if epsilon != ROW else "")
+                  for letter, name, epsilon in (("A", a, epsilon_a), ("B", b, epsilon_b))]
+        mask = xray.rollouts.mask.cpu() > 0
+        differs = (one.state != other.state) & mask
+        rows = rows_of(xray, prompt - 1)
+        here = differs[rows.start:rows.stop].sum()
+        cosine = agreement(one, other)
+        text = (f"prompt {prompt}, {when}: {int(here)} of "
+                f"{int(mask[rows.start:rows.stop].sum())} tokens shown differ\nwhole batch: "
+                f"{int(differs.sum())} of {int(mask.sum())} differ, cosine of the pushes "
+                f"{'undefined, one pushes nothing' if cosine != cosine else f'{cosine:.3f}'}\n"
+                f"{titles[0]}: {counts(one, mask)}\n{titles[1]}: {counts(other, mask)}")
+        asked = xray.prompts[prompt - 1]
+        sides = "".join(f'<div class="side"><p><b>{html.escape(title)}</b></p>'
+                        f'{as_table(xray, update, prompt - 1, EFFECT, differs)}</div> '
+                        for title, update in zip(titles, (one, other)))
+        view = (f'{STYLE}<div class="grpo-tokens"><p>{html.escape(asked)} ({html.escape(when)})'
+                f'</p>{sides}{key(EFFECT)}</div>')
+        figure = as_grid(xray, [("A  ", one), ("B  ", other)], prompt - 1, EFFECT,
+                         f"{titles[0]}   {titles[1]}   ({when})")
+        return figure, text, view
+
+    return Explorer(draw, prompt=slider("prompt", prompt, 1, groups, 1),
+                    when=choice("when", times[-1], times), a=choice("A: algorithm", OWN, names),
+                    epsilon_a=stops("A: epsilon", ROW, [ROW, *EPSILONS]),
+                    b=choice("B: algorithm", "cispo", names),
+                    epsilon_b=stops("B: epsilon", ROW, [ROW, *EPSILONS]))
