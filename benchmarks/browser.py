@@ -22,12 +22,12 @@ CHROMIUM = next((p for p in ("/usr/lib/chromium/chromium", shutil.which("chromiu
                              shutil.which("chromium-browser"), shutil.which("google-chrome"))
                  if p and os.path.exists(p)), None)
 KERNEL = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status"
-PICTURE = "svg[role=img]"
+PICTURE = ":is(svg[role=img], .grpo-tokens)"
 PATIENCE = 240_000  # ms, for a notebook to run
 
 # Times are taken in the page: from the key's own event to the first frame with the new picture.
 WATCH = """box => {
-  const pictures = () => [...box.querySelectorAll('svg[role=img]')];
+  const pictures = () => [...box.querySelectorAll('svg[role=img], .grpo-tokens')];
   const before = new Set(pictures());
   window.followed = new Promise((resolve, reject) => {
     let pressed = null;
@@ -144,8 +144,8 @@ class NotebookPage:
         return self.page.locator(".jp-Notebook .jp-Cell").all()
 
     def explorers(self) -> list:
-        """The boxes of controls with a picture, in order (live curves are not among them)."""
-        boxes = self.page.locator(f".widget-vbox:has({PICTURE})").all()
+        """The boxes of controls with a picture, in order (live curves and cockpits are not among them)."""
+        boxes = self.page.locator(f".widget-vbox:not(.grpo-cockpit):has({PICTURE})").all()
         return [box for box in boxes if box.locator(
             ".noUi-handle, input[type=checkbox], input[type=text]").count()]
 

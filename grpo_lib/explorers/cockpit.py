@@ -87,6 +87,7 @@ class Cockpit(Shown):
         super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
                           *self.controls.values(), self.said])
         self.box.children = (*self.box.children, self.exported)
+        self.box.add_class("grpo-cockpit")
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: me() and me()._press(name))
         for name, control in self.controls.items():

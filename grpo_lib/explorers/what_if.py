@@ -21,7 +21,8 @@ def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
 
     Nothing is sampled: both see the completions and rewards of ``source`` (an ``Xray``, or a
     trainer after a step), and make their own advantages, ratios and loss of them. Tokens that
-    the two treat differently are outlined. An epsilon that is chosen holds on both sides. Rows of ``ALGORITHMS`` with a critic are left out.
+    the two treat differently are outlined. An epsilon that is chosen holds on both sides. Rows
+    of ``ALGORITHMS`` with a critic are left out.
     """
     xray = source if isinstance(source, Xray) else Xray.of(source)
     groups, times = len(xray.prompts), list(xray.log_probs)
@@ -39,9 +40,9 @@ def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
         mask = xray.rollouts.mask.cpu() > 0
         differs = (one.state != other.state) & mask
         rows = rows_of(xray, prompt - 1)
-        here = differs[rows.start:rows.stop].sum()
+        here = int(differs[rows.start:rows.stop].sum())
         cosine = agreement(one, other)
-        text = (f"prompt {prompt}, {when}: {int(here)} of "
+        text = (f"prompt {prompt}, {when}: {here} of "
                 f"{int(mask[rows.start:rows.stop].sum())} tokens shown differ\nwhole batch: "
                 f"{int(differs.sum())} of {int(mask.sum())} differ, cosine of the pushes "
                 f"{'undefined, one pushes nothing' if cosine != cosine else f'{cosine:.3f}'}\n"
@@ -50,8 +51,8 @@ def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
         sides = "".join(f'<div class="side"><p><b>{html.escape(title)}</b></p>'
                         f'{as_table(xray, update, prompt - 1, EFFECT, differs)}</div> '
                         for title, update in zip(titles, (one, other)))
-        view = (f'{STYLE}<div class="grpo-tokens"><p>{html.escape(asked)} ({html.escape(when)})'
-                f'</p>{sides}{key(EFFECT)}</div>')
+        view = (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}">'
+                f'<p>{html.escape(asked)} ({html.escape(when)})</p>{sides}{key(EFFECT)}</div>')
         figure = as_grid(xray, [("A  ", one), ("B  ", other)], prompt - 1, EFFECT,
                          f"{titles[0]}   {titles[1]}   ({when})")
         return figure, text, view

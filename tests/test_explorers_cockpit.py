@@ -1,0 +1,299 @@
+"""The cockpit: what it shows is the run, what it exports makes the run again."""
+
+import base64
+import gc
+import html
+import json
+import re
+import threading
+import time
+import weakref
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from grpo_lib import ALGORITHMS, GRPOConfig, explorers
+from grpo_lib.explorers import cockpit as room
+from grpo_lib.explorers import cockpit_explorer
+from grpo_lib.explorers.controls import ends
+from grpo_lib.steering import steered
+
+CONFIG = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0)
+
+
+def numbers(history):
+    return [{k: v for k, v in asdict(m).items() if not k.startswith("seconds")} for m in history]
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def cockpit():
+    made = cockpit_explorer(config=CONFIG, checkpoint_every=2)
+    yield made
+    made.close()
+
+
+def press(cockpit, name):
+    cockpit.buttons[name].click()
+
+
+def said(cockpit):
+    return html.unescape(re.sub("<[^>]*>", "", cockpit.said.value))
+
+
+def test_buttons_drive_the_run(cockpit):
+    assert cockpit.text == "ready, step 0 of 6"
+    press(cockpit, "step")
+    until(lambda: "paused" in said(cockpit))
+    assert len(cockpit.run.history) == 1 and "paused, step 1 of 6" in said(cockpit)
+    press(cockpit, "start")
+    press(cockpit, "pause")
+    cockpit.steps()
+    assert "finished, step 6 of 6" in said(cockpit)
+    last = cockpit.run.history[-1]
+    assert f"reward {last.reward_mean:.2f}" in said(cockpit)
+    assert f"silent groups {last.zero_variance_groups:.0%}" in said(cockpit)
+    assert numbers(cockpit.run.history) == numbers(room.chain_trainer(CONFIG).run())
+    press(cockpit, "reset")
+    assert "ready, step 0 of 6" in said(cockpit)
+
+
+def test_sliders_moved_while_it_runs_are_exported_and_make_the_same_run(cockpit):
+    cockpit.start()
+    until(lambda: len(cockpit.run.history) >= 1)
+    cockpit.controls["epsilon"].value = 0.05
+    cockpit.controls["group_size"].value = 8
+    until(lambda: len(cockpit.run.history) >= 3)
+    cockpit.controls["algorithm"].value = "rloo"
+    cockpit.controls["beta"].value = 0.04
+    cockpit.run.wait()
+    export = cockpit.export()
+    assert {field for _, field, _ in export.moves} == {"epsilon", "group_size", "algorithm",
+                                                       "beta"}
+    names = {}
+    printed = []
+    exec(export.code.replace("print(metrics.step, metrics.reward_mean)", "seen.append(metrics)"),
+         names | {"seen": printed})
+    assert numbers(printed) == numbers(cockpit.run.history)
+    lines = [json.loads(line) for line in export.jsonl.splitlines()]
+    assert [line["reward_mean"] for line in lines] == [round(m.reward_mean, 6)
+                                                       for m in cockpit.run.history]
+    assert repr(export).startswith("GRPOConfig(steps=6, prompts_per_step=4, group_size=4")
+
+
+def test_the_exports_link_holds_the_log(cockpit):
+    cockpit.steps(2)
+    press(cockpit, "export")
+    data = re.search(r"base64,([^\"]*)", cockpit.exported.value)[1]
+    assert base64.b64decode(data).decode() == cockpit.export().jsonl
+    assert html.escape(cockpit.export().code) in cockpit.exported.value
+
+
+def test_every_stop_of_every_control_is_taken(cockpit):
+    for name, control in cockpit.controls.items():
+        stops = ends(control) if name == "temperature" else [
+            o[1] if isinstance(o, tuple) else o for o in control.options]
+        for value in stops:
+            control.value = value
+            wanted = getattr(cockpit.run.wanted, name)
+            assert wanted == (None if value in (room.ROW, room.DEFAULT) else value), (name, value)
+        cockpit.reset()
+        assert cockpit.run.wanted == CONFIG
+    options = cockpit.controls["algorithm"].options
+    assert set(options) == {room.DEFAULT} | {n for n, r in ALGORITHMS.items() if not r.critic}
+
+
+def test_a_setting_that_waits_is_said_and_then_marked(cockpit):
+    cockpit.steps(2)
+    cockpit.controls["epsilon"].value = 0.05
+    assert "from the next step on: epsilon 0.05" in said(cockpit)
+    cockpit.steps(1)
+    assert "moved: epsilon 0.05 from step 3" in said(cockpit)
+    assert "from the next step" not in said(cockpit)
+    marks = [line for axis in cockpit.figure.axes for line in axis.lines
+             if list(line.get_xdata()) == [2.5, 2.5]]
+    assert len(marks) == 6
+
+
+def test_a_value_that_is_refused_is_said_and_the_control_goes_back(cockpit):
+    cockpit.run.set(prompts_per_step=1, minibatches=4)
+    cockpit.controls["group_size"].value = 2
+    assert "not taken: minibatches: got 4, allowed are at most the 2" in said(cockpit)
+    assert cockpit.controls["group_size"].value == 4 == cockpit.run.wanted.group_size
+    cockpit.controls["group_size"].value = 8
+    assert "not taken" not in said(cockpit)
+
+
+def test_a_warning_of_the_settings_is_said(cockpit, recwarn):
+    cockpit.controls["algorithm"].value = "reinforce"
+    cockpit.controls["epsilon"].value = 0.05
+    assert "epsilon: 0.05 will change nothing" in said(cockpit) and not recwarn.list
+
+
+def test_back_brings_the_controls_back_too(cockpit):
+    cockpit.steps(2)
+    cockpit.controls["epsilon"].value = 0.05
+    cockpit.steps(2)
+    assert (cockpit.checkpoint.max, cockpit.checkpoint.value) == (4, 4)
+    cockpit.checkpoint.value = 2
+    cockpit.steps(2)
+    assert (cockpit.checkpoint.max, cockpit.checkpoint.value) == (6, 2)
+    press(cockpit, "back")
+    assert "paused, step 2 of 6" in said(cockpit)
+    assert cockpit.controls["epsilon"].value == room.ROW and cockpit.checkpoint.max == 2
+    cockpit.steps()
+    assert numbers(cockpit.run.history) == numbers(room.chain_trainer(CONFIG).run())
+
+
+def test_a_run_can_be_kept_behind_the_next(cockpit):
+    cockpit.steps(3)
+    first = [m.entropy for m in cockpit.run.history]
+    press(cockpit, "keep")
+    press(cockpit, "reset")
+    cockpit.set(epsilon=0.05).steps(2)
+    [axis] = [a for a in cockpit.figure.axes if "Entropy" in a.get_title(loc="left")]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert drawn["kept, 0 moves"] == first
+    assert drawn["this run"] == [m.entropy for m in cockpit.run.history]
+
+
+def test_what_is_saved_is_a_picture_and_a_line(cockpit):
+    before = cockpit._repr_mimebundle_()
+    assert before["text/plain"] == "ready, step 0 of 6"
+    assert before["application/vnd.jupyter.widget-view+json"]["model_id"] == cockpit.box.model_id
+    cockpit.steps(2)
+    picture = cockpit.picture()._repr_mimebundle_()
+    assert picture["text/plain"].startswith("paused, step 2 of 6")
+    assert picture["image/png"] != before["image/png"]
+    assert cockpit.picture("two steps")._repr_mimebundle_()["text/plain"] == "two steps"
+
+
+def test_the_xray_is_of_the_last_step(cockpit):
+    cockpit.steps(1)
+    explorer = cockpit.xray()
+    assert explorer.text.startswith("prompt 1 of 4") and "after the step" in str(
+        explorer.controls["when"].options)
+
+
+def test_drawing_takes_its_share_of_the_time_at_most(cockpit, monkeypatch):
+    drawn = []
+    figure = cockpit.figure
+
+    def slow(*_, **__):
+        time.sleep(0.1)
+        drawn.append(time.monotonic())
+        return figure
+
+    monkeypatch.setattr(room, "training_curves", slow)
+    cockpit.redraw()
+    cockpit.run.state = "running"
+    start = time.monotonic()
+    while time.monotonic() - start < 1.5:
+        cockpit.follow()
+    assert len(drawn) == 1, "0.1 s is 4% of 2.5 s"
+    cockpit.run.state = "paused"
+    cockpit.follow()
+    assert len(drawn) == 2, "always at a pause"
+
+
+class TestTrouble:
+    def test_a_step_that_fails_is_said(self, cockpit):
+        cockpit.run.trainer.task.rewards = lambda *_: torch.full((4, 4), float("nan"))
+        press(cockpit, "start")
+        until(lambda: "failed" in said(cockpit))
+        assert "ValueError" in said(cockpit) and "Go back to a checkpoint" in said(cockpit)
+        press(cockpit, "start")
+        assert "the run failed" in said(cockpit)
+        press(cockpit, "reset")
+        cockpit.steps(1)
+        assert "paused, step 1" in said(cockpit)
+
+    def test_a_closed_cockpit_says_so(self, cockpit):
+        cockpit.steps(2)
+        cockpit.close()
+        assert "replaced or closed" in said(cockpit)
+        press(cockpit, "start")
+        assert "was closed" in said(cockpit)
+        cockpit.controls["epsilon"].value = 0.05
+        assert "was closed" in said(cockpit)
+        assert len(cockpit.run.history) == 2
+
+    def test_an_interrupted_cell_pauses_it(self, cockpit, monkeypatch):
+        join = threading.Thread.join
+        waits = []
+
+        def interrupted(thread, timeout=None):
+            waits.append(timeout)
+            if thread.name == "grpo-run" and len(waits) == 1:
+                raise KeyboardInterrupt
+            return join(thread, timeout)
+
+        monkeypatch.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cockpit.steps()
+        assert cockpit.run.state == "paused" and not cockpit.run.running
+        cockpit.steps()
+        assert cockpit.run.state == "finished"
+
+    def test_kernels_that_wait_say_so(self, cockpit, monkeypatch):
+        monkeypatch.setattr(room, "waits_for_cells", lambda: True)
+        cockpit.say()
+        assert "wait while a cell is running" in said(cockpit)
+
+
+class TestMoreThanOne:
+    def test_two_do_not_disturb_each_other(self, cockpit):
+        other = cockpit_explorer(config=GRPOConfig(steps=4, prompts_per_step=4, group_size=4,
+                                                   eval_every=0, seed=1))
+        cockpit.start()
+        other.start()
+        other.controls["epsilon"].value = 0.05
+        cockpit.run.wait()
+        other.run.wait()
+        assert cockpit.run.moves == [] and len(other.run.moves) == 1
+        assert numbers(cockpit.run.history) == numbers(room.chain_trainer(CONFIG).run())
+        other.close()
+
+    def test_running_a_cell_again_closes_the_old_one(self, monkeypatch):
+        monkeypatch.setattr(room, "running_cell", lambda: "cell 1")
+        first = cockpit_explorer(config=CONFIG)
+        first.start()
+        second = cockpit_explorer(config=CONFIG)
+        assert first.run.state == "closed" and not first.run.running
+        monkeypatch.setattr(room, "running_cell", lambda: "cell 2")
+        third = cockpit_explorer(config=CONFIG)
+        assert second.run.state == third.run.state == "ready"
+        second.close()
+        third.close()
+
+    def test_ten_starts_and_resets_leave_nothing_behind(self, cockpit):
+        threads, trainers = threading.active_count(), []
+        for _ in range(10):
+            trainers.append(weakref.ref(cockpit.run.trainer))
+            cockpit.start()
+            until(lambda: len(cockpit.run.history) >= 1)
+            cockpit.reset()
+        gc.collect()
+        assert threading.active_count() == threads
+        assert [t() for t in trainers] == [None] * 10
+
+    def test_a_cockpit_that_nobody_holds_ends_its_run(self):
+        held = [cockpit_explorer(config=GRPOConfig(steps=500, prompts_per_step=4, group_size=4,
+                                                   eval_every=0))]
+        held[0].start()
+        until(lambda: len(held[0].run.history) >= 1)
+        thread = held[0].run._thread
+        held[0].box.close_all()
+        held.clear()
+        until(lambda: (gc.collect(), thread.is_alive())[1] is False)
+
+
+def test_it_is_found_like_any_explorer():
+    assert "cockpit_explorer" in explorers.__all__ and steered is not None
