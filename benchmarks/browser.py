@@ -124,6 +124,16 @@ class NotebookPage:
             self.page.evaluate("window.jupyterapp.commands.execute("
                                "'apputils:change-theme', {theme: 'JupyterLab Dark'})")
 
+    def run_cell(self, number: int) -> str:
+        """Run one cell, counted from 0, and wait for it; what it printed."""
+        self.page.evaluate("""async number => {
+          const panel = window.jupyterapp.shell.currentWidget;
+          panel.content.activeCellIndex = number;
+          await window.jupyterapp.commands.execute('notebook:run-cell');
+        }""", number)
+        cell = self.page.locator(".jp-Notebook .jp-Cell").nth(number)
+        return "\n".join(cell.locator(".jp-OutputArea-output pre").all_inner_texts())
+
     def run_all(self) -> None:
         """Run every cell, and wait for the last."""
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
@@ -144,7 +154,7 @@ class NotebookPage:
         return self.page.locator(".jp-Notebook .jp-Cell").all()
 
     def explorers(self) -> list:
-        """The boxes of controls with a picture, in order (live curves and cockpits are not among them)."""
+        """The boxes of controls with a picture, in order; live curves and cockpits are none."""
         boxes = self.page.locator(f".widget-vbox:not(.grpo-cockpit):has({PICTURE})").all()
         return [box for box in boxes if box.locator(
             ".noUi-handle, input[type=checkbox], input[type=text]").count()]

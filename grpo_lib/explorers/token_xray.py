@@ -34,9 +34,9 @@ def token_xray_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer
                 f"{counts(update, of_group)}\nwhole batch, {int(shown.sum())} tokens: "
                 f"{counts(update, shown)}")
         figure = as_grid(xray, [("", update)], prompt - 1, show, f"{asked}   ({when})")
-        view = (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}"><p><b>{html.escape(asked)}</b> '
-                f'({html.escape(when)})</p>{as_table(xray, update, prompt - 1, show)}{key(show)}'
-                f'</div>')
+        view = (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}">'
+                f'<p><b>{html.escape(asked)}</b> ({html.escape(when)})</p>'
+                f'{as_table(xray, update, prompt - 1, show)}{key(show)}</div>')
         return figure, text, view
 
     times = list(xray.log_probs)

@@ -1,0 +1,110 @@
+"""What the cockpit costs a run, and how quickly it answers while the run goes on, in JupyterLab.
+
+In one go: the same run of 20 steps in a cell and in the cockpit, in turns, while a slider of the
+cockpit is moved two or three times a second.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import nbformat
+
+from benchmarks.browser import NotebookPage, browser, jupyterlab, why_not
+from grpo_lib.runs import versions
+
+ROUNDS, STEPS, PAUSE_MS = 3, 20, 350
+NAME = "98_cockpit.ipynb"
+CELLS = [
+    "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path.cwd().parent))\n"
+    "import json, time\nimport grpo_lib\nfrom grpo_lib import GRPOConfig\n"
+    "from grpo_lib.explorers import cockpit_explorer\n"
+    "from grpo_lib.explorers.cockpit import chain_trainer\n"
+    f"config = GRPOConfig(steps={STEPS})",
+    "trainer = chain_trainer(config)\nstart = time.perf_counter()\n"
+    "for _ in trainer.run():\n    pass\nprint(time.perf_counter() - start)",
+    "cockpit = cockpit_explorer(config=config)\nstamps = []\nfollow = cockpit.run.on_change\n"
+    "cockpit.run.on_change = lambda: (follow(), stamps.append(time.perf_counter()))\ncockpit",
+    "print(json.dumps([stamps[-1] - stamps[0], cockpit.run.state, len(cockpit.run.moves)]))",
+]
+# From the key to the first frame in which the cockpit's line says another value than before.
+WATCH = r"""box => {
+  const said = () => [...box.querySelector('[role=status]').innerText.matchAll(
+    /epsilon_high ([^;,\n]+?)(?= from step|[;,\n]|$)/g)].at(-1)?.[1];
+  const before = said();
+  window.answered = new Promise((resolve, reject) => {
+    let pressed = null;
+    const late = setTimeout(() => reject(new Error('no answer in 20 s')), 20000);
+    window.addEventListener('keydown', () => { pressed = performance.now(); },
+                            {capture: true, once: true});
+    const observer = new MutationObserver(() => {
+      if (pressed === null || said() === before) return;
+      observer.disconnect();
+      clearTimeout(late);
+      requestAnimationFrame(() => resolve(performance.now() - pressed));
+    });
+    observer.observe(box, {childList: true, subtree: true, characterData: true});
+  });
+}"""
+
+
+def notebook(cells: list[str]) -> str:
+    return nbformat.writes(nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in cells],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3",
+                                 "language": "python"}}))
+
+
+def measure() -> dict:
+    """Seconds of the run in a cell and in the cockpit, and milliseconds from keys to answers."""
+    if why_not() is not None:
+        raise SystemExit(f"benchmarks cockpit: {why_not()}")
+    plain, steered, answers = [], [], []
+    with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as url, \
+            browser() as chromium:
+        (Path(folder) / "repository" / "notebooks" / NAME).write_text(notebook(CELLS))
+        page = NotebookPage(chromium, url, NAME)
+        page.run_cell(0)
+        for _ in range(ROUNDS):
+            plain.append(float(page.run_cell(1)))
+            page.run_cell(2)
+            box = page.page.locator(".grpo-cockpit")
+            handle = box.locator(".widget-slider", has_text="epsilon_high").locator(
+                ".noUi-handle")
+            box.get_by_role("button", name="Start").click()
+            while "finished" not in box.locator("[role=status]").first.inner_text():
+                answers.append(press(page, box, handle, len(answers)))
+                page.page.wait_for_timeout(PAUSE_MS)
+            seconds, state, moves = json.loads(page.run_cell(3))
+            steered.append(seconds)
+            print(plain[-1], steered[-1], state, moves, len(answers), flush=True)
+    return {"steps": STEPS, "plain_seconds": plain, "cockpit_seconds": steered,
+            "answers_ms": [round(a) for a in answers], "versions": versions()}
+
+
+def press(page: NotebookPage, box, handle, number: int) -> float:
+    """Move the slider, and wait for the line to say so; milliseconds."""
+    handle.focus()
+    box.evaluate(WATCH)
+    page.page.keyboard.press("ArrowLeft" if number % 2 else "ArrowRight")
+    return page.page.evaluate("window.answered")
+
+
+def report(data: dict) -> str:
+    plain, steered = (statistics.median(data[k]) for k in ("plain_seconds", "cockpit_seconds"))
+    answers = sorted(data["answers_ms"])
+    return "\n".join([
+        "## Cockpit", "",
+        f"A run of {data['steps']} steps in JupyterLab on {data['versions']['cpus']} cores, in a "
+        f"cell and in the cockpit, in turns; medians of {len(data['plain_seconds'])} "
+        f"(two minutes).", "",
+        "| | |", "|---|---|",
+        f"| seconds in a cell | {plain:.2f} |",
+        f"| seconds in the cockpit, its slider moved two or three times a second | {steered:.2f} "
+        f"({steered / plain - 1:+.0%}) |",
+        f"| from a key to the frame that says so, while it trains: median of {len(answers)} | "
+        f"{statistics.median(answers):.0f} ms |",
+        f"| nine in ten of them within | {answers[int(0.9 * (len(answers) - 1))]} ms |"]) + "\n"
