@@ -112,6 +112,17 @@ def test_the_saved_picture_has_a_row_for_each_answer(xray):
     assert len(names) == 6
 
 
+def test_the_saved_picture_of_a_large_group_says_that_it_is_not_all(trainer):
+    whole = Xray.of(trainer)
+    one = replace(whole, rollouts=replace(whole.rollouts, group_size=36),
+                  rewards=whole.rewards.reshape(1, 36), prompts=["all"])
+    explorer = token_xray_explorer(one)
+    assert explorer.view.value.count("<tr>") == 36
+    [title] = [explorer.figure.axes[0].get_title(loc="left")]
+    assert title.endswith("first 12 of 36 answers")
+    assert "first 6 of 36 answers" in what_if_explorer(one).figure.axes[0].get_title(loc="left")
+
+
 def test_every_stop_of_every_control_works(trainer):
     for explorer in (token_xray_explorer(trainer), what_if_explorer(trainer)):
         said = explorer.to_the_ends()

@@ -28,6 +28,8 @@ REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
 class Shown:
     """Keeps a box of widgets, a figure and its text together."""
 
+    dpi = 110  # of the saved picture
+
     def __init__(self, controls: Sequence[ipywidgets.Widget]):
         self.view = ipywidgets.HTML()
         self.caption = ipywidgets.HTML()
@@ -43,7 +45,8 @@ class Shown:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
-        return {"text/plain": self.text, "image/png": b64encode(to_png(self.figure)).decode(),
+        picture = b64encode(to_png(self.figure, self.dpi)).decode()
+        return {"text/plain": self.text, "image/png": picture,
                 "application/vnd.jupyter.widget-view+json": view}
 
 

@@ -25,7 +25,7 @@ from grpo_lib.training import GRPOTrainer
 
 PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
 DRAW_SHARE = 0.04  # of the time at most, while the run goes on
-ROW, DEFAULT = "the row's", "default: grpo, token mean"
+ROW, DEFAULT = "the row's", "default"
 GROUP_SIZES = (2, 4, 8, 16, 32, 64)
 EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
 EPSILONS_HIGH = (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)
@@ -60,6 +60,8 @@ class Cockpit(Shown):
     ``reset``, ``keep``, ``set``, ``export``. ``steps(n)`` takes steps and waits for them.
     """
 
+    dpi = 80
+
     def __init__(self, make_trainer, config, compare=None, checkpoint_every: int = 5):
         self._drawing, self._quiet = threading.Lock(), False
         self._drawn, self._cost = 0.0, 0.0
@@ -80,12 +82,14 @@ class Cockpit(Shown):
         self.controls = self._controls(config)
         self.checkpoint = ipywidgets.IntSlider(
             value=0, min=0, max=0, step=checkpoint_every, description="back to step",
-            layout=ipywidgets.Layout(width="330px"))
+            style={"description_width": "100px"}, layout=ipywidgets.Layout(width="360px"))
         self.exported = ipywidgets.HTML()
         self.said = ipywidgets.HTML()
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        for control in self.controls.values():  # two in a row, on a laptop too
+            control.layout.width, control.style.description_width = "440px", "150px"
         super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
-                          *self.controls.values(), self.said])
+                          ipywidgets.HBox([*self.controls.values()], layout=row), self.said])
         self.box.children = (*self.box.children, self.exported)
         self.box.add_class("grpo-cockpit")
         for name, button in self.buttons.items():
@@ -284,7 +288,7 @@ class Cockpit(Shown):
     def picture(self, text: str | None = None) -> Picture:
         """The curves so far, to keep in the notebook; ``text`` says what they show."""
         self.redraw()
-        return Picture(self.figure, text or self.text)
+        return Picture(self.figure, text or self.text, self.dpi)
 
     def _replace_old(self) -> None:
         """Close the cockpit that this cell made before."""

@@ -28,7 +28,7 @@ def token_xray_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer
         of_group = shown.clone()
         of_group[others] = False
         best = xray.rewards[prompt - 1].max()
-        text = (f"prompt {prompt} of {groups}, {asked}: "
+        text = (f"prompt {prompt} of {groups} ({asked}): "
                 f"{int((xray.rewards[prompt - 1] == best).sum())} of {len(rows)} answers with the "
                 f"highest reward, {best:.2g}\n{when}, {int(of_group.sum())} tokens: "
                 f"{counts(update, of_group)}\nwhole batch, {int(shown.sum())} tokens: "

@@ -18,7 +18,8 @@ EFFECT, RATIO = "what the update does", "ratio"
 LEGEND = {"^ pushed up": BLUE, "v pushed down": VERMILION, "x blocked": STOPPED,
           "o silent": STILL, "- not counted": LEFT_OUT}
 RATIO_LEGEND = {"ratio 2 and more": BLUE, "ratio 1": "#FFFFFF", "ratio 1/2 and less": VERMILION}
-FEWEST, COLUMNS = 0.25, 22  # weakest tint of a push; tokens a row in the saved picture
+FEWEST = 0.25  # weakest tint of a push
+COLUMNS, LINES = 22, 12  # of the saved picture, at most
 STYLE = """<style>
 .grpo-tokens { font-size: 16px; line-height: 1.3; }
 .grpo-tokens table { border-collapse: collapse; }
@@ -114,8 +115,12 @@ def key(show: str) -> str:
 
 def as_grid(xray: Xray, updates: Sequence[tuple[str, TokenUpdate]], prompt: int, show: str,
             title: str):
-    """A group as a figure: for each answer a row for each of the (name, update)."""
-    rows, lengths = rows_of(xray, prompt), [len(words) for words in xray.words]
+    """A group as a figure: for each answer a row for each of the (name, update); of a large
+    group the first answers."""
+    group, lengths = rows_of(xray, prompt), [len(words) for words in xray.words]
+    rows = group[: LINES // len(updates)]
+    if len(rows) < len(group):
+        title += f"   first {len(rows)} of {len(group)} answers"
     words, colors, names = [], [], []
     painted = [colors_of(update, rows, lengths, show) for _, update in updates]
     for i, r in enumerate(rows):
