@@ -111,10 +111,26 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the sampling")
     sub.add_argument("--device", default="cpu", help="cpu or cuda")
 
+    sub = commands.add_parser("project", help="Show a lesson without its code, or the cockpit "
+                                              "alone, on a page for a projector (needs Voilà).")
+    sub.set_defaults(run=run_project, threads=None)
+    sub.add_argument("lesson", nargs="?", help="the beginning of its name, 04 for instance; if not "
+                                               "given: the cockpit")
+    sub.add_argument("--port", type=positive, help="of the page (if not given: Voilà's own)")
+    sub.add_argument("--no-browser", action="store_true", help="do not open a browser")
+
     commands.add_parser("lab", help="Make an environment and open JupyterLab in it.")
     commands.add_parser("test", help="Make an environment and run the tests in it.")
     commands.add_parser("wheels", help="Fill a folder from which seats without a network install.")
     return top
+
+
+def run_project(options) -> int:
+    from grpo_lib.projecting import project
+
+    return project(ROOT, options.lesson, [
+        *([f"--port={options.port}"] if options.port else []),
+        *(["--no-browser"] if options.no_browser else [])])
 
 
 def positive(text: str) -> int:

@@ -594,6 +594,27 @@ def test_the_time_limit_leaves_no_alarm_behind():
     time.sleep(0.3)  # an alarm still set would end the process
 
 
+def test_what_is_no_number_at_all_is_named(recwarn):
+    async def waits(rewards):
+        return rewards
+
+    for function, kind in ((lambda r: (x for x in r), "a generator"),
+                           (lambda r: {"a": r}, "a dict"), (lambda r: "hello", "a str"),
+                           (waits, "a coroutine"), (lambda r: object(), "an object")):
+        verdict = check.group_advantages(function)
+        assert verdict.status == "error" and f"it returned {kind}, allowed is a" in verdict.text
+    assert not recwarn.list
+
+
+def test_the_default_dtype_is_left_alone():
+    def sets(rewards):
+        torch.set_default_dtype(torch.float64)
+        return solution_of(EXAMPLE)(rewards)
+
+    assert check.group_advantages(sets)
+    assert torch.get_default_dtype() is torch.float32
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="Linux and macOS have alarms")
 def test_the_time_limit_gives_others_alarm_back():
     ours = signal.signal(signal.SIGALRM, lambda *_: None)

@@ -8,6 +8,7 @@ case has made that mistake. Its source text is never read.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import itertools
 import re
@@ -141,6 +142,9 @@ class Exercise:
                                     f"never ends?")
         except KeyboardInterrupt:
             raise
+        except WrongKind as error:
+            return Verdict("error", f"{self.name}: {error}, on the case "
+                                    f"\"{self.case_name(len(found))}\".")
         except BaseException as error:
             device = (" The arguments are on the CPU: the function is to work there."
                       if re.search("cuda|device", str(error), re.IGNORECASE) else "")
@@ -311,6 +315,10 @@ class CurveQuestion:
 
 # --- comparing ------------------------------------------------------------------------------
 
+class WrongKind(Exception):
+    """The function gave what is no number at all."""
+
+
 class Unanswered(Exception):
     """The function gave nothing."""
 
@@ -324,8 +332,20 @@ def as_tensor(value: object) -> Tensor:
         return torch.stack(parts) if parts else torch.zeros(0)
     if not isinstance(value, Tensor):
         kind = {"dtype": torch.float64} if isinstance(value, (float, int, bool)) else {}
-        value = torch.as_tensor(value, **kind)
+        try:
+            value = torch.as_tensor(value, **kind)
+        except (TypeError, ValueError, RuntimeError):
+            if inspect.iscoroutine(value):
+                value.close()  # or Python warns that nobody waited for it
+            raise WrongKind(f"it returned {named(value)}, allowed is a tensor, an array, a number "
+                            f"or a list of these") from None
     return value.detach().cpu()
+
+
+def named(value: object) -> str:
+    """A value's type with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def close(a: Tensor, b: Tensor, dtypes: Sequence[torch.dtype] = ()) -> bool:
@@ -393,10 +413,14 @@ class OutOfTime(BaseException):
 @contextlib.contextmanager
 def apart(seconds: float, printed: io.StringIO) -> Iterator[None]:
     """A learner's function runs here: for so long at most, what it prints is caught, and the
-    random numbers afterwards are what they were."""
-    with time_limit(seconds), contextlib.redirect_stdout(printed), \
-            torch.random.fork_rng(devices=[]):
-        yield
+    random numbers and the default dtype afterwards are what they were."""
+    dtype = torch.get_default_dtype()
+    try:
+        with time_limit(seconds), contextlib.redirect_stdout(printed), \
+                torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @contextlib.contextmanager
