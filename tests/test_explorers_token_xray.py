@@ -108,8 +108,13 @@ def test_the_saved_picture_has_a_row_for_each_answer(xray):
     explorer = token_xray_explorer(xray, prompt=3)
     bundle = explorer._repr_mimebundle_()
     assert bundle["text/plain"] == explorer.text and len(bundle["image/png"]) > 5000
-    names = [t.get_text() for t in explorer.figure.axes[0].texts if "reward" in t.get_text()]
+    names = [t for t in explorer.figure.axes[0].texts if "reward" in t.get_text()]
     assert len(names) == 6
+    explorer.set(prompt=2)._repr_mimebundle_()  # and nothing of it is cut off, after a move too
+    width = explorer.figure.bbox.width
+    for text in explorer.figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= width
 
 
 def test_the_saved_picture_of_a_large_group_says_that_it_is_not_all(trainer):

@@ -70,7 +70,8 @@ class Explorer(Shown):
         """Draw again with the controls' values."""
         with self._lock:
             figure, text, *view = self.draw(**{n: c.value for n, c in self.controls.items()})
-            keep_layout(self.figure, figure)
+            if not view:  # a figure that is not drawn yet has no layout to keep
+                keep_layout(self.figure, figure)
             self.show(figure, text, *view)
 
     def set(self, **values) -> Explorer:
