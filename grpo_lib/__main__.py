@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     for f in fields(GRPOConfig):
         default = "none" if f.default is None else f.default
         kinds = {"int": int, "float": float, "str": str, "float | None": optional_float,
+                 "int | None": optional_int,
                  "str | None": str, "bool | None": true_or_false}
         of_row = f.name in CHOICES
         sub.add_argument("--" + f.name.replace("_", "-"), type=kinds[f.type],
@@ -141,6 +142,10 @@ def positive(text: str) -> int:
 
 def optional_float(text: str):
     return None if text == "none" else float(text)
+
+
+def optional_int(text: str):
+    return None if text == "none" else int(text)
 
 
 def true_or_false(text: str) -> bool:
@@ -210,11 +215,14 @@ def run_pretrain(options) -> int:
 
 
 def run_train(options) -> int:
+    from dataclasses import replace
+
     import tqdm  # noqa: F401  what is missing should be missed before anything is written
 
     from grpo_lib import plots  # noqa: F401
     from grpo_lib.config import GRPOConfig
     from grpo_lib.critic import ValueModel
+    from grpo_lib.processes import joined
     from grpo_lib.runs import RunFolder
     from grpo_lib.tasks import get_task
     from grpo_lib.training import GRPOTrainer
@@ -226,19 +234,23 @@ def run_train(options) -> int:
     config = GRPOConfig(**given)
     task = get_task(options.task or "chain")
     policy = starting_policy(options.policy, task)
-    trainer = GRPOTrainer(policy, task, config,
-                          value_model=ValueModel(policy) if config.choices.critic else None)
-    out = options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = RunFolder.create(out, trainer, options.held_out or 1000,
-                           policy=str(options.policy or "base model"),
-                           save_every=options.save_every or 10)
-    return train_in(run, trainer)
+    with joined(config.device) as (processes, device):
+        trainer = GRPOTrainer(policy, task, replace(config, device=device), processes=processes,
+                              value_model=ValueModel(policy) if config.choices.critic else None)
+        if processes.rank > 0:
+            return follow(trainer)
+        out = options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = RunFolder.create(out, trainer, options.held_out or 1000,
+                               policy=str(options.policy or "base model"),
+                               save_every=options.save_every or 10, processes=processes.size)
+        return train_in(run, trainer)
 
 
 def resume(options, given: dict) -> int:
     """Go on with a run, with its own settings."""
     import torch
 
+    from grpo_lib.processes import joined
     from grpo_lib.runs import RunFolder
 
     others = sorted({"--" + name.replace("_", "-") for name in given.keys() - {"steps", "device"}}
@@ -250,17 +262,28 @@ def resume(options, given: dict) -> int:
     run = RunFolder.open(options.resume)
     if options.threads is None:
         torch.set_num_threads(run.about["threads"])
-    trainer = run.new_trainer(**given)
-    done = trainer.step_count
-    if trainer.config.steps < done:
-        raise ValueError(f"--steps: got {trainer.config.steps}, but the run in {run.path} has "
-                         f"taken {done} already")
-    if trainer.config.steps == done and run.is_complete():
-        raise ValueError(f"--resume: the run in {run.path} is complete at step {done}; to go on, "
-                         f"give more --steps")
-    run.reopen(config=trainer.config.to_dict(), threads=torch.get_num_threads(),
-               save_every=options.save_every or run.about["save_every"])
-    return train_in(run, trainer)
+    with joined(given.get("device", run.config.device)) as (processes, device):
+        trainer = run.new_trainer(processes, **given | {"device": device})
+        done = trainer.step_count
+        if trainer.config.steps < done:
+            raise ValueError(f"--steps: got {trainer.config.steps}, but the run in {run.path} has "
+                             f"taken {done} already")
+        if trainer.config.steps == done and run.is_complete():
+            raise ValueError(f"--resume: the run in {run.path} is complete at step {done}; to go "
+                             f"on, give more --steps")
+        if processes.rank > 0:
+            return follow(trainer)
+        run.reopen(config=trainer.config.to_dict(), threads=torch.get_num_threads(),
+                   save_every=options.save_every or run.about["save_every"],
+                   processes=processes.size)
+        return train_in(run, trainer)
+
+
+def follow(trainer) -> int:
+    """What the other processes of a run do: the same steps. The first one measures and writes."""
+    for _ in trainer.run():
+        pass
+    return 0
 
 
 def train_in(run, trainer) -> int:
@@ -280,6 +303,9 @@ def train_in(run, trainer) -> int:
         print(f"\nstopped after step {trainer.step_count}; everything is saved. {go_on}")
         return 130
     except Exception:
+        if not trainer.half_updated:
+            run.record_all(trainer.history)
+            run.save(trainer)
         print(f"\nfailed after step {trainer.step_count}; what was saved is whole. {go_on}")
         raise
     print(summary(run.about["before"], run.about["after"], trainer.history))

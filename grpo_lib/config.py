@@ -32,7 +32,8 @@ class GRPOConfig:
     nothing, or that has a side effect few expect, is told by a warning.
 
     TRL's names where they differ: group_size is num_generations, scale is scale_rewards,
-    ratio is importance_sampling_level, aggregation and surrogate together are loss_type.
+    micro_batch_size is per_device_train_batch_size, ratio is importance_sampling_level,
+    aggregation and surrogate together are loss_type.
     """
 
     steps: int = setting(50, "rollout-and-update steps in the whole run")
@@ -71,6 +72,9 @@ class GRPOConfig:
                                           "most")
     num_iterations: int = setting(1, "passes over each batch of completions")
     minibatches: int = setting(2, "gradient steps in each pass")
+    micro_batch_size: int | None = setting(None, "completions that go through the policy together, "
+                                                 "in scoring and in an update: less memory, the "
+                                                 "same gradient (none: all)")
     learning_rate: float = setting(5e-4, "of AdamW, betas .9 and .95, no weight decay")
     value_learning_rate: float = setting(1e-3, "the same for a critic's value model")
     max_grad_norm: float = setting(1.0, "gradients longer than this are shortened to it")
@@ -89,6 +93,8 @@ class GRPOConfig:
         whole = {"steps": 0, "prompts_per_step": 1, "group_size": 2 if choices.needs_group else 1,
                  "num_iterations": 1, "minibatches": 1, "eval_every": 0, "eval_problems": 1,
                  "seed": 0, "max_num_gen_batches": 1}
+        if self.micro_batch_size is not None:
+            whole["micro_batch_size"] = 1
         for name, least in whole.items():
             check_whole(name, getattr(self, name), least,
                         " (a completion is compared with the others of its group)"
@@ -101,8 +107,23 @@ class GRPOConfig:
         if self.minibatches > self.prompts_per_step * self.group_size:
             raise ValueError(f"minibatches: got {self.minibatches}, allowed are at most the "
                              f"{self.prompts_per_step * self.group_size} completions of a step")
+        if self.micro_batch_size is not None:
+            self.check_parts("micro_batch_size", self.micro_batch_size)
         for warning in self.warnings():
             warnings.warn(warning, stacklevel=3)
+
+    def check_parts(self, name: str, value: int) -> None:
+        """ValueError where a gradient step cannot be taken in parts, as ``name`` would have it:
+        where rows meet otherwise than in the mean that ``aggregation`` takes."""
+        choices = self.choices
+        for reason, meets in (
+                ("a critic", choices.critic),
+                ("top_entropy_quantile below 1", choices.top_entropy_quantile < 1),
+                ("entropy_coef and another aggregation than token_mean",
+                 choices.entropy_coef != 0 and choices.aggregation != "token_mean")):
+            if meets:
+                raise ValueError(f"{name}: got {value} with {reason}, which needs all rows of a "
+                                 f"gradient step at once")
 
     @property
     def row(self) -> Algorithm:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_lib.policy import Policy
-from grpo_lib.rollout import sample_groups
+from grpo_lib.rollout import Rollouts, sample_groups
 from grpo_lib.tasks.base import Problem, Task
 
 
@@ -52,8 +52,11 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples: int = 1,
              temperature: float = 1.0, generator: torch.Generator | None = None,
-             device: torch.device | str = "cpu", rows_at_once: int = 1024) -> Evaluation:
-    """Sample every problem ``samples`` times and ask the verifier (temperature 0: greedy)."""
+             device: torch.device | str = "cpu", rows_at_once: int = 1024,
+             sampler: Callable[..., Rollouts] = sample_groups) -> Evaluation:
+    """Sample every problem ``samples`` times and ask the verifier (temperature 0: greedy).
+
+    ``sampler``: ``sample_groups``, or another of its kind."""
     if len(problems) == 0:
         raise ValueError("problems: got none, allowed is one or more")
     if samples < 1:
@@ -64,9 +67,9 @@ def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples
     at_once = max(1, rows_at_once // samples)
     for start in range(0, len(problems), at_once):
         some = problems[start : start + at_once]
-        rollouts = sample_groups(policy, [task.tokenizer.encode(p.prompt) for p in some], samples,
-                                 max_new_tokens=task.max_new_tokens, temperature=temperature,
-                                 generator=generator, device=device)
+        rollouts = sampler(policy, [task.encode(p) for p in some], samples,
+                           max_new_tokens=task.max_new_tokens, temperature=temperature,
+                           generator=generator, eos_id=task.tokenizer.eos_id, device=device)
         texts = task.tokenizer.decode_rows(rollouts.completions, rollouts.mask)
         right.append(task.grades(some, texts, rollouts.finished.tolist()) > 0)
         lengths.append(rollouts.lengths.view(len(some), samples).cpu())

@@ -225,6 +225,23 @@ def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None)
     return counts / (len(mask) * max_length)
 
 
+def aggregation_share(part: Tensor, whole: Tensor, aggregation: str) -> Tensor:
+    """How much ``aggregate`` over some rows counts in ``aggregate`` over all of them: masks
+    (b, T), (B, T) -> scalar.
+
+    For rows dealt out to parts, sum_p share_p * aggregate(part p) = aggregate(whole): what makes
+    a loss taken in parts (gradient accumulation, several processes) the loss of the whole. The
+    mean of the parts' means is another number wherever parts hold unlike numbers of tokens (the
+    bug of many trainers: unsloth.ai/blog/gradient, transformers #34191).
+    """
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    if aggregation == "token_mean":
+        return part.sum() / whole.sum().clamp(min=1)
+    if aggregation == "nonempty_sequence_mean":
+        return (part.sum(1) > 0).sum() / rows_with_tokens(whole)
+    return part.new_tensor(part.shape[0] / whole.shape[0])
+
+
 def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
               mask: Tensor | None = None, *, ref_log_probs: Tensor | None = None,
               entropies: Tensor | None = None, sampler_log_probs: Tensor | None = None,

@@ -7,7 +7,7 @@ top-k (they would make the sampled distribution differ from the one whose log-pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -60,10 +60,16 @@ class Rollouts:
                        prompt_mask=self.prompt_mask[rows], mask=self.mask[rows][:, :used],
                        log_probs=self.log_probs[rows][:, :used], finished=self.finished[rows])
 
-    def scored_by(self, policy: Policy) -> Rollouts:
+    def to(self, device: torch.device | str) -> Rollouts:
+        """The same on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in moved.items()
+                                if isinstance(value, Tensor)})
+
+    def scored_by(self, policy: Policy, rows_at_once: int | None = None) -> Rollouts:
         """The same completions with the log-probs of another policy."""
         with torch.no_grad():
-            return replace(self, log_probs=completion_log_probs(policy, self))
+            return replace(self, log_probs=completion_log_probs(policy, self, rows_at_once))
 
     @staticmethod
     def join(parts: Sequence[Rollouts]) -> Rollouts:
@@ -91,8 +97,9 @@ class Rollouts:
 @torch.no_grad()
 def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, *,
                   max_new_tokens: int, temperature: float = 1.0,
-                  generator: torch.Generator | None = None, eos_id: int = EOS,
-                  device: torch.device | str = "cpu", use_cache: bool = True) -> Rollouts:
+                  generator: torch.Generator | None = None,
+                  eos_id: int | Sequence[int] = EOS, device: torch.device | str = "cpu",
+                  use_cache: bool = True, part: tuple[int, int] = (0, 1)) -> Rollouts:
     """Sample ``group_size`` (TRL: num_generations) completions of every prompt.
 
     ``prompts``: N lists of token ids. Tokens are drawn from softmax(logits / temperature);
@@ -102,17 +109,22 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
 
     Each prompt is encoded once and shared by its group; a finished row stops costing.
     ``use_cache=False`` encodes everything again for every token: same result, slowly.
+    ``eos_id``: the token that ends a completion, or several. ``part=(k, n)``: of n nearly equal
+    parts of the prompts only the k-th, from 0, with the tokens that it has in the whole.
     """
     check_sampling(prompts, group_size, max_new_tokens, temperature)
-    prompt_tokens, prompt_mask = (t.to(device) for t in pad(prompts, "left"))
-    batch, width = len(prompts) * group_size, prompt_tokens.shape[1]
     if generator is None:
         generator = torch.Generator()
         generator.seed()
-    uniforms = torch.rand(batch, max_new_tokens, dtype=torch.float64, generator=generator)
-    uniforms = uniforms.to(device)
+    uniforms = torch.rand(len(prompts), group_size, max_new_tokens, dtype=torch.float64,
+                          generator=generator)
+    chosen = part_of(len(prompts), part)
+    uniforms = uniforms[chosen].flatten(0, 1).to(device)
+    prompt_tokens, prompt_mask = (t[chosen].to(device) for t in pad(prompts, "left"))
+    batch, width = len(uniforms), prompt_tokens.shape[1]
+    ends = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
 
-    cache = policy.new_cache(len(prompts), width + max_new_tokens) if use_cache else None
+    cache = policy.new_cache(len(prompt_tokens), width + max_new_tokens) if use_cache else None
     logits = policy(prompt_tokens, prompt_mask, cache)[:, -1].repeat_interleave(group_size, 0)
     if cache is not None:
         cache = cache.repeat(group_size, width + max_new_tokens)
@@ -130,7 +142,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
         completions[rows, step] = torch.where(live, chosen, PAD)
         log_probs[rows, step] = torch.where(live, chosen_log_probs, 0.0)
         mask[rows, step] = live.to(mask.dtype)
-        finished[rows] |= chosen == eos_id
+        finished[rows] |= torch.isin(chosen, ends)
         live = ~finished[rows]
         count = int(live.sum())
         if count == 0 or step + 1 == max_new_tokens:
@@ -148,6 +160,17 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     used = step + 1
     return Rollouts(torch.cat((prompt_tokens, completions[:, :used]), 1), prompt_mask,
                     mask[:, :used], log_probs[:, :used], finished, group_size, temperature)
+
+
+def part_of(count: int, part: tuple[int, int]) -> slice:
+    """The k-th of n nearly equal parts of ``count`` things, for ``part=(k, n)``."""
+    number, parts = part
+    if not 0 <= number < parts <= count:
+        raise ValueError(f"part: got {part!r} of {count}; allowed is (k, n) with k from 0 to n - 1 "
+                         f"and n up to {count}")
+    size, longer = divmod(count, parts)
+    start = number * size + min(number, longer)
+    return slice(start, start + size + (number < longer))
 
 
 def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -187,11 +210,19 @@ def completion_logits(policy: Policy, rollouts: Rollouts) -> Tensor:
     return completion_outputs(policy, rollouts) / rollouts.temperature
 
 
-def completion_log_probs(policy: Policy, rollouts: Rollouts) -> Tensor:
+def completion_log_probs(policy: Policy, rollouts: Rollouts,
+                         rows_at_once: int | None = None) -> Tensor:
     """log pi of every completion token under ``policy``: (N*G, T), 0 where mask is 0.
 
     Differentiable. Under the policy that sampled them it equals ``rollouts.log_probs``.
+    ``rows_at_once``: so many rows go through the policy together (None: all), which takes less
+    memory where no gradient is kept.
     """
+    if rows_at_once is not None:
+        width = rollouts.mask.shape[1]
+        rows = torch.arange(len(rollouts.mask), device=rollouts.mask.device).split(rows_at_once)
+        parts = [completion_log_probs(policy, rollouts.select(some)) for some in rows]
+        return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
     log_probs = token_log_probs(completion_logits(policy, rollouts), rollouts.completions)
     return log_probs.masked_fill(rollouts.mask == 0, 0.0)
 

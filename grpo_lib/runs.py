@@ -30,6 +30,7 @@ from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
 from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
+from grpo_lib.processes import Processes
 from grpo_lib.tasks import Problem, Task, get_task
 from grpo_lib.training import GRPOTrainer
 
@@ -77,8 +78,9 @@ class RunFolder:
                 raise CheckpointError(f"{run.path / 'run.json'}: its {when} holds no scores")
         return run
 
-    def new_trainer(self, **changes) -> GRPOTrainer:
-        """A trainer at the newest checkpoint; ``changes`` are settings to replace."""
+    def new_trainer(self, processes: Processes | None = None, **changes) -> GRPOTrainer:
+        """A trainer at the newest checkpoint; ``changes`` are settings to replace. A policy from
+        transformers is yours to load: make the trainer, and ``restore`` it."""
         task = get_task(self.about["task"])
         try:
             policy = TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
@@ -87,7 +89,8 @@ class RunFolder:
                                   f"({error})") from None
         config = replace(self.config, **changes)
         value_model = ValueModel(policy) if config.choices.critic else None
-        trainer = GRPOTrainer(policy, task, config, value_model=value_model)
+        trainer = GRPOTrainer(policy, task, config, value_model=value_model,
+                              processes=processes)
         self.restore(trainer)
         return trainer
 
@@ -133,8 +136,11 @@ class RunFolder:
         return path
 
     def finish(self, trainer: GRPOTrainer) -> None:
-        """The last checkpoint and the trained policy."""
+        """The last checkpoint and the trained policy (one from transformers: into policy/)."""
         self.save(trainer)
+        if hasattr(trainer.policy, "save_pretrained"):
+            trainer.policy.save_pretrained(self.path / "policy")
+            return
         save_policy(self.path / "policy.safetensors", trainer.policy, trainer.task.name)
 
     def restore(self, trainer: GRPOTrainer) -> None:
@@ -148,7 +154,8 @@ class RunFolder:
         if len(trainer.history) != trainer.step_count:
             raise CheckpointError(f"{self.path / 'metrics.jsonl'}: has {len(trainer.history)} of "
                                   f"the {trainer.step_count} steps before {saved[-1].name}")
-        self.record_all(trainer.history)
+        if trainer.processes.rank == 0:
+            self.record_all(trainer.history)
 
     def metrics(self) -> list[StepMetrics]:
         """The steps in metrics.jsonl; a last line cut short by a crash is left out."""

@@ -2,8 +2,8 @@
 
 Which algorithm of the family it runs is the config's ``choices``, a row of ``algorithms``.
 
-Left out of production trainers: several machines, gradient accumulation, learning-rate
-schedules, and rollouts by a separate engine. One process, one device.
+Left out of production trainers: weights spread over devices, learning-rate schedules, and
+rollouts by a separate engine. One process, unless ``torchrun`` starts several (``processes``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,9 @@ from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, sa
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
-from grpo_lib.objective import aggregate, kl_estimate
+from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
 from grpo_lib.policy import Policy, token_entropy, token_log_probs
+from grpo_lib.processes import Processes
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
 from grpo_lib.tasks.base import Problem, Task
 
@@ -71,26 +72,35 @@ class GRPOTrainer:
 
     ``ref_policy`` is what KL is measured to; None: a frozen copy of the policy as given.
     ``value_model``: what an algorithm with a critic (``algorithm="ppo"``) trains beside it.
+    ``sampler``: ``sample_groups``, or another of its kind (``huggingface.generate_groups``).
+    ``processes``: those that share the work, each with a trainer like this one.
     After a step, ``problems``, ``rollouts``, ``rewards`` (N, G) hold what it was made of,
     ``advantages`` (N, G), or (N * G, T) where the tokens of a completion differ, and
     ``history`` all metrics so far.
     """
 
     def __init__(self, policy: Policy, task: Task, config: GRPOConfig,
-                 ref_policy: Policy | None = None, value_model: ValueModel | None = None):
+                 ref_policy: Policy | None = None, value_model: ValueModel | None = None, *,
+                 sampler: Callable[..., Rollouts] = sample_groups,
+                 processes: Processes | None = None):
         self.algorithm = config.choices
         if self.algorithm.critic != (value_model is not None):
             allowed = ("ValueModel(policy), which the algorithm's critic needs"
                        if self.algorithm.critic else "None, since the algorithm has no critic")
             raise ValueError(f"value_model: got {type(value_model).__name__} with algorithm="
                              f"{config.algorithm!r}, allowed is {allowed}")
+        self.processes = processes or Processes()
+        self.sampler = self.processes.sampler(sampler)
+        check_processes(config, self.processes.size)
         self.device = check_device(config.device)
         self.policy = policy.to(self.device)
         own = ref_policy is not None and ref_policy is not policy
         self.ref_policy = ref_policy if own else copy.deepcopy(policy)
         self.ref_policy.to(self.device).requires_grad_(False)
         self.task, self.config = task, config
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate,
+        self.wrapped = self.processes.wrap(self.policy)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate,
                                            betas=(0.9, 0.95), weight_decay=0.0)
         self.critic = None if value_model is None else Critic(
             value_model.to(self.device), config.value_learning_rate, config.max_grad_norm)
@@ -133,6 +143,7 @@ class GRPOTrainer:
             raise ValueError(f"algorithm: got {config.algorithm!r}, allowed are rows "
                              f"{'with' if self.algorithm.critic else 'without'} a critic, as the "
                              f"one that the trainer was built with")
+        check_processes(config, self.processes.size)
         self.config, self.algorithm = config, config.choices
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate
@@ -141,6 +152,10 @@ class GRPOTrainer:
 
     def step(self) -> StepMetrics:
         """Sample, score, update, measure. An error before the update leaves no trace."""
+        with memory_explained(self):
+            return self._step()
+
+    def _step(self) -> StepMetrics:
         config, state = self.config, self.generator.get_state()
         try:
             everything, batch, seconds_rollout, seconds_scoring = self.gather()
@@ -167,8 +182,8 @@ class GRPOTrainer:
         self.step_count += 1
         held_out = None
         if config.eval_every and self.step_count % config.eval_every == 0:
-            held_out = evaluate(self.policy, self.task, self.held_out,
-                                temperature=config.temperature, device=self.device).accuracy
+            held_out = evaluate(self.policy, self.task, self.held_out, device=self.device,
+                                temperature=config.temperature, sampler=self.sampler).accuracy
         metrics = StepMetrics(
             step=self.step_count, held_out_accuracy=held_out, **batch_metrics(everything),
             **updates, seconds_rollout=seconds_rollout,
@@ -212,10 +227,11 @@ class GRPOTrainer:
         config = self.config
         rng = random.Random(torch.randint(2**62, (), generator=self.generator).item())
         problems = self.task.problems(config.prompts_per_step, rng)
-        rollouts = sample_groups(
-            self.policy, [self.task.tokenizer.encode(p.prompt) for p in problems],
+        rollouts = self.sampler(
+            self.policy, [self.task.encode(p) for p in problems],
             config.group_size, max_new_tokens=self.task.max_new_tokens,
-            temperature=config.temperature, generator=self.generator, device=self.device)
+            temperature=config.temperature, generator=self.generator,
+            eos_id=self.task.tokenizer.eos_id, device=self.device)
         return problems, rollouts
 
     @torch.no_grad()
@@ -228,7 +244,11 @@ class GRPOTrainer:
         if rewards.shape != (len(problems), rollouts.group_size):
             raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is one for each "
                              f"completion, {(len(problems), rollouts.group_size)}")
-        return rewards, grades, completion_log_probs(self.ref_policy, rollouts)
+        rows = self.processes.split(torch.arange(len(texts), device=self.device))
+        mine = rollouts if len(rows) == len(texts) else rollouts.select(rows)
+        ref = completion_log_probs(self.ref_policy, mine, self.config.micro_batch_size)
+        missing = rollouts.mask.shape[1] - ref.shape[1]
+        return rewards, grades, self.processes.gather(torch.nn.functional.pad(ref, (0, missing)))
 
     def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor) -> dict:
         """The gradient steps on one batch; returns its share of the metrics.
@@ -236,49 +256,80 @@ class GRPOTrainer:
         Advantages belong to whole groups and are fixed before the rows are shuffled; a
         minibatch may split a group. They are (N, G), or (N * G, T) where tokens differ.
         """
-        config, algorithm = self.config, self.algorithm
+        config = self.config
         by_token = advantages.shape == rollouts.mask.shape
         row_advantages = (advantages if by_token else advantages.flatten()).to(
             self.device, rollouts.log_probs.dtype)
-        loss_mask = algorithm.loss_mask(rollouts.mask, rollouts.finished)
+        loss_mask = self.algorithm.loss_mask(rollouts.mask, rollouts.finished)
         stats, entropy, tokens = [], 0.0, rollouts.mask.sum().item()
         for iteration in range(config.num_iterations):
             order = torch.randperm(len(rollouts.tokens), generator=self.generator).to(self.device)
             for rows in order.tensor_split(config.minibatches):
-                batch = rollouts.select(rows)
-                width = batch.mask.shape[1]
-                logits = completion_logits(self.policy, batch)
-                entropies = None
-                if algorithm.needs_entropies:
-                    entropies = token_entropy(logits)
-                output = algorithm.loss(
-                    token_log_probs(logits, batch.completions), batch.log_probs,
-                    row_advantages[rows][:, :width] if by_token else row_advantages[rows],
-                    loss_mask[rows][:, :width], max_length=self.task.max_new_tokens,
-                    ref_log_probs=ref_log_probs[rows, :width], entropies=entropies)
-                if not output.loss.isfinite():
-                    raise FloatingPointError(f"loss: got {output.loss.item()} at step "
-                                             f"{self.step_count + 1}; that gradient step was not "
-                                             f"taken")
-                self.optimizer.zero_grad(set_to_none=True)
-                output.loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(
-                    self.policy.parameters(), config.max_grad_norm, error_if_nonfinite=True)
-                self.optimizer.step()
-                if self.critic is not None:
-                    self.critic.update(batch, self.returns[rows][:, :width])
+                step = self.gradient_step(rollouts, rows, row_advantages, loss_mask, ref_log_probs,
+                                          with_entropy=iteration == 0)
                 if iteration == 0:
-                    with torch.no_grad():
-                        entropy += aggregate(token_entropy(logits), batch.mask, "token_mean"
-                                             ).item() * batch.mask.sum().item() / tokens
-                stats.append({name: value.item() for name, value in output.stats.items()}
-                             | {"loss": output.loss.item(), "grad_norm": norm.item()})
+                    entropy += step["entropy"] * rollouts.mask[rows].sum().item() / tokens
+                stats.append(step)
         mean = {name: sum(s[name] for s in stats) / len(stats) for name in stats[0]}
         return {"entropy": entropy, "loss": mean["loss"], "grad_norm": mean["grad_norm"],
                 "clip_fraction_low": mean["clip_fraction_low"],
                 "clip_fraction_high": mean["clip_fraction_high"],
                 "ratio_min": min(s["ratio_min"] for s in stats),
                 "ratio_max": max(s["ratio_max"] for s in stats)}
+
+    def gradient_step(self, rollouts: Rollouts, rows: Tensor, advantages: Tensor,
+                      loss_mask: Tensor, ref_log_probs: Tensor, with_entropy: bool,
+                      ) -> dict[str, float]:
+        """One step of the optimizer on some rows of a batch; what the metrics need of it.
+
+        The rows may go through the policy in parts, and on several processes: each part's loss
+        counts by its share in the loss of all, so that the gradient is that of all at once.
+        """
+        algorithm, processes = self.algorithm, self.processes
+        whole, tokens = loss_mask[rows], rollouts.mask[rows].sum()
+        mine = processes.split(rows)
+        parts = mine.split(self.config.micro_batch_size or len(mine))
+        seen: list[dict[str, Tensor]] = []
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(parts, start=1):
+            batch = rollouts.select(part)
+            width = batch.mask.shape[1]
+            counted = loss_mask[part][:, :width]
+            share = aggregation_share(counted, whole, algorithm.aggregation)
+            with processes.adding_up(last=number == len(parts)):
+                logits = completion_logits(self.wrapped, batch)
+                output = algorithm.loss(
+                    token_log_probs(logits, batch.completions), batch.log_probs,
+                    advantages[part, :width] if advantages.dim() == 2 else advantages[part],
+                    counted, max_length=self.task.max_new_tokens,
+                    ref_log_probs=ref_log_probs[part, :width],
+                    entropies=token_entropy(logits) if algorithm.needs_entropies else None)
+                if not output.loss.isfinite():
+                    raise FloatingPointError(f"loss: got {output.loss.item()} at step "
+                                             f"{self.step_count + 1}; that gradient step was not "
+                                             f"taken")
+                # several processes: their gradients are averaged, and are to be added
+                (output.loss * share * processes.size).backward()
+            entropy = output.loss.new_zeros(())
+            if with_entropy:
+                entropy = aggregate(token_entropy(logits.detach()), batch.mask, "token_mean")
+            seen.append(output.stats | {
+                "loss": output.loss.detach() * share,
+                "entropy": entropy * (batch.mask.sum() / tokens),
+                "of_tokens": aggregation_share(counted, whole, "token_mean")})
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.policy.parameters(), self.config.max_grad_norm, error_if_nonfinite=True)
+        self.optimizer.step()
+        if self.critic is not None:
+            self.critic.update(batch, self.returns[part, :width])
+        for part in seen:
+            for side in ("clip_fraction_low", "clip_fraction_high"):
+                part[side] = part[side] * part["of_tokens"]
+        return {"grad_norm": norm.item()} | {
+            name: processes.reduce(sum(part[name] for part in seen), "sum").item()
+            for name in ("loss", "entropy", "clip_fraction_low", "clip_fraction_high")} | {
+            "ratio_min": processes.reduce(min(p["ratio_min"] for p in seen), "min").item(),
+            "ratio_max": processes.reduce(max(p["ratio_max"] for p in seen), "max").item()}
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds the weights of, by its name there."""
@@ -344,6 +395,38 @@ class GRPOTrainer:
             optimizer.state.update(states[part])
         self.generator, self.step_count, self.half_updated = generator, step, False
         self.history = [m for m in self.history if m.step <= self.step_count]
+
+
+@contextmanager
+def memory_explained(trainer: GRPOTrainer) -> Iterator[None]:
+    """What to do where memory does not suffice, in one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                or "can't allocate memory" in str(error)):
+            raise
+        config = trainer.config
+        doing = "the update" if trainer.half_updated else "sampling and scoring"
+        raise torch.OutOfMemoryError(
+            f"out of memory on {trainer.device} in {doing} of step {trainer.step_count + 1}: "
+            f"micro_batch_size (now {config.micro_batch_size}) makes updates and scoring smaller "
+            f"without changing a number, prompts_per_step and group_size (now "
+            f"{config.prompts_per_step} x {config.group_size}) sampling too") from None
+
+
+def check_processes(config: GRPOConfig, size: int) -> None:
+    """ValueError if the work of these settings cannot be dealt out to ``size`` processes."""
+    if size == 1:
+        return
+    config.check_parts("processes", size)
+    rows = config.prompts_per_step * config.group_size // config.minibatches
+    for name, count in (("prompts_per_step", config.prompts_per_step),
+                        ("minibatches", rows)):
+        if count < size:
+            raise ValueError(f"{name}: got {getattr(config, name)}, which leaves some of the {size} "
+                             f"processes without work; allowed is a prompt and a row of each "
+                             f"minibatch, or more, for each")
 
 
 def optimizer_state(part: str, parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> dict:

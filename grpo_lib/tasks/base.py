@@ -63,6 +63,15 @@ class Task:
         """The problem as a person would write it."""
         return problem.prompt
 
+    def instruction(self, problem: Problem) -> str:
+        """The problem as one would put it to a language model that knows no such task."""
+        raise NotImplementedError(f"{type(self).__name__}.instruction(problem) is missing: this "
+                                  f"task cannot be put into words")
+
+    def encode(self, problem: Problem) -> list[int]:
+        """The token ids that a policy continues."""
+        return self.tokenizer.encode(problem.prompt)
+
     def problems(self, count: int, rng: random.Random, split: str = "train") -> list[Problem]:
         """``count`` problems of a split: "train" or "held_out". No prompt is in both."""
         if split not in ("train", "held_out"):

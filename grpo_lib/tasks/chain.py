@@ -83,6 +83,14 @@ class ChainTask(Task):
         done = "".join(f"s{k}={values[k]} " for k in range(1, step))
         return f"{problem.prompt} {done}s{step}=", str(values[step])
 
+    def instruction(self, problem: Problem) -> str:
+        operations, start = problem.prompt.split()[-3::-1], problem.prompt.split()[-2]
+        named = {"+": "add", "-": "subtract", "*": "multiply by"}
+        steps = ", ".join(f"{named[operation[0]]} {operation[1]}" for operation in operations)
+        return (f"Start with {start}. Then, in this order: {steps}. After every operation keep only "
+                f"the last digit (below 0: add 10 first). Write down the value after each "
+                f"operation, then end with => and the last value, for example: => 4")
+
     def describe(self, problem: Problem) -> str:
         *operations, start, _ = problem.prompt.split()
         return " ".join([start, *reversed(operations)])
