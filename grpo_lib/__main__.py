@@ -1,4 +1,4 @@
-"""The command line: python -m grpo_lib pretrain | train | evaluate | lab | test."""
+"""The command line: python -m grpo_lib pretrain | train | evaluate | handover | lab | test."""
 
 import argparse
 import sys
@@ -65,6 +65,17 @@ def parser() -> argparse.ArgumentParser:
     from grpo_lib.config import GRPOConfig
     from grpo_lib.tasks import TASKS
 
+    def settings(sub):
+        for f in fields(GRPOConfig):
+            default = "none" if f.default is None else f.default
+            kinds = {"int": int, "float": float, "str": str, "float | None": optional_float,
+                     "int | None": optional_int, "str | None": str,
+                     "bool | None": true_or_false}
+            sub.add_argument(
+                "--" + f.name.replace("_", "-"), type=kinds[f.type], default=argparse.SUPPRESS,
+                help=f.metadata["about"] + (" (default: the algorithm's)" if f.name in CHOICES
+                                            else f" (default: {default})"))
+
     top = Parser(prog="python -m grpo_lib", description="Learn GRPO by running it.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -92,15 +103,7 @@ def parser() -> argparse.ArgumentParser:
                      help="steps between checkpoints (default: 10)")
     sub.add_argument("--held-out", type=positive,
                      help="held-out problems to measure on, before and after (default: 1000)")
-    for f in fields(GRPOConfig):
-        default = "none" if f.default is None else f.default
-        kinds = {"int": int, "float": float, "str": str, "float | None": optional_float,
-                 "int | None": optional_int,
-                 "str | None": str, "bool | None": true_or_false}
-        of_row = f.name in CHOICES
-        sub.add_argument("--" + f.name.replace("_", "-"), type=kinds[f.type],
-                         default=argparse.SUPPRESS, help=f.metadata["about"] + (
-                             " (default: the algorithm's)" if of_row else f" (default: {default})"))
+    settings(sub)
 
     sub = command("evaluate", run_evaluate, "Measure accuracy and pass@k on held-out problems.")
     sub.add_argument("--policy", type=Path, help="checkpoint or folder of a run (if not given: the "
@@ -111,6 +114,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
     sub.add_argument("--seed", type=int, default=0, help="of the sampling")
     sub.add_argument("--device", default="cpu", help="cpu or cuda")
+
+    sub = command("handover", run_handover, "Write a training script for TRL's GRPOTrainer, with "
+                                            "accelerate's configurations.")
+    sub.add_argument("--model", required=True, help="a model's name on the hub, or its folder")
+    sub.add_argument("--out", type=Path, required=True, help="new folder to write into")
+    sub.add_argument("--max-new-tokens", type=positive, default=256, help="longest completion")
+    settings(sub)
 
     sub = commands.add_parser("project", help="Show a lesson without its code, or the cockpit "
                                               "alone, on a page for a projector (needs Voilà).")
@@ -124,6 +134,36 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("test", help="Make an environment and run the tests in it.")
     commands.add_parser("wheels", help="Fill a folder from which seats without a network install.")
     return top
+
+
+def settings_in(options) -> dict:
+    """The settings of a run that were given on the command line."""
+    from grpo_lib.config import GRPOConfig
+
+    return {name: getattr(options, name) for name in GRPOConfig.__dataclass_fields__
+            if hasattr(options, name)}
+
+
+def run_handover(options) -> int:
+    from shlex import join
+
+    from grpo_lib.config import GRPOConfig
+    from grpo_lib.handover import write_handover
+    from grpo_lib.tasks import get_task
+
+    task, given = get_task(options.task or "chain"), settings_in(options)
+    command = join(["--task", task.name, "--model", options.model, "--out", str(options.out),
+                    "--max-new-tokens", str(options.max_new_tokens),
+                    *(word for name, value in given.items()
+                      for word in ("--" + name.replace("_", "-"), str(value)))])
+    lines = write_handover(options.out, task, options.model, GRPOConfig(**given),
+                           options.max_new_tokens, command)
+    for line in lines:
+        if line.lost:
+            print(f"{line.field} = {line.value}: lost, {line.note}")
+    print(f"wrote {options.out}: train.py, README.md with the commands, and configurations for "
+          f"accelerate")
+    return 0
 
 
 def run_project(options) -> int:
@@ -227,8 +267,7 @@ def run_train(options) -> int:
     from grpo_lib.tasks import get_task
     from grpo_lib.training import GRPOTrainer
 
-    given = {name: getattr(options, name) for name in GRPOConfig.__dataclass_fields__
-             if hasattr(options, name)}
+    given = settings_in(options)
     if options.resume is not None:
         return resume(options, given)
     config = GRPOConfig(**given)

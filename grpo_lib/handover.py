@@ -1,0 +1,341 @@
+"""The way on to TRL's GRPOTrainer: a task's verifier as its reward function, a ``GRPOConfig`` in its
+words, and a training script with accelerate's configurations.
+
+What goes beyond a machine (sharded weights, rollouts by vLLM) is TRL's; ``python -m grpo_lib
+handover`` writes what it needs. Checked against TRL 1.16. Nothing here imports TRL.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+from grpo_lib.checks import check_whole
+from grpo_lib.config import GRPOConfig
+from grpo_lib.tasks import Problem, Task
+
+# (surrogate, aggregation): TRL's loss_type
+LOSS_TYPES = {("clip", "sequence_mean"): "grpo", ("clip", "token_mean"): "dapo",
+              ("clip", "constant"): "dr_grpo", ("clip", "sequence_sum"): "luspo",
+              ("cispo", "token_mean"): "cispo", ("sapo", "sequence_mean"): "sapo"}
+OF_CRITIC = ("critic", "gamma", "gae_lambda", "value_learning_rate")
+
+
+class Line(NamedTuple):
+    """A field of GRPOConfig: what it is in TRL. ``lost``: it acts here and would not there."""
+
+    field: str
+    value: object
+    trl: dict
+    note: str
+    lost: bool
+
+
+def trl_reward(task: Task, eos_id: int | Sequence[int] | None = None) -> Callable:
+    """The task's verifier as TRL calls a reward function.
+
+    TRL gives ``prompts``, ``completions`` (texts, or lists of messages), ``completion_ids`` and
+    the dataset's columns, of which "problem" and "answer" are used (``trl_dataset`` has them), and
+    wants a list of numbers. ``eos_id``: a completion that does not end in one of these was cut off
+    and gets 0, as here; None: it is judged as it stands.
+    """
+    ends = None if eos_id is None else {eos_id} if isinstance(eos_id, int) else set(eos_id)
+
+    def reward(prompts, completions, completion_ids=None, *, problem, answer, **columns):
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        finished = [True] * len(texts)
+        if ends is not None and completion_ids is not None:
+            finished = [len(ids) > 0 and int(ids[-1]) in ends for ids in completion_ids]
+        return [task.reward(Problem(p, a), " ".join(text.split())) if done else 0.0
+                for p, a, text, done in zip(problem, answer, texts, finished)]
+
+    reward.__name__ = f"{task.name}_reward"  # the name in TRL's log
+    return reward
+
+
+def trl_dataset(task: Task, count: int, *, seed: int = 0, chat: bool = True,
+                split: str = "train") -> list[dict]:
+    """Rows for ``datasets.Dataset.from_list``: prompt, problem, answer.
+
+    ``chat``: the problem in words, as a user's message; else the task's own prompt.
+    """
+    problems = (task.held_out(count) if split == "held_out"
+                else task.problems(count, random.Random(seed), split))
+    return [{"prompt": [{"role": "user", "content": task.instruction(p)}] if chat else p.prompt,
+             "problem": p.prompt, "answer": p.answer} for p in problems]
+
+
+def translate(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> list[Line]:
+    """Every field of ``config`` in the words of TRL's GRPOConfig, or why there are none.
+
+    ``max_new_tokens``: the longest completion. ``processes``: of how many the work is dealt out;
+    TRL's batch sizes are those of one. ValueError: a gradient step's completions cannot be dealt
+    out evenly.
+    """
+    check_whole("max_new_tokens", max_new_tokens, 1)
+    check_whole("processes", processes, 1)
+    row = config.choices
+    rows = config.prompts_per_step * config.group_size
+    step, rest = divmod(rows, config.minibatches * processes)
+    size = min(config.micro_batch_size or step, max(step, 1))
+    if rest or step % size:
+        raise ValueError(f"micro_batch_size, minibatches, processes: got "
+                         f"{config.micro_batch_size}, {config.minibatches}, {processes}; TRL deals "
+                         f"the {rows} completions of a step out evenly, so allowed are numbers "
+                         f"whose product divides that")
+    idle, loss_type = row.idle_choices(), LOSS_TYPES.get((row.surrogate, row.aggregation))
+    found = {}
+
+    def to(field: str, note: str = "", **trl) -> None:
+        found[field] = (trl, note, False)
+
+    def lost(field: str, note: str, acts: bool = True) -> None:
+        found[field] = ({}, note if acts else "off here, and there is none", acts)
+
+    updates = config.minibatches * config.num_iterations
+    to("steps", "TRL counts gradient steps", max_steps=config.steps * updates)
+    to("prompts_per_step", "follows from the batch sizes")
+    to("group_size", num_generations=config.group_size)
+    to("micro_batch_size", per_device_train_batch_size=size,
+       gradient_accumulation_steps=step // size)
+    to("minibatches", "TRL draws them once for all passes over a batch"
+       if config.num_iterations > 1 else "",
+       steps_per_generation=config.minibatches * (step // size))
+    to("num_iterations", num_iterations=config.num_iterations)
+    to("temperature", temperature=config.temperature)
+    to("algorithm", "the row of the table, whose choices follow")
+    to("learning_rate", "AdamW with our betas, no decay, no schedule",
+       learning_rate=config.learning_rate, adam_beta1=0.9, adam_beta2=0.95, weight_decay=0.0,
+       lr_scheduler_type="constant")
+    to("max_grad_norm", max_grad_norm=config.max_grad_norm)
+    to("seed", "other random numbers than ours", seed=config.seed)
+    to("device", "accelerate's")
+    to("epsilon", epsilon=row.epsilon)
+    to("epsilon_high", **({} if row.epsilon_high is None else {"epsilon_high": row.epsilon_high}))
+    if row.surrogate == "cispo":
+        high = row.epsilon if row.epsilon_high is None else row.epsilon_high
+        to("epsilon_high", "the cap itself", epsilon_high=1 + high)
+        if row.epsilon < 1:
+            lost("epsilon", "TRL's CISPO has no lower bound")
+    to("delta", **({} if row.delta is None else {"delta": row.delta}))
+    to("sapo_temperature_pos", sapo_temperature_pos=row.sapo_temperature_pos)
+    to("sapo_temperature_neg", sapo_temperature_neg=row.sapo_temperature_neg)
+    to("beta", beta=row.beta)
+    to("use_bias_correction_kl", use_bias_correction_kl=row.use_bias_correction_kl)
+    to("entropy_coef", entropy_coef=row.entropy_coef)
+    to("top_entropy_quantile", top_entropy_quantile=row.top_entropy_quantile)
+    to("off_policy_mask_threshold", off_policy_mask_threshold=row.off_policy_mask_threshold)
+    to("mask_truncated_completions", mask_truncated_completions=row.mask_truncated_completions)
+    to("std_eps", "the same, and fixed")
+    if row.std_eps != 1e-4 and row.scale != "none":
+        lost("std_eps", "TRL's is 1e-4")
+    if loss_type is None:
+        other = {"gmpo": "; trl.experimental.gmpo has it"}.get(row.surrogate, "")
+        for name in ("surrogate", "aggregation"):
+            lost(name, f"TRL's GRPOTrainer has no {row.surrogate} with {row.aggregation}{other}")
+    else:
+        to("surrogate", loss_type=loss_type)
+        to("aggregation", "with surrogate; its divisor is the batch's tokens / minibatches"
+           if loss_type in ("dapo", "cispo") and config.minibatches > 1 else "with surrogate")
+    if row.ratio in ("token", "sequence"):
+        to("ratio", importance_sampling_level=row.ratio)
+    else:
+        lost("ratio", "TRL has token and sequence" + (
+            "; its RLOOTrainer this one" if row.ratio == "sequence_sum" else ""))
+    if row.baseline == "mean":
+        to("baseline", "the only one")
+    else:
+        lost("baseline", "TRL's GRPOTrainer takes the group's mean" + (
+            "; its RLOOTrainer this one" if row.baseline == "leave_one_out" else ""))
+    if row.scale in ("group", "batch", "none"):
+        to("scale", scale_rewards=row.scale)
+    else:
+        lost("scale", "TRL has group, batch and none")
+    if row.kl == "k3" or row.beta == 0:
+        to("kl", "k3 is the only one")
+    else:
+        lost("kl", "TRL has k3")
+    lost("whiten", "no counterpart", row.whiten)
+    lost("kl_in_reward", "no counterpart in GRPOTrainer; RLOOTrainer has it", row.kl_in_reward)
+    lost("dynamic_sampling", "no counterpart", row.dynamic_sampling)
+    lost("max_num_gen_batches", "goes with dynamic_sampling", row.dynamic_sampling)
+    if row.overlong_share:
+        to("overlong_share", "the script adds get_soft_overlong_punishment to the rewards; it "
+                             "looks at cut-off completions too")
+    else:
+        to("overlong_share", "off here")
+    for name in OF_CRITIC:
+        lost(name, "no critic in GRPOTrainer; trl.experimental.ppo has one", row.critic)
+    to("eval_every", "not in the script: TRL's evaluation samples with the training settings")
+    to("eval_problems", "see eval_every")
+
+    lines = []
+    for name in [f.name for f in fields(config)]:
+        trl, note, is_lost = found.pop(name)
+        value = getattr(row, name) if hasattr(row, name) else getattr(config, name)
+        if name in idle and name in ("epsilon", "epsilon_high", "delta", "ratio", "gamma",
+                                     "gae_lambda", "kl", "std_eps"):
+            note, is_lost = f"acts on nothing here, since {idle[name]}", False
+        lines.append(Line(name, value, trl, note, is_lost))
+    return lines
+
+
+def trl_arguments(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> dict:
+    """Keyword arguments for TRL's GRPOConfig; what is ``lost`` in ``translate`` is not in them."""
+    arguments = {"max_completion_length": max_new_tokens, "disable_dropout": True,
+                 "logging_steps": 1, "report_to": "none", "save_strategy": "steps",
+                 "save_steps": 100}
+    for line in translate(config, max_new_tokens, processes):
+        arguments |= line.trl
+    return arguments
+
+
+def as_table(lines: Sequence[Line]) -> str:
+    """The translation as text, a field a line."""
+    rows = [(line.field, str(line.value),
+             ", ".join(f"{k}={v!r}" for k, v in line.trl.items()) or "-",
+             ("LOST: " if line.lost else "") + line.note) for line in lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)),
+                                row[3]]).rstrip() for row in rows)
+
+
+SCRIPT = '''"""{title}
+
+Written by: python -m grpo_lib handover {command}
+Run it:     accelerate launch --config_file one_gpu.yaml train.py
+Any option of TRL's GRPOConfig can follow: --max_steps 2, --use_vllm true, ...
+"""
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer, TrlParser
+
+import grpo_lib
+from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward
+from grpo_lib.tasks import get_task
+
+MODEL = {model!r}
+TASK = get_task({task!r})
+SETTINGS = grpo_lib.{settings}
+MAX_NEW_TOKENS = {max_new_tokens}
+
+
+def main():
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    if tokenizer.eos_token_id is None:
+        raise SystemExit("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    gpu = torch.cuda.is_available()
+    arguments = trl_arguments(SETTINGS, MAX_NEW_TOKENS, PartialState(cpu=not gpu).num_processes)
+    parser = TrlParser((GRPOConfig,))
+    parser.set_defaults(
+        output_dir="trained", model_init_kwargs={{"dtype": "float32"}}, use_cpu=not gpu,
+        bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False), **arguments)
+    (args,) = parser.parse_args_and_config()
+    rewards = [trl_reward(TASK, tokenizer.eos_token_id)]
+{overlong}    problems = SETTINGS.steps * SETTINGS.prompts_per_step  # each is asked once
+    trainer = GRPOTrainer(
+        model=MODEL, args=args, processing_class=tokenizer, reward_funcs=rewards,
+        train_dataset=Dataset.from_list(trl_dataset(
+            TASK, problems, seed=args.seed, chat=tokenizer.chat_template is not None)))
+    trainer.train()
+    trainer.save_model(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
+'''
+OVERLONG = '''    from trl.rewards import get_soft_overlong_punishment
+    rewards.append(get_soft_overlong_punishment(MAX_NEW_TOKENS, {cache}))
+'''
+SHARED = {"compute_environment": "LOCAL_MACHINE", "machine_rank": 0,
+          "main_training_function": "main", "num_machines": 1, "rdzv_backend": "static",
+          "same_network": True, "use_cpu": False}
+# What accelerate launch reads, by file; TRL ships the same for fsdp and deepspeed. "MULTI_GPU" is
+# its name for several processes on one machine: "MULTI_CPU" wants MPI, and the script says itself
+# that there is no GPU.
+ACCELERATE = {
+    "cpu": SHARED | {"distributed_type": "MULTI_GPU", "mixed_precision": "no", "num_processes": 2},
+    "one_gpu": SHARED | {"distributed_type": "NO", "mixed_precision": "bf16", "num_processes": 1},
+    "fsdp": SHARED | {"distributed_type": "FSDP", "mixed_precision": "bf16", "num_processes": 8,
+                      "fsdp_config": {"fsdp_version": 2,
+                                      "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                                      "fsdp_cpu_ram_efficient_loading": True,
+                                      "fsdp_offload_params": False,
+                                      "fsdp_reshard_after_forward": True,
+                                      "fsdp_activation_checkpointing": False,
+                                      "fsdp_state_dict_type": "FULL_STATE_DICT"}},
+    "deepspeed": SHARED | {"distributed_type": "DEEPSPEED", "mixed_precision": "bf16",
+                           "num_processes": 8,
+                           "deepspeed_config": {"zero_stage": 2, "zero3_init_flag": False,
+                                                "offload_optimizer_device": "none",
+                                                "offload_param_device": "none",
+                                                "deepspeed_multinode_launcher": "standard"}},
+}
+README = '''# {task} on {model}, by TRL
+
+Needs `pip install -e ".[llm]"` in a checkout of grpo_lib (its verifier is the reward), and for some
+lines more: `deepspeed`, or `trl[vllm]`.
+
+| for | command |
+|---|---|
+| two processes on a CPU, two steps, to see that it runs | `accelerate launch --config_file cpu.yaml train.py --max_steps 2` |
+| one GPU | `accelerate launch --config_file one_gpu.yaml train.py` |
+| several GPUs, weights spread by FSDP | `accelerate launch --config_file fsdp.yaml --num_processes 8 train.py` |
+| several GPUs, optimizer spread by DeepSpeed ZeRO-2 | `accelerate launch --config_file deepspeed.yaml --num_processes 8 train.py` |
+| rollouts by vLLM on the same GPUs | any of the above with `--use_vllm true --vllm_mode colocate` |
+| rollouts by vLLM on a GPU of its own | `trl vllm-serve --model {model}` there, and `--use_vllm true --vllm_mode server` |
+
+The settings, field by field (LOST: acts in grpo_lib, and TRL has none; what that changes is yours to
+judge):
+
+```
+{table}
+```
+'''
+
+
+def yaml(content: dict, indent: str = "") -> str:
+    """A dict of plain values and dicts of such as YAML."""
+    text = ""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            text += f"{indent}{key}:\n{yaml(value, indent + '  ')}"
+        else:
+            shown = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else (
+                repr(value) if value in ("no", "NO") else value)
+            text += f"{indent}{key}: {shown}\n"
+    return text
+
+
+def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfig,
+                   max_new_tokens: int, command: str = "") -> list[Line]:
+    """Write train.py, accelerate's configurations and a README into a new folder.
+
+    FileExistsError: it is not empty. Returns the translation; what is ``lost`` should be told.
+    """
+    from grpo_lib.steering import config_line
+
+    folder = Path(folder)
+    lines = translate(config, max_new_tokens)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: is not an empty folder; nothing was overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+    share = config.choices.overlong_share
+    overlong = OVERLONG.format(cache=max(1, round(share * max_new_tokens))) if share else ""
+    title = f"GRPO on {model} by TRL, with grpo_lib's task {task.name!r} and its verifier."
+    files = {"train.py": SCRIPT.format(
+        title=title, command=command, model=model, task=task.name, settings=config_line(config),
+        max_new_tokens=max_new_tokens, overlong=overlong),
+        "README.md": README.format(task=task.name, model=model, table=as_table(lines))}
+    files |= {f"{name}.yaml": yaml(content) for name, content in ACCELERATE.items()}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return lines

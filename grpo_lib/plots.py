@@ -124,7 +124,7 @@ def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:
     axes = axes if isinstance(axes, list) else [axes]
     for axis, panel in zip(axes, panels):
         draw_panel(axis, panel, history, compare)
-        axis.set_xlim(0, max(steps or 0, len(history), 1))
+        axis.set_xlim(0, max(steps or 0, len(history), len(compare[1]) if compare else 0, 1))
         for mark in marks:
             axis.axvline(mark - 0.5, color=PURPLE, linewidth=1.8, linestyle=":")
         if not history:
@@ -151,7 +151,13 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
     if panel not in main:
         raise ValueError(f"panels: got {panel!r}, allowed are {', '.join(main)}")
     if compare is not None:
-        line(main[panel], GREY, compare[0], compare[1], linestyle="--")
+        behind = compare[1]
+        if panel == "kl":  # the same statistic as this run's thick line
+            behind = [m | {"kl": kl} for m, kl in zip(
+                behind, running_median([m["kl"] for m in behind]))]
+        line(main[panel], GREY, compare[0], behind, linestyle="--")
+        if panel == "clip":
+            line("clip_fraction_low", GREY, "", behind, linestyle=":")
     if panel == "accuracy":
         line("accuracy", TRAINING, "completions of this step")
         line("held_out_accuracy", HELD_OUT, "held-out problems", marker="o")
@@ -183,7 +189,8 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
     elif panel == "reward":
         line("accuracy", TRAINING, "right answers, what you want")
         line("reward_mean", ORANGE, "reward, what GRPO sees", linestyle="--")
-        axis.set_ylim(0, max(1.03, *(1.03 * m["reward_mean"] for m in history), 0))
+        everything = [*history, *(compare[1] if compare else ())]
+        axis.set_ylim(0, max(1.03, *(1.03 * m["reward_mean"] for m in everything), 0))
         label(axis, "Reward and truth", "step", "mean of the step")
     elif panel == "clip":
         line("clip_fraction_high", BLUE, "at 1 + epsilon_high")
@@ -275,12 +282,13 @@ def token_grid(words: Sequence[Sequence[str]], colors: Sequence[Sequence[str]],
         for x, word in enumerate(row):
             ink = ink_on(colors[y][x])
             axis.text(x + 0.5, y + (0.36 if numbers else 0.5), word, fontsize=size, color=ink,
-                      ha="center", va="center")
+                      ha="center", va="center", parse_math=False)  # a token may be "$$"
             if numbers:
                 axis.text(x + 0.5, y + 0.73, numbers[y][x], fontsize=size - 2, color=ink,
-                          ha="center", va="center")
-        axis.text(-0.1, y + 0.5, names[y], fontsize=FONT - 1, ha="right", va="center")
-    axis.set_title(title, fontsize=FONT, loc="left", y=1.0)  # as in label
+                          ha="center", va="center", parse_math=False)
+        axis.text(-0.1, y + 0.5, names[y], fontsize=FONT - 1, ha="right", va="center",
+                  parse_math=False)
+    axis.set_title(title, fontsize=FONT, loc="left", y=1.0, parse_math=False)  # y: as in label
     if legend:
         axis.legend(handles=[Patch(facecolor=c, edgecolor=BLACK, label=name)
                              for name, c in legend.items()], loc="upper left", frameon=False,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from grpo_lib.checks import check_whole
 from grpo_lib.config import GRPOConfig, StepMetrics
-from grpo_lib.training import BUILT_WITH, GRPOTrainer
+from grpo_lib.training import BUILT_WITH, GRPOTrainer, finish_step_first
 
 READY, RUNNING, PAUSED, FINISHED, FAILED, CLOSED = (
     "ready", "running", "paused", "finished", "failed", "closed")
@@ -92,7 +92,8 @@ class SteeredRun:
         self.folder = Path(tempfile.mkdtemp(prefix="grpo_run_"))
         self._clean_up = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._lock = threading.RLock()
-        self._stop, self._thread = threading.Event(), None
+        self._stop, self._done, self._thread = threading.Event(), threading.Event(), None
+        self._done.set()
         self.state = READY
         self._fresh()
 
@@ -113,7 +114,7 @@ class SteeredRun:
 
     @property
     def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return not self._done.is_set()
 
     # --- what may be asked for, from any thread -------------------------------------------------
 
@@ -127,44 +128,52 @@ class SteeredRun:
             if self.state == FAILED:
                 raise RuntimeError(f"start: the run failed ({self.error}); go back to a checkpoint "
                                    f"or reset first")
-            left = max(0, self.wanted.steps - self.trainer.step_count)
-            steps = left if steps is None else min(left, steps)
-            if steps == 0:
-                self._say(FINISHED)
-                return
-            self._stop.clear()
-            self._thread = threading.Thread(target=work, args=(weakref.ref(self), steps),
-                                            name="grpo-run", daemon=True)
-            self.state = RUNNING
-            self._thread.start()
-        self.on_change()
+            if self.trainer.step_count >= self.wanted.steps:
+                self.state = FINISHED
+            elif steps != 0:
+                # Events of its own, so that nobody can call an earlier thread back to work. Not
+                # Thread.join and is_alive: before Python 3.13 a Ctrl-C in join makes a living
+                # thread count as ended.
+                self._stop, self._done = threading.Event(), threading.Event()
+                self._thread = threading.Thread(
+                    target=work, args=(weakref.ref(self), steps, self._stop, self._done),
+                    name="grpo-run", daemon=True)
+                self.state = RUNNING
+                self._thread.start()
+        self._tell()
 
     def pause(self) -> None:
         """Stop after the step that is being taken; returns when it has."""
         self._stop.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        done = self._done
+        if self._thread is not threading.current_thread():
+            while not done.wait(0.2):  # in pieces: a wait without a limit is not interrupted
+                pass  # everywhere
 
     def run(self, steps: int | None = None) -> list[StepMetrics]:
         """Take steps and wait for them; their metrics. A notebook's stop button pauses the run
         after the step that is being taken, and KeyboardInterrupt comes then."""
         self.pause()
         before = self.trainer.step_count
-        self.start(steps)
-        self.wait()
+        self._until_done(lambda: self.start(steps))
         if self.state == FAILED:
             raise self.error
         return [m for m in self.history if m.step > before]
 
     def wait(self) -> None:
         """Wait until the run pauses or ends. KeyboardInterrupt: it is paused first."""
-        try:
-            while self.running:  # in pieces: a join without a limit cannot be interrupted anywhere
-                self._thread.join(0.2)
-        except KeyboardInterrupt:
-            self.pause()
-            raise
+        self._until_done(lambda: None)
+
+    def _until_done(self, begin: Callable[[], None]) -> None:
+        # An exception would be lost where Ctrl-C falls into a callback of the interpreter's own,
+        # as drawing has many: so it is noted, and raised at the end.
+        with finish_step_first() as interrupted:
+            begin()
+            while not self._done.wait(0.1):
+                if interrupted:
+                    self._stop.set()
+        if interrupted:
+            raise KeyboardInterrupt
 
     def set(self, **settings) -> None:
         """Other settings, from the next step on.
@@ -200,11 +209,12 @@ class SteeredRun:
             self.trainer.load(self._path(step))
             self.moves = [m for m in self.moves if m.step <= step]
             self.checkpoints = [s for s in self.checkpoints if s <= step]
-            then = replace(self.config, **{m.field: m.value for m in self.moves})
+            then, _ = quietly(lambda: replace(self.config, **{m.field: m.value
+                                                              for m in self.moves}))
             self.trainer.change(then)
             self.wanted, self.error, self.note = then, None, ""
             self.state = PAUSED if step else READY
-        self.on_change()
+        self._tell()
 
     def reset(self, config: GRPOConfig | None = None) -> None:
         """A fresh run, with the settings that it started with or others."""
@@ -212,31 +222,24 @@ class SteeredRun:
         with self._lock:
             self._open("reset")
             self.config = config or self.config
-            self._thread = None
             self._fresh()
-        self.on_change()
+        self._tell()
 
     def close(self) -> None:
         """Pause, and give up the checkpoints; the history can still be read."""
         self.pause()
         with self._lock:
             if self.state != CLOSED:
-                self._thread, self.state = None, CLOSED
+                self.state = CLOSED
                 self._clean_up()
-        self.on_change()
+        self._tell()
 
     # --- what the thread does ------------------------------------------------------------------
 
     def _one_step(self) -> bool:
         """Take a step with the settings that are wanted by now; False if it failed."""
-        with self._lock:
-            wanted, trainer = self.wanted, self.trainer
-            changed = [f.name for f in fields(wanted)
-                       if getattr(wanted, f.name) != getattr(trainer.config, f.name)]
-            if changed:
-                trainer.change(wanted)
-                self.moves += [Move(trainer.step_count + 1, name, getattr(wanted, name))
-                               for name in changed]
+        self._take_settings()
+        trainer = self.trainer
         try:
             trainer.step()
         except BaseException as error:
@@ -246,9 +249,21 @@ class SteeredRun:
             self._checkpoint()
         return True
 
+    def _take_settings(self) -> None:
+        """What is wanted holds from the next step on, and is a move."""
+        with self._lock:
+            wanted, trainer = self.wanted, self.trainer
+            changed = [f.name for f in fields(wanted)
+                       if getattr(wanted, f.name) != getattr(trainer.config, f.name)]
+            if changed:
+                trainer.change(wanted)
+                self.moves += [Move(trainer.step_count + 1, name, getattr(wanted, name))
+                               for name in changed]
+
     def _checkpoint(self) -> None:
         """Keep a checkpoint; a full disk costs the checkpoint and not the run."""
         try:
+            self.folder.mkdir(exist_ok=True)  # temporary folders get tidied away
             self.trainer.save(self._path(self.trainer.step_count))
             self.checkpoints.append(self.trainer.step_count)
         except OSError as error:
@@ -257,9 +272,12 @@ class SteeredRun:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:05d}.safetensors"
 
-    def _say(self, state: str) -> None:
-        self.state = state
-        self.on_change()
+    def _tell(self) -> None:
+        """Call ``on_change``; the run does not die of what that does wrong."""
+        try:
+            self.on_change()
+        except Exception as error:
+            self.note = f"on_change: {type(error).__name__}: {error}"
 
     def _open(self, what: str) -> None:
         if self.state == CLOSED:
@@ -267,27 +285,30 @@ class SteeredRun:
                                f"make another one")
 
 
-def work(reference: weakref.ref[SteeredRun], steps: int) -> None:
-    """What the thread runs. It holds on to the run during a step only, so that one that nobody
-    else holds ends."""
-    for number in range(steps):
+def work(reference: weakref.ref[SteeredRun], steps: int | None, stop: threading.Event,
+         done: threading.Event) -> None:
+    """What the thread runs: ``steps`` steps (None: to the end, wherever that is moved). It holds
+    on to the run during a step only, so that one that nobody else holds ends."""
+    try:
+        taken = 0
+        while not stop.is_set() and taken != steps:
+            run = reference()
+            if run is None or run.trainer.step_count >= run.wanted.steps or not run._one_step():
+                break
+            taken += 1
+            if taken != steps and run.trainer.step_count < run.wanted.steps:
+                run._tell()
+            run = None
+            time.sleep(0)  # others may want the interpreter
         run = reference()
-        if run is None:
-            return
-        if run._stop.is_set():
-            break
-        going = run._one_step()
-        if not going or number + 1 == steps:
-            break
-        run.on_change()
-        stop, run = run._stop, None
-        if stop.is_set():
-            break
-        time.sleep(0)  # others may want the interpreter
-    run = reference()
-    if run is not None:
-        done = run.trainer.step_count >= run.wanted.steps
-        run._say(FAILED if run.error is not None else FINISHED if done else PAUSED)
+        if run is not None:
+            at_end = run.trainer.step_count >= run.wanted.steps
+            if at_end and run.error is None:
+                run._take_settings()  # the end itself may have been moved to here
+            run.state = FAILED if run.error is not None else FINISHED if at_end else PAUSED
+            run._tell()
+    finally:
+        done.set()
 
 
 def quietly(make: Callable[[], GRPOConfig]) -> tuple[GRPOConfig, str]:

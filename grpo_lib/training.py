@@ -394,6 +394,8 @@ class GRPOTrainer:
             optimizer.state.clear()
             optimizer.state.update(states[part])
         self.generator, self.step_count, self.half_updated = generator, step, False
+        self.problems, self.rollouts = [], None  # they belong to a step that is not this one
+        self.rewards = self.advantages = self.returns = None
         self.history = [m for m in self.history if m.step <= self.step_count]
 
 

@@ -22,9 +22,11 @@ NOT_COUNTED, SILENT, BLOCKED, DOWN, UP = range(5)
 STATES = {NOT_COUNTED: "not counted", SILENT: "silent", BLOCKED: "blocked", DOWN: "pushed down",
           UP: "pushed up"}
 STATE_MEANS = {
-    NOT_COUNTED: "the mask leaves it out", SILENT: "its advantage is 0",
-    BLOCKED: "has moved past the bound, so that the clip takes its gradient away",
-    DOWN: "the update makes it less likely", UP: "the update makes it more likely"}
+    NOT_COUNTED: "the mask leaves it out",
+    SILENT: "its advantage is 0, so that at most the KL term pushes it",
+    BLOCKED: "has moved past the bound: the clip takes its gradient away, but for the KL term's",
+    DOWN: "the update, with its KL term, makes it less likely",
+    UP: "the update, with its KL term, makes it more likely"}
 
 
 class TokenUpdate(NamedTuple):
@@ -34,24 +36,30 @@ class TokenUpdate(NamedTuple):
     ratio: Tensor  # the algorithm's own: of the token, or of the whole completion
     push: Tensor  # - d loss / d log_prob: above 0 the update makes the token likelier
     kl_push: Tensor  # the part of it that comes from the KL term
-    state: Tensor  # long, a key of STATES, by the part that does not
+    state: Tensor  # long, a key of STATES
 
 
 def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_probs: Tensor, *,
                  ref_log_probs: Tensor | None = None, max_length: int | None = None,
-                 ) -> TokenUpdate:
+                 advantages: Tensor | None = None) -> TokenUpdate:
     """What the next gradient step on a whole batch would do to each token.
 
     rewards (N, G) as the task gives them; log_probs (N * G, T) of the policy that is about to
     be updated (``rollouts.log_probs``: none has been made yet); ref_log_probs needed if beta > 0;
-    max_length as ``grpo_loss`` has it. A token is BLOCKED if the loss has no derivative by its
-    log-prob now and had one at ratio 1.
+    max_length as ``grpo_loss`` has it; advantages (N * G, T), which a critic made, needed with
+    one. A token is BLOCKED if the loss without KL has no derivative by its log-prob now and had
+    one at ratio 1.
 
-    ValueError: shapes, a critic, or a loss that needs entropies.
+    ValueError: shapes, a critic without advantages, or a loss that needs entropies, which a
+    log-prob does not tell.
     """
-    if algorithm.critic or algorithm.needs_entropies:
-        raise ValueError("algorithm: its advantages come from a critic or its loss needs "
-                         "entropies; allowed are rows that need completions and rewards alone")
+    if algorithm.critic and advantages is None:
+        raise ValueError("advantages: got None; those of an algorithm with a critic cannot be made "
+                         "from rewards, allowed are its own (N * G, T)")
+    if algorithm.needs_entropies:
+        raise ValueError("algorithm: its loss needs the entropies of whole distributions "
+                         "(entropy_coef, top_entropy_quantile); allowed are rows that need the "
+                         "tokens' log-probs alone")
     if rewards.numel() != len(rollouts.mask) or rewards.dim() != 2:
         raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is (N, G) with "
                          f"N * G = {len(rollouts.mask)}")
@@ -63,7 +71,9 @@ def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_
     ref = None if ref_log_probs is None else ref_log_probs.detach().cpu().double()
     kl = None if ref is None else kl_estimate(old, ref, algorithm.kl)
     rewards = algorithm.shaped_rewards(rewards.cpu().double(), mask.sum(1), max_length)
-    advantages = algorithm.advantages(rewards, mask, kl=kl)
+    if not algorithm.critic:
+        advantages = algorithm.advantages(rewards, mask, kl=kl)
+    advantages = advantages.detach().cpu().double()
     counted = algorithm.loss_mask(mask, rollouts.finished.cpu())
 
     def push(row: Algorithm, at: Tensor) -> Tensor:
@@ -79,8 +89,9 @@ def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_
     state = torch.full(mask.shape, NOT_COUNTED)
     state[(counted > 0) & ~could] = SILENT
     state[(counted > 0) & could & (policy == 0)] = BLOCKED
-    state[(counted > 0) & could & (policy < 0)] = DOWN
-    state[(counted > 0) & could & (policy > 0)] = UP
+    state[(counted > 0) & could & (policy != 0)] = SILENT  # unless anything is left with KL
+    state[(counted > 0) & could & (policy != 0) & (whole < 0)] = DOWN
+    state[(counted > 0) & could & (policy != 0) & (whole > 0)] = UP
     by_token = advantages if advantages.dim() == 2 else advantages[:, None]
     ratio = importance_ratio(new, old, mask, algorithm.ratio)
     return TokenUpdate(by_token * mask, ratio * mask, whole * counted, (whole - policy) * counted,
@@ -109,6 +120,7 @@ class Xray:
     ref_log_probs: Tensor | None = None
     max_length: int | None = None
     algorithm: Algorithm = ALGORITHMS["grpo"]
+    advantages: Tensor | None = None  # (N * G, T), a critic's
 
     def __post_init__(self):
         lengths = self.rollouts.mask.sum(1).long().tolist()
@@ -139,10 +151,11 @@ class Xray:
                    [[words[i] for i in row[:length]] for row, length in zip(completions, lengths)],
                    [problem.prompt for problem in trainer.problems],
                    {"before the step": trainer.rollouts.log_probs, "after the step": after},
-                   ref_log_probs, trainer.task.max_new_tokens, trainer.algorithm)
+                   ref_log_probs, trainer.task.max_new_tokens, trainer.algorithm,
+                   trainer.advantages if trainer.algorithm.critic else None)
 
     def update(self, when: str, algorithm: Algorithm | None = None) -> TokenUpdate:
         """What an update made at that time does, by this run's algorithm or another."""
         return token_update(algorithm or self.algorithm, self.rollouts, self.rewards,
                             self.log_probs[when], ref_log_probs=self.ref_log_probs,
-                            max_length=self.max_length)
+                            max_length=self.max_length, advantages=self.advantages)

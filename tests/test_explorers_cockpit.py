@@ -4,11 +4,15 @@ import base64
 import gc
 import html
 import json
+import os
 import re
+import signal
+import sys
 import threading
 import time
 import weakref
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +20,7 @@ import torch
 from grpo_lib import ALGORITHMS, GRPOConfig, explorers
 from grpo_lib.explorers import cockpit as room
 from grpo_lib.explorers import cockpit_explorer
-from grpo_lib.explorers.controls import ends
-from grpo_lib.steering import steered
+from grpo_lib.steering import Move, steered
 
 CONFIG = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0)
 
@@ -42,6 +45,14 @@ def cockpit():
 
 def press(cockpit, name):
     cockpit.buttons[name].click()
+
+
+def widgets():
+    """All that are open, in ipywidgets 7 and 8."""
+    import ipywidgets
+
+    known = getattr(ipywidgets.widgets.widget, "_instances", None)
+    return dict(ipywidgets.Widget.widgets if known is None else known)
 
 
 def said(cockpit):
@@ -98,8 +109,7 @@ def test_the_exports_link_holds_the_log(cockpit):
 
 def test_every_stop_of_every_control_is_taken(cockpit):
     for name, control in cockpit.controls.items():
-        stops = ends(control) if name == "temperature" else [
-            o[1] if isinstance(o, tuple) else o for o in control.options]
+        stops = [o[1] if isinstance(o, tuple) else o for o in control.options]
         for value in stops:
             control.value = value
             wanted = getattr(cockpit.run.wanted, name)
@@ -225,27 +235,76 @@ class TestTrouble:
         assert "was closed" in said(cockpit)
         assert len(cockpit.run.history) == 2
 
-    def test_an_interrupted_cell_pauses_it(self, cockpit, monkeypatch):
-        join = threading.Thread.join
-        waits = []
-
-        def interrupted(thread, timeout=None):
-            waits.append(timeout)
-            if thread.name == "grpo-run" and len(waits) == 1:
-                raise KeyboardInterrupt
-            return join(thread, timeout)
-
-        monkeypatch.setattr(threading.Thread, "join", interrupted)
+    @pytest.mark.parametrize("after", [0.02, 0.1, 0.3])
+    def test_an_interrupted_cell_pauses_it(self, cockpit, after):
+        cockpit.set(steps=200)
+        cockpit._drawn = -1e9  # so that the start is drawn, which takes its time
+        threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             cockpit.steps()
         assert cockpit.run.state == "paused" and not cockpit.run.running
+        cockpit.set(steps=len(cockpit.run.history) + 2)
         cockpit.steps()
         assert cockpit.run.state == "finished"
 
-    def test_kernels_that_wait_say_so(self, cockpit, monkeypatch):
-        monkeypatch.setattr(room, "waits_for_cells", lambda: True)
-        cockpit.say()
-        assert "wait while a cell is running" in said(cockpit)
+    @pytest.mark.parametrize("version, what", [
+        ((6, 17, 1), "buttons and sliders wait for its end"),
+        ((7, 4, 0), "buttons, and a slider's first move, wait for its end")])
+    def test_what_waits_for_a_running_cell_is_said(self, cockpit, monkeypatch, version, what):
+        monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace(version_info=version))
+        cockpit.step()
+        cockpit.run.wait()
+        assert f"While a cell is running, {what}" in said(cockpit)
+
+    def test_what_was_refused_stays_to_be_read_until_something_else_is_done(self, cockpit):
+        cockpit.run.set(prompts_per_step=1, minibatches=4)
+        cockpit.controls["group_size"].value = 2
+        cockpit.steps(2)
+        assert "not taken: minibatches" in said(cockpit)
+        press(cockpit, "step")
+        cockpit.run.wait()
+        assert "not taken" not in said(cockpit)
+
+    def test_nothing_to_do_is_said(self, cockpit):
+        press(cockpit, "keep")
+        assert "nothing to keep yet" in said(cockpit) and cockpit.compare is None
+        press(cockpit, "back")
+        assert "at step 0 already" in said(cockpit)
+
+    def test_a_run_without_any_checkpoint_is_drawn_too(self, cockpit, monkeypatch):
+        def full(self, path):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(room.GRPOTrainer, "save", full)
+        press(cockpit, "reset")
+        cockpit.steps()
+        assert "finished, step 6 of 6" in said(cockpit) and "No space left" in said(cockpit)
+
+    def test_a_setting_that_has_no_stop_gets_one(self, cockpit):
+        cockpit.set(epsilon=0.15, temperature=3.0, group_size=6)
+        shown = {name: control.value for name, control in cockpit.controls.items()}
+        assert (shown["epsilon"], shown["temperature"], shown["group_size"]) == (0.15, 3.0, 6)
+        values = [o[1] for o in cockpit.controls["epsilon"].options]
+        assert values[0] == room.ROW and values[1:] == sorted(values[1:]) and 0.15 in values
+        cockpit.steps(1)
+        assert {m.field for m in cockpit.run.moves} == {"epsilon", "temperature", "group_size"}
+
+    def test_no_move_but_those_that_were_made(self, cockpit):
+        """A page sends back the value that it shows, rounded."""
+        cockpit.set(temperature=0.8)
+        cockpit.steps(1)
+        control = cockpit.controls["temperature"]
+        control.set_state({"index": control.index})
+        cockpit.steps(1)
+        assert [tuple(m) for m in cockpit.run.moves] == [(1, "temperature", 0.8)]
+
+    def test_a_mark_is_drawn_when_its_step_comes(self, cockpit):
+        cockpit.steps(1)
+        cockpit._cost, cockpit.run.state = 1000.0, "running"
+        cockpit.run.moves.append(Move(1, "beta", 0.1))
+        cockpit.follow()
+        assert any(list(line.get_xdata()) == [0.5, 0.5]
+                   for axis in cockpit.figure.axes for line in axis.lines)
 
 
 class TestMoreThanOne:
@@ -262,16 +321,35 @@ class TestMoreThanOne:
         other.close()
 
     def test_running_a_cell_again_closes_the_old_one(self, monkeypatch):
-        monkeypatch.setattr(room, "running_cell", lambda: "cell 1")
+        monkeypatch.setattr(room, "running_cell", lambda: ("cell 1", "execution 1"))
         first = cockpit_explorer(config=CONFIG)
+        beside = cockpit_explorer(config=CONFIG)
+        assert first.run.state == beside.run.state == "ready", "two in one cell"
+        first.steps(2)
+        log, opened = first.run.history, len(widgets())
         first.start()
+        monkeypatch.setattr(room, "running_cell", lambda: ("cell 1", "execution 2"))
         second = cockpit_explorer(config=CONFIG)
-        assert first.run.state == "closed" and not first.run.running
-        monkeypatch.setattr(room, "running_cell", lambda: "cell 2")
+        assert first.run.state == beside.run.state == "closed" and not first.run.running
+        assert numbers(second.replaced.log[:2]) == numbers(log)
+        assert "was closed. Its curves are behind this one" in said(second)
+        assert second.compare[0] == "before" and len(widgets()) < opened
+        monkeypatch.setattr(room, "running_cell", lambda: ("cell 2", "execution 3"))
         third = cockpit_explorer(config=CONFIG)
         assert second.run.state == third.run.state == "ready"
         second.close()
         third.close()
+
+    def test_what_a_page_shows_lives_without_a_name(self):
+        shown = cockpit_explorer(config=CONFIG)
+        shown._repr_mimebundle_()
+        known = weakref.ref(shown)
+        del shown
+        gc.collect()
+        assert known() is not None and known().run.state == "ready"
+        known().close()
+        gc.collect()
+        assert known() is None
 
     def test_ten_starts_and_resets_leave_nothing_behind(self, cockpit):
         threads, trainers = threading.active_count(), []

@@ -9,7 +9,15 @@ import torch
 
 from grpo_lib import ALGORITHMS, ChainTask, GRPOConfig, GRPOTrainer, load_base_model
 from grpo_lib.explorers import token_xray_explorer, what_if_explorer
-from grpo_lib.explorers.tokens import EFFECT, LEGEND, RATIO, SIGNS, colors_of, tint
+from grpo_lib.explorers.tokens import (
+    EFFECT,
+    LEGEND,
+    RATIO,
+    SIGNS,
+    colors_of,
+    strongest_push,
+    tint,
+)
 from grpo_lib.explorers.what_if import OWN
 from grpo_lib.plots import BLUE, VERMILION, ink_on, luminance
 from grpo_lib.xray import BLOCKED, SILENT, STATES, UP, Xray, agreement
@@ -79,7 +87,7 @@ def test_colours_tell_up_from_down_and_strong_from_weak(xray):
     update = xray.update("before the step")
     rows = range(len(xray.words))
     lengths = [len(w) for w in xray.words]
-    colors = colors_of(update, rows, lengths, EFFECT)
+    colors = colors_of(update, rows, lengths, EFFECT, strongest_push([update], rows, lengths))
     strength = {}
     for r in rows:
         for t in range(lengths[r]):
@@ -90,7 +98,7 @@ def test_colours_tell_up_from_down_and_strong_from_weak(xray):
     assert luminance(tint(BLUE, 1)) == luminance(BLUE) and tint(VERMILION, 0) == "#ffffff"
     ratio = xray.update("after the step")
     for r in rows:
-        for t, color in enumerate(colors_of(ratio, rows, lengths, RATIO)[r]):
+        for t, color in enumerate(colors_of(ratio, rows, lengths, RATIO, 1.0)[r]):
             red, blue = int(color[1:3], 16), int(color[5:], 16)
             value = ratio.ratio[r, t].item()
             assert (blue >= red) if value > 1 else (red >= blue) if value < 1 else red == blue
@@ -151,6 +159,19 @@ def test_long_answers_are_cut_in_the_picture_and_whole_in_the_view(xray):
     assert any("99\nmore" in t.get_text() for t in explorer.figure.axes[0].texts)
 
 
+def test_tokens_of_any_model_can_be_drawn(xray):
+    """Dollars are no formulas in a picture, and white space is to be seen."""
+    odd = ["$$", "$\\frac$", "\n", " a", "_{", "\\"]
+    words = [[odd[(i + t) % len(odd)] for t in range(len(row))]
+             for i, row in enumerate(xray.words)]
+    made = replace(xray, words=words, prompts=["costs $5 and $6"] * 6)
+    for explorer in (token_xray_explorer(made), what_if_explorer(made)):
+        assert explorer._repr_mimebundle_()["image/png"]
+        seen = {word for word, *_ in tokens_of(explorer)}
+        assert {"$$", "↵", "␣a"} <= seen
+    assert any("$$" in t.get_text() for t in explorer.figure.axes[0].texts)
+
+
 class TestWhatIf:
     def test_both_sides_are_what_their_algorithms_do(self, xray):
         explorer = what_if_explorer(xray, prompt=2).set(a="grpo", b="gspo")
@@ -160,11 +181,36 @@ class TestWhatIf:
         for letter, update in (("A: grpo", one), ("B: gspo", other)):
             [line] = [x for x in explorer.text.split("\n") if x.startswith(letter)]
             assert f"{int(((update.state == BLOCKED) & mask).sum())} blocked" in line
-        differs = ((one.state != other.state) & mask)[6:12]
+        apart = (one.push - other.push).abs() > 0.1 * torch.maximum(one.push.abs(),
+                                                                    other.push.abs())
+        differs = (((one.state != other.state) | apart) & mask)[6:12]
+        assert (differs & (one.state == other.state)[6:12]).any()
         assert f"{int(differs.sum())} of {int(mask[6:12].sum())} tokens shown differ" in \
             explorer.text
         outlined = sum("differs" in classes for _, _, classes, _ in tokens_of(explorer))
         assert outlined == 2 * int(differs.sum()) > 0
+
+    def test_both_sides_have_one_scale_of_colours(self, xray):
+        """The same states with other strengths are not the same picture."""
+        explorer = what_if_explorer(xray).set(when="before the step", a="grpo", b="dr_grpo")
+        one, other = (xray.update("before the step", ALGORITHMS[n]) for n in ("grpo", "dr_grpo"))
+        assert torch.equal(one.state, other.state)
+        colours = re.findall(r'style="background:(#\w+);color', explorer.view.value.split(
+            'class="key"')[0])
+        half = len(colours) // 2
+        assert colours[:half] != colours[half:]
+        strongest = max(one.push[:6].abs().max(), other.push[:6].abs().max())
+        full = [c for c in colours if c in (BLUE.lower(), VERMILION.lower())]
+        assert len(full) == sum(int((u.push[:6].abs() == strongest).sum()) for u in (one, other))
+        assert "0 of" not in explorer.text.split("\n")[0], "their pushes differ"
+
+    def test_the_titles_say_what_holds(self, xray):
+        other = replace(xray, algorithm=replace(ALGORITHMS["dapo"], beta=0.04))
+        text = what_if_explorer(other).set(b="dapo").text
+        assert "A: this run's (epsilon 0.2 and 0.28, beta 0.04)" in text
+        assert "B: dapo (epsilon 0.2 and 0.28)" in text
+        text = what_if_explorer(other).set(b="dapo", epsilon_b=0.5).text
+        assert "B: dapo (epsilon 0.5)" in text
 
     def test_two_epsilons_of_one_algorithm(self, xray):
         explorer = what_if_explorer(xray).set(a="grpo", b="grpo", epsilon_a=0.01, epsilon_b=0.9)

@@ -49,6 +49,18 @@ def test_training_curves_of_nothing_and_beside_another_run():
     assert drawn(figure.axes[0])["other"] == [m["accuracy"] for m in HISTORY]
 
 
+def test_what_is_drawn_behind_is_the_same_statistic_and_fits():
+    longer = [m | {"step": m["step"] + i, "kl": (m["step"] % 2) * 3.0, "reward_mean": 4.0}
+              for i, m in enumerate(HISTORY * 2)]
+    figure = plots.training_curves(HISTORY, ("kl", "clip", "reward"), compare=("other", longer))
+    kl, clip, reward = figure.axes
+    assert drawn(kl)["other"] == plots.running_median([m["kl"] for m in longer])
+    behind = [line for line in clip.lines if line.get_color() == plots.GREY]
+    assert [list(line.get_ydata()) for line in behind] == [
+        [m[f"clip_fraction_{side}"] for m in longer] for side in ("high", "low")]
+    assert reward.get_ylim()[1] > 4 and reward.get_xlim()[1] >= len(longer)
+
+
 def test_an_unknown_panel_is_named():
     with pytest.raises(ValueError, match="panels: got 'weather'"):
         plots.training_curves(HISTORY, ("weather",))

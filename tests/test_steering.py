@@ -1,6 +1,9 @@
 """A run that is steered is the run that its moves describe, and leaves nothing behind."""
 
 import gc
+import os
+import shutil
+import signal
 import threading
 import time
 import weakref
@@ -11,6 +14,7 @@ import torch
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model
 from grpo_lib.steering import Move, SteeredRun, config_line, steered
+from grpo_lib.xray import Xray
 
 CONFIG = GRPOConfig(steps=8, prompts_per_step=4, group_size=4, eval_every=0)
 
@@ -210,23 +214,84 @@ class TestTrouble:
         assert run.state == "finished" and run.checkpoints == [0]
         assert "no checkpoint of step 8" in run.note and "No space left" in run.note
 
-    def test_ctrl_c_while_a_cell_waits_pauses_it(self, run, monkeypatch):
-        calls = []
+    @pytest.mark.parametrize("after", [0.05, 0.25, 0.45])
+    def test_ctrl_c_in_the_middle_of_a_step_pauses_after_it(self, run, monkeypatch, after):
+        """A real signal, since Thread.join before Python 3.13 takes a thread for dead then."""
+        step, inside = run.trainer.step, []
 
-        def interrupted(timeout=None):
-            calls.append(timeout)
-            if len(calls) == 1:
-                raise KeyboardInterrupt
-            return join(timeout)
+        def slow():
+            inside.append(threading.get_ident())
+            assert len(inside) == 1, "two threads step the run"
+            time.sleep(0.4)
+            metrics = step()
+            inside.clear()
+            return metrics
 
-        run.start()
-        join = run._thread.join
-        monkeypatch.setattr(run._thread, "join", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run.wait()
-        assert not run.running and run.state == "paused"
+        monkeypatch.setattr(run.trainer, "step", slow)
+        for _ in range(2):  # and again: the first thread must not come back to work
+            before = len(run.history)
+            threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                run.run()
+            assert not run.running and run.state == "paused" and inside == []
+            assert len(run.history) > before
+        monkeypatch.undo()
         run.run()
         assert numbers(run.history) == numbers(make_trainer(CONFIG).run())
+
+    def test_ctrl_c_while_the_start_is_drawn_pauses_it_too(self, run):
+        def draw():
+            if run.state == "running" and not run.history:
+                raise_at_once.append(signal.raise_signal(signal.SIGINT))
+
+        raise_at_once = []
+        run.on_change = draw
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        assert not run.running and run.state == "paused"
+
+    def test_what_goes_wrong_in_on_change_does_not_end_the_run(self, run):
+        def broken():
+            raise ZeroDivisionError("a picture of nothing")
+
+        run.on_change = broken
+        assert len(run.run()) == CONFIG.steps
+        assert run.state == "finished" and "a picture of nothing" in run.note
+
+    def test_the_end_may_be_moved_while_it_runs(self, run):
+        run.start()
+        until(lambda: run.trainer.step_count >= 1)
+        run.set(steps=12)
+        run.wait()
+        assert run.state == "finished" and len(run.history) == 12
+        run.reset()
+        run.start()
+        until(lambda: run.trainer.step_count >= 1)
+        run.set(steps=run.trainer.step_count + 1)
+        run.wait()
+        assert run.state == "finished" and len(run.history) <= 4
+        again = list(steered(make_trainer(CONFIG), run.moves))
+        assert numbers(again) == numbers(run.history)
+        run.reset()
+        assert run.run(0) == [] and run.state == "ready"
+
+    def test_a_folder_that_was_tidied_away_is_made_again(self, run):
+        shutil.rmtree(run.folder)
+        run.reset()
+        run.run(1)
+        run.back(0)
+        assert run.state == "ready" and run.checkpoints == [0]
+
+    def test_nothing_of_a_step_is_left_after_going_back(self, run):
+        run.run(6)
+        run.back(0)
+        with pytest.raises(ValueError, match="has taken no step"):
+            Xray.of(run.trainer)
+        run.run(1)
+        first = Xray.of(run.trainer).rollouts.tokens
+        run.reset()
+        run.run(1)
+        assert torch.equal(first, Xray.of(run.trainer).rollouts.tokens)
 
     def test_a_closed_run_says_so_and_keeps_its_history(self, run):
         run.run(2)

@@ -10,6 +10,7 @@ from grpo_lib import (
     ChainTask,
     GRPOConfig,
     GRPOTrainer,
+    ValueModel,
     clip_binds,
     completion_log_probs,
     kl_estimate,
@@ -123,7 +124,32 @@ def test_the_push_is_the_losss_slope_by_finite_differences(xray):
         assert -(loss(up) - loss(down)) / (2 * eps) == pytest.approx(
             update.push[place].item(), abs=1e-8)
     assert update.kl_push.abs().max() > 0
-    assert torch.equal(update.state, xray.update("after the step", ALGORITHMS["grpo"]).state)
+
+
+@pytest.mark.parametrize("name", ["grpo", "reinforce", "cispo"])
+def test_up_and_down_are_what_the_whole_update_does_kl_term_included(xray, name):
+    row = replace(ALGORITHMS[name], beta=20.0)
+    update, without = (xray.update("after the step", a) for a in (row, ALGORITHMS[name]))
+    assert (update.push[update.state == UP] > 0).all()
+    assert (update.push[update.state == DOWN] < 0).all()
+    for state in (BLOCKED, SILENT, NOT_COUNTED):  # what the reward's part does not reach
+        assert torch.equal(update.state == state, without.state == state)
+    turned = (update.state == UP) != (without.state == UP)
+    assert turned.any() and (update.kl_push[turned] * without.push[turned] < 0).all()
+
+
+def test_a_run_with_a_critic_shows_its_own_advantages():
+    policy = load_base_model("chain")
+    trainer = GRPOTrainer(policy, ChainTask(), GRPOConfig(
+        steps=1, prompts_per_step=2, group_size=2, eval_every=0, algorithm="ppo"),
+        value_model=ValueModel(policy))
+    trainer.step()
+    xray = Xray.of(trainer)
+    update, mask = xray.update("before the step"), trainer.rollouts.mask
+    assert torch.allclose(update.advantages, (trainer.advantages * mask).double())
+    assert torch.equal(update.push > 0, (trainer.advantages > 0) & (mask > 0))
+    other = xray.update("before the step", ALGORITHMS["rloo"]).advantages
+    assert torch.equal(other, other[:, :1] * mask), "other rows make their own, of rewards"
 
 
 def test_an_answer_cut_off_is_not_counted_by_dapo(trainer):
@@ -149,7 +175,8 @@ class TestBadInput:
         ({"words": [["a"]]}, "words"), ({"prompts": ["one"]}, "prompts: got 1"),
         ({"log_probs": {}}, "log_probs: got none"),
         ({"log_probs": {"now": torch.zeros(2, 2)}}, "log_probs: got shape"),
-        ({"algorithm": ALGORITHMS["ppo"]}, "critic")])
+        ({"algorithm": ALGORITHMS["ppo"]}, "advantages: got None"),
+        ({"algorithm": replace(ALGORITHMS["grpo"], entropy_coef=0.1)}, "entropies of whole")])
     def test_it_is_said_what_does_not_fit(self, xray, changes, message):
         with pytest.raises(ValueError, match=message):
             replace(xray, **changes)

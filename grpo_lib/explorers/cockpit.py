@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import sys
 import threading
 import time
@@ -17,9 +18,9 @@ import ipywidgets
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.explorers.base import Shown
-from grpo_lib.explorers.controls import choice, slider, stops
+from grpo_lib.explorers.controls import choice, stops
 from grpo_lib.explorers.token_xray import token_xray_explorer
-from grpo_lib.plots import Picture, training_curves
+from grpo_lib.plots import Picture, keep_layout, training_curves
 from grpo_lib.steering import CLOSED, FAILED, RUNNING, SteeredRun, config_line
 from grpo_lib.training import GRPOTrainer
 
@@ -31,7 +32,9 @@ EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
 EPSILONS_HIGH = (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)
 BETAS = (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)
 RATES = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-_open: dict[object, weakref.ref[Cockpit]] = {}  # by the cell that made them
+TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
+_made: dict[str, list[tuple[str, weakref.ref[Cockpit]]]] = {}  # by cell: (execution, cockpit)
+_shown: dict[int, Cockpit] = {}  # what a page shows is held, whether it has a name or not
 
 
 def cockpit_explorer(make_trainer: Callable[[GRPOConfig], GRPOTrainer] | None = None,
@@ -40,7 +43,8 @@ def cockpit_explorer(make_trainer: Callable[[GRPOConfig], GRPOTrainer] | None = 
                      checkpoint_every: int = 5) -> Cockpit:
     """A cockpit for a run that ``make_trainer(config)`` builds; by default for the base model of
     the chain task and the settings of ``GRPOConfig()``. ``compare``: (name, metrics) of a run to
-    draw behind it. Running a cell again closes the cockpit that it made before."""
+    draw behind it. Running a cell again closes the cockpit that it made before, and draws its run
+    behind the new one. A page that has lost a cockpit gets it back by its name in a new cell."""
     return Cockpit(make_trainer or chain_trainer, config or GRPOConfig(), compare,
                    checkpoint_every)
 
@@ -58,14 +62,16 @@ class Cockpit(Shown):
 
     What the buttons do can be done from code too: ``start``, ``pause``, ``step``, ``back``,
     ``reset``, ``keep``, ``set``, ``export``. ``steps(n)`` takes steps and waits for them.
+    ``replaced``: the export of the run that its cell had before.
     """
 
     dpi = 80
 
     def __init__(self, make_trainer, config, compare=None, checkpoint_every: int = 5):
-        self._drawing, self._quiet = threading.Lock(), False
-        self._drawn, self._cost = 0.0, 0.0
-        self.compare = compare
+        self._drawing, self._quiet = threading.Lock(), None
+        self._drawn, self._cost, self._marked = 0.0, 0.0, 0
+        self._message = ""
+        self.compare, self.replaced = compare, None
         me = weakref.ref(self)  # the run's thread must not keep a cockpit that nobody holds
         self.run = SteeredRun(make_trainer, config, checkpoint_every=checkpoint_every,
                               on_change=lambda: me() and me().follow())
@@ -102,7 +108,7 @@ class Cockpit(Shown):
 
     def _controls(self, config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
         def of(label, value, options):
-            return stops(label, value, sorted({*options, value}))
+            return stops(label, value, [(f"{o:g}", o) for o in sorted({*options, value})])
 
         def of_row(label, value, options):  # None: the row's
             known = sorted({*options, *(() if value is None else (value,))})
@@ -117,7 +123,7 @@ class Cockpit(Shown):
             "epsilon_high": of_row("epsilon_high", config.epsilon_high, EPSILONS_HIGH),
             "beta": of_row("beta", config.beta, BETAS),
             "learning_rate": of("learning rate", config.learning_rate, RATES),
-            "temperature": slider("temperature", config.temperature, 0.1, 2.0, 0.1),
+            "temperature": of("temperature", config.temperature, TEMPERATURES),
             "algorithm": choice("algorithm", config.algorithm or DEFAULT, [DEFAULT, *rows])}
 
     # --- what a learner does -----------------------------------------------------------------
@@ -142,7 +148,7 @@ class Cockpit(Shown):
         """Other settings from the next step on; the controls follow."""
         self.run.set(**settings)
         self._show_settings()
-        self.say()
+        self.say("")
         return self
 
     def back(self, step: int) -> None:
@@ -154,6 +160,7 @@ class Cockpit(Shown):
     def reset(self) -> None:
         """A fresh run; curves that were kept stay behind it."""
         self.run.reset()
+        self.exported.value = ""
         self._show_settings()
         self.redraw()
 
@@ -164,6 +171,8 @@ class Cockpit(Shown):
             self.compare = (name or f"kept, {moves} move{'s' * (moves != 1)}",
                             [asdict(m) for m in self.run.history])
             self.redraw()
+        else:
+            self.say("nothing to keep yet: the run has taken no step")
 
     def export(self) -> Export:
         """This run as text: its settings, its moves, its log."""
@@ -178,12 +187,16 @@ class Cockpit(Shown):
     def close(self) -> None:
         """Give the run up. Its curves stay."""
         self.run.close()
+        _shown.pop(id(self), None)
 
     # --- callbacks: in whichever thread the front end has them -------------------------------
 
     def _press(self, name: str) -> None:
+        self._message = ""
         try:
-            if name == "back":
+            if name == "back" and not self.run.history:
+                self.say("the run is at step 0 already")
+            elif name == "back":
                 self.back(self.checkpoint.value)
             elif name == "export":
                 self.exported.value = self.export().as_html()
@@ -193,48 +206,52 @@ class Cockpit(Shown):
             self.say(f"{type(error).__name__}: {error}")
 
     def _move(self, name: str, value) -> None:
-        if self._quiet:
+        if self._quiet == threading.get_ident():
             return
         try:
             self.run.set(**{name: None if value in (ROW, DEFAULT) else value})
-            self.say()
+            self.say("")
         except (ValueError, RuntimeError) as error:
             self._show_settings()
             self.say(f"not taken: {error}")
 
     def _show_settings(self) -> None:
-        """Put the controls where the settings are; values that have no stop stay unshown."""
-        self._quiet = True
+        """Put the controls where the settings are; a value that has no stop gets one."""
+        self._quiet = threading.get_ident()  # what other threads move meanwhile counts
         try:
             for name, control in self.controls.items():
                 value = getattr(self.run.wanted, name)
                 if value is None:
                     value = DEFAULT if name == "algorithm" else ROW
-                options = [o[1] if isinstance(o, tuple) else o
-                           for o in getattr(control, "options", [value])]
-                if value in options:
-                    control.value = value
+                if name != "algorithm" and value not in [o[1] for o in control.options]:
+                    control.options = sorted(
+                        (*control.options, (f"{value:g}", value)),
+                        key=lambda o: -1.0 if o[1] == ROW else o[1])
+                control.value = value
         finally:
-            self._quiet = False
+            self._quiet = None
 
     def follow(self) -> None:
         """Show what the run did: a line at each step, the curves as often as they may cost."""
         with self._drawing:
             pause = max(1.0, self._cost / DRAW_SHARE)
-            if self.run.state != RUNNING or time.monotonic() - self._drawn > pause:
+            moved = len(self.run.moves) != self._marked  # a mark is drawn at once
+            if self.run.state != RUNNING or moved or time.monotonic() - self._drawn > pause:
                 self._draw()
-            self._say("")
+            self._say()
 
     def redraw(self) -> None:
         """Draw the curves now."""
         with self._drawing:
             self._draw()
-            self._say("")
+            self._say()
 
-    def say(self, what: str = "") -> None:
-        """The line of numbers, with a message below it."""
+    def say(self, what: str) -> None:
+        """The line of numbers, with a message below it that stays until something is pressed or
+        moved."""
         with self._drawing:
-            self._say(what)
+            self._message = what
+            self._say()
 
     def _draw(self) -> None:
         start = time.perf_counter()
@@ -242,27 +259,30 @@ class Cockpit(Shown):
         figure = training_curves([asdict(m) for m in run.history], PANELS, run.wanted.steps,
                                  compare=self.compare, marks=sorted({m.step for m in run.moves}),
                                  columns=3)
+        keep_layout(self.figure, figure)
         self.show(figure, self.describe())
-        last, newest = run.checkpoints[-1], self.checkpoint.value == self.checkpoint.max
+        last = max(run.checkpoints, default=0)
+        newest = self.checkpoint.value == self.checkpoint.max
         self.checkpoint.max = last
         if newest:  # the slider stays at the newest, unless it was moved away
             self.checkpoint.value = last
+        self._marked = len(run.moves)
         self._drawn, self._cost = time.monotonic(), time.perf_counter() - start
 
-    def _say(self, what: str) -> None:
+    def _say(self) -> None:
         run = self.run
         self.text = self.describe()
-        lines = [self.text, *filter(None, [what, run.note])]
+        lines = [self.text, *filter(None, [self._message, run.note])]
         if run.state == FAILED:
             lines.append(f"{type(run.error).__name__}: {run.error}. Go back to a checkpoint, or "
                          f"reset.")
         elif run.state == CLOSED:
             lines.append("This cockpit was replaced or closed; its run is over. Run its cell "
                          "again for a new one.")
-        elif waits_for_cells():
-            lines.append("Here buttons and sliders wait while a cell is running.")
+        else:
+            lines.append(what_waits())
         self.said.value = ('<div role="status" style="font-size:15px;line-height:1.4;'
-                           f'white-space:pre-wrap">{html.escape(chr(10).join(lines))}</div>')
+                           f'min-height:5.6em;white-space:pre-wrap">{html.escape(chr(10).join(lines))}</div>')
         self.caption.value = ""
 
     def describe(self) -> str:
@@ -290,14 +310,32 @@ class Cockpit(Shown):
         self.redraw()
         return Picture(self.figure, text or self.text, self.dpi)
 
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        if self.run.state != CLOSED:
+            _shown[id(self)] = self
+        return super()._repr_mimebundle_(include, exclude)
+
     def _replace_old(self) -> None:
-        """Close the cockpit that this cell made before."""
-        cell = running_cell()
-        if cell is not None:
-            old = _open.get(cell)
-            if old is not None and old() is not None:
-                old().close()
-            _open[cell] = weakref.ref(self)
+        """Close the cockpits that earlier executions of this cell made; keep what they did."""
+        cell, execution = running_cell()
+        if cell is None:
+            return
+        made = _made.pop(cell, [])
+        for old in [c() for e, c in made if e != execution]:
+            if old is None or old.run.state == CLOSED:
+                continue
+            history, going = old.run.history, old.run.running
+            old.close()
+            if history:
+                self.replaced = old.export()
+                self._message = (
+                    f"The run that this cell had before ({len(history)} steps"
+                    f"{', still going on' if going else ''}) was closed. Its curves are behind "
+                    f"this one, its export is in .replaced of this cockpit.")
+                self.compare = self.compare or ("before", [asdict(m) for m in history])
+            close_all(old.box)
+        _made[cell] = [(e, c) for e, c in made if e == execution] + [
+            (execution, weakref.ref(self))]
 
 
 class Export:
@@ -319,8 +357,8 @@ class Export:
 
     @property
     def jsonl(self) -> str:
-        """The log, an object a step."""
-        return "".join(m.to_json() + "\n" for m in self.log)
+        """The log, an object a step, every digit kept."""
+        return "".join(json.dumps(asdict(m)) + "\n" for m in self.log)
 
     def as_html(self) -> str:
         data = base64.b64encode(self.jsonl.encode()).decode()
@@ -333,22 +371,37 @@ class Export:
         return f"{self.config}\nmoves = {self.moves!r}\n{len(self.log)} steps in the log"
 
 
+def close_all(widget: ipywidgets.Widget) -> None:
+    """Close a widget and all that belongs to it."""
+    for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None),
+                 getattr(widget, "style", None)):
+        if isinstance(part, ipywidgets.Widget):
+            close_all(part)
+    widget.close()
+
+
 def shown(value) -> str:
     return ROW if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def running_cell() -> object | None:
-    """What tells the cell that is running from others; None outside a notebook."""
+def running_cell() -> tuple[str | None, str]:
+    """The cell that is running (its code, where the front end gives no id) and this execution of
+    it; (None, "") outside a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     if shell is None or not hasattr(shell, "get_parent"):
-        return None
+        return None, ""
     parent = shell.get_parent() or {}
-    known = parent.get("metadata", {}).get("cellId")
-    return known or parent.get("content", {}).get("code")
+    cell = parent.get("metadata", {}).get("cellId") or parent.get("content", {}).get("code")
+    return cell, parent.get("header", {}).get("msg_id", "")
 
 
-def waits_for_cells() -> bool:
-    """Whether this kernel takes a widget's messages only between cells: ipykernel before 7."""
+def what_waits() -> str:
+    """What this kernel does not take while a cell is running. Before ipykernel 7: nothing that a
+    widget says. Since: what a button says, and what each slider says first."""
     kernel = sys.modules.get("ipykernel")
-    return kernel is not None and kernel.version_info[0] < 7
+    if kernel is None:
+        return ""
+    what = ("buttons and sliders wait" if kernel.version_info[0] < 7
+            else "buttons, and a slider's first move, wait")
+    return f"(While a cell is running, {what} for its end; the kernel's stop button does not.)"

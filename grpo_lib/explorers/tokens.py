@@ -48,10 +48,16 @@ def tint(color: str, strength: float) -> str:
     return to_hex([1 - strength * (1 - part) for part in to_rgb(color)])
 
 
-def colors_of(update: TokenUpdate, rows: Sequence[int], lengths: Sequence[int], show: str
-              ) -> list[list[str]]:
-    """A colour for every token; the strongest push of all these rows is the full colour."""
-    strongest = max((update.push[r, : lengths[r]].abs().max().item() for r in rows), default=0)
+def strongest_push(updates: Sequence[TokenUpdate], rows: Sequence[int],
+                   lengths: Sequence[int]) -> float:
+    """Of all these rows and updates: what gets the full colour."""
+    return max((update.push[r, : lengths[r]].abs().max().item()
+                for update in updates for r in rows), default=0)
+
+
+def colors_of(update: TokenUpdate, rows: Sequence[int], lengths: Sequence[int], show: str,
+              strongest: float) -> list[list[str]]:
+    """A colour for every token; a push of ``strongest`` has the full colour."""
 
     def color(r: int, t: int) -> str:
         if show == RATIO:
@@ -67,9 +73,15 @@ def colors_of(update: TokenUpdate, rows: Sequence[int], lengths: Sequence[int], 
     return [[color(r, t) for t in range(lengths[r])] for r in rows]
 
 
+def visible(word: str) -> str:
+    """A token's text with its white space to be seen."""
+    return "".join({"\n": "↵", "\t": "⇥", " ": "␣"}.get(c, c) for c in word)
+
+
 def numbers_of(update: TokenUpdate, row: int, at: int) -> str:
     """A token's numbers, a line each."""
-    lines = [f"{STATES[int(update.state[row, at])]}",
+    state, kl = int(update.state[row, at]), update.kl_push[row, at] != 0
+    lines = [STATES[state] + (", but for KL" if kl and state in (BLOCKED, SILENT) else ""),
              f"advantage {update.advantages[row, at]:+.3f}", f"ratio {update.ratio[row, at]:.3f}",
              f"push {update.push[row, at] + 0.0:+.2g}"]  # + 0.0: not -0
     if update.kl_push.any():
@@ -85,14 +97,17 @@ def about_row(xray: Xray, update: TokenUpdate, row: int) -> str:
 
 
 def as_table(xray: Xray, update: TokenUpdate, prompt: int, show: str,
-             differs: torch.Tensor | None = None) -> str:
-    """A group as an HTML table; tokens where ``differs`` (B, T) is true are outlined."""
+             differs: torch.Tensor | None = None, strongest: float | None = None) -> str:
+    """A group as an HTML table; tokens where ``differs`` (B, T) is true are outlined.
+    ``strongest``: the push of the full colour (None: the group's strongest)."""
     rows = rows_of(xray, prompt)
     lengths = [len(words) for words in xray.words]
     lines = []
-    for r, colors in zip(rows, colors_of(update, rows, lengths, show)):
+    if strongest is None:
+        strongest = strongest_push([update], rows, lengths)
+    for r, colors in zip(rows, colors_of(update, rows, lengths, show, strongest)):
         cells = []
-        for t, (word, color) in enumerate(zip(xray.words[r], colors)):
+        for t, (word, color) in enumerate(zip(map(visible, xray.words[r]), colors)):
             numbers = html.escape(numbers_of(update, r, t), quote=True)
             mark = " differs" if differs is not None and differs[r, t] else ""
             cells.append(
@@ -122,11 +137,12 @@ def as_grid(xray: Xray, updates: Sequence[tuple[str, TokenUpdate]], prompt: int,
     if len(rows) < len(group):
         title += f"   first {len(rows)} of {len(group)} answers"
     words, colors, names = [], [], []
-    painted = [colors_of(update, rows, lengths, show) for _, update in updates]
+    strongest = strongest_push([update for _, update in updates], rows, lengths)
+    painted = [colors_of(update, rows, lengths, show, strongest) for _, update in updates]
     for i, r in enumerate(rows):
         for (name, update), paint in zip(updates, painted):
             cells = [f"{word}\n{SIGNS[int(update.state[r, t])]} {update.ratio[r, t]:.2f}"
-                     for t, word in enumerate(xray.words[r])]
+                     for t, word in enumerate(map(visible, xray.words[r]))]
             shades = list(paint[i])
             if len(cells) > COLUMNS:
                 cells = [*cells[: COLUMNS - 1], f"+ {len(cells) - COLUMNS + 1}\nmore"]

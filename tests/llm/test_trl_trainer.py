@@ -1,0 +1,136 @@
+"""TRL's GRPOTrainer, whole, against ours on the same model, completions and settings: rewards,
+advantages, the loss and the gradient of every step of the optimizer, and the weights after them."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, Problem, Rollouts
+from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward
+from grpo_lib.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
+
+MAX_NEW_TOKENS = 24
+SETTINGS = {"steps": 1, "prompts_per_step": 6, "group_size": 8, "minibatches": 1,
+            "num_iterations": 2, "learning_rate": 1e-2, "max_grad_norm": 1e9, "eval_every": 0}
+CASES = [(family, algorithm, beta, micro) for family, algorithm, beta, micro in (
+    ("llama", "grpo", 0.0, None), ("llama", "grpo", 0.2, None), ("llama", "dapo", 0.0, 12),
+    ("llama", "dr_grpo", 0.2, 6), ("gpt2", "grpo", 0.0, 16), ("gpt2", "dapo", 0.2, None),
+    ("qwen2", "gspo", 0.0, None), ("qwen2", "cispo", 0.2, 24), ("llama", "sapo", 0.0, None),
+    ("mistral", "grpo", 0.1, 8))]
+
+
+class EasyTask(ChainTask):
+    """Rewards that random weights can earn; no special token has the letter in its name, since
+    TRL does not show those to a reward function, and ours does."""
+
+    def reward(self, problem, completion):
+        return 1 + completion.count("o") / 2
+
+
+def easy_tokenizer(trained_tokenizer):
+    """Its end of an answer is a token that random weights say often: a letter."""
+    tokenizer = trained_tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(70)
+    return tokenizer
+
+
+def run_trl(folder, tokenizer, config, out):
+    """TRL's own run of one batch; what it sampled, and each optimizer step's loss and gradient."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig as TRLConfig
+    from trl import GRPOTrainer as TRLTrainer
+
+    seen = {"asked": [], "batch": [], "losses": [[]], "gradients": []}
+
+    class Spy(TRLTrainer):
+        def _generate_and_score_completions(self, inputs):
+            seen["asked"].append(inputs)
+            batch = super()._generate_and_score_completions(inputs)
+            seen["batch"].append({k: v.clone() for k, v in batch.items() if torch.is_tensor(v)})
+            return batch
+
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            seen["losses"][-1].append(loss.item())
+            return loss
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            seen["gradients"].append([p.grad.clone() for p in model.parameters()])
+            seen["losses"].append([])
+
+    arguments = trl_arguments(config, MAX_NEW_TOKENS) | {
+        "output_dir": str(out), "use_cpu": True, "bf16": False, "save_strategy": "no",
+        "model_init_kwargs": {"dtype": "auto"}, "gradient_checkpointing": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Spy(model=str(folder), args=TRLConfig(**arguments), processing_class=tokenizer,
+                      reward_funcs=[trl_reward(EasyTask(2, 3), tokenizer.eos_token_id)],
+                      train_dataset=Dataset.from_list(trl_dataset(EasyTask(2, 3), 12)),
+                      callbacks=[Gradients()])
+        trainer.train()
+    seen["weights"] = [p.detach().clone() for p in trainer.model.parameters()]
+    return seen
+
+
+@pytest.mark.parametrize("family, algorithm, beta, micro", CASES)
+def test_same_rollouts_same_loss_same_gradient(tiny_model, trained_tokenizer, tmp_path, family,
+                                               algorithm, beta, micro):
+    config = GRPOConfig(**SETTINGS, algorithm=algorithm, beta=beta, micro_batch_size=micro, **(
+        {"dynamic_sampling": False, "overlong_share": 0.0} if algorithm == "dapo" else {}))
+    tokenizer = easy_tokenizer(trained_tokenizer)
+    model = tiny_model(family, tie_word_embeddings=False, eos_token_id=70)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    trl = run_trl(tmp_path / "model", tokenizer, config, tmp_path / "out")
+    [asked], [batch] = trl["asked"], trl["batch"]
+
+    class Same(InstructionTask):
+        def problems(self, count, rng, split="train"):
+            return [Problem(row["problem"], row["answer"]) for row in asked[:: config.group_size]]
+
+    def same_rollouts(policy, prompts, group_size, **_):
+        width = batch["prompt_ids"].shape[1]
+        for row, prompt in enumerate(prompts):
+            kept = batch["prompt_mask"][row * group_size].bool()
+            assert batch["prompt_ids"][row * group_size][kept].tolist() == prompt
+        ends = (batch["completion_ids"] == 70).long()
+        mask, finished = (ends.cumsum(1) - ends == 0).double(), ends.any(1)
+        counted = mask * finished[:, None] if algorithm == "dapo" else mask
+        assert torch.equal(counted, batch["completion_mask"].double())
+        tokens = torch.cat((batch["prompt_ids"], batch["completion_ids"]), 1)
+        assert tokens.shape[1] == width + mask.shape[1]
+        return Rollouts(tokens, batch["prompt_mask"], mask, torch.zeros_like(mask), finished,
+                        group_size, 1.0).scored_by(policy)
+
+    task = Same(EasyTask(2, 3), HuggingFaceTokenizer(tokenizer), max_new_tokens=MAX_NEW_TOKENS)
+    policy = HuggingFacePolicy(copy.deepcopy(model))
+    trainer = GRPOTrainer(policy, task, config, sampler=same_rollouts)
+    losses, gradients, step = [], [], trainer.optimizer.step
+    trainer.optimizer.step = lambda: (gradients.append(
+        [p.grad.clone() for p in policy.parameters()]), step())
+    of_step = trainer.gradient_step
+    trainer.gradient_step = lambda *a, **k: losses.append(of_step(*a, **k)) or losses[-1]
+    metrics = trainer.step()
+
+    assert metrics.zero_variance_groups < 1
+    assert metrics.reward_std > 0 and 0 < metrics.finished < 1
+    assert torch.allclose(trainer.advantages.flatten().double(), batch["advantages"].double(),
+                          rtol=0, atol=1e-5)
+    if "old_per_token_logps" in batch:
+        old = batch["old_per_token_logps"] * batch["completion_mask"]
+        assert torch.allclose(trainer.rollouts.log_probs, old, rtol=0, atol=1e-9)
+    assert len(gradients) == len(trl["gradients"]) == config.num_iterations
+    for number in range(config.num_iterations):
+        assert losses[number]["loss"] == pytest.approx(sum(trl["losses"][number]), abs=1e-5)
+        for (name, _), ours, theirs in zip(policy.named_parameters(), gradients[number],
+                                           trl["gradients"][number]):
+            assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max()), name
+    assert losses[0]["ratio_max"] == pytest.approx(1, abs=1e-9)
+    assert losses[1]["ratio_max"] > 1.001, "the second pass is off-policy"
+    assert max(g.abs().max() for g in gradients[1]) > 1e-3
+    for ours, theirs in zip(policy.parameters(), trl["weights"]):
+        assert (ours - theirs).abs().max() < 1e-3 * config.learning_rate + 1e-6
