@@ -482,6 +482,7 @@ FAULTS = [
         ("plan-a-minute-short", "| 9 | 1. From logits", "| 8 | 1. From logits"),
         ("plan-names-no-section", "| 2. Four quadrants | Four",
          "| 2. Five quadrants | Four"),
+        ("plan-number-turned-round", "→ 18%.", "→ 81%."),
     ),
     *faults_in(
         "notebooks/exercises.py", "tests/test_exercise_notebooks.py",

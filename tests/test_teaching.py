@@ -79,6 +79,63 @@ def test_a_plans_minutes_add_up_and_its_sections_come_in_the_notebooks_order(les
             assert any(flat(question) in a for a in asked), (section, question)
 
 
+NAMES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+         "twelve"]
+NUMBER = re.compile(rf"(?<![\w.])(?:([-+]?\d+(?:,\d{{3}})*(?:\.\d+)?)(%?)|({'|'.join(NAMES)}))"
+                    rf"(?!\w)", re.IGNORECASE)
+
+
+def numbers(text):
+    """[(as written, its value, has it a sign, its decimals, is it a percentage)], words too."""
+    found = []
+    for match in NUMBER.finditer(text):
+        digits, percent, word = match.groups()
+        digits = digits or str(NAMES.index(word.lower()) + 1)
+        found.append((match[0], float(digits.replace(",", "")), digits[0] in "-+",
+                      len(digits.partition(".")[2]), bool(percent)))
+    return found
+
+
+def unsupported(said, answer):
+    """Numbers of ``said`` that ``answer`` does not hold, not even with more decimals.
+
+    A whole number has to be there as it is: rounding would make too many of them right.
+    """
+    there = numbers(answer)
+
+    def is_there(value, signed, decimals, percent):
+        slack = 0.5 * 10.0 ** -decimals + 1e-9 if decimals else 1e-9
+        return any(percent == other_percent and
+                   abs(value - (other if signed else abs(other))) <= slack
+                   for _, other, _, _, other_percent in there)
+
+    return [written for written, *number in numbers(said) if not is_there(*number)]
+
+
+def test_a_number_that_an_answer_does_not_hold_is_noticed():
+    assert unsupported("18%, 1.3%, two, -0.3 and +2.5; k3", "18%, 1.3%; 2 or +2.475, -0.3") == []
+    assert unsupported("81%", "18%: a fifth, 81 of them") == ["81%"]
+    assert unsupported("3 in 10", "two in ten") == ["3"]
+    assert unsupported("+0.3, +2.5, 2", "-0.3, -2.5, 2.1") == ["+0.3", "+2.5", "2"]
+
+
+@pytest.mark.parametrize("lesson, promised, rows", plans(),
+                         ids=lambda value: str(value) if not isinstance(value, list) else "")
+def test_a_plans_numbers_are_those_of_the_answers(lesson, promised, rows):
+    """Whoever teaches from a plan says them aloud: each stands in the answer to its question."""
+    lessons = predictions.predictions(NOTEBOOKS[lesson])
+    for _, section, what in rows:
+        asked = re.findall(r"\*\*Ask\*\* “([^”]*)” → (.*?)(?=\*\*Ask\*\*|$)", what)
+        assert len(asked) == what.count("**Ask**") == what.count("→"), (section, what)
+        for question, said in asked:
+            [answer] = [answer for place, full, answer in lessons
+                        if place == section and flat(question) in flat(full)]
+            assert unsupported(said, answer) == [], (section, question, said)
+    [group] = re.findall(r"on paper: ([\d, ]+) \((.*)\)", text_of("plans.md"))
+    first, *others = group_advantages(torch.tensor([[float(r) for r in group[0].split(",")]]))[0]
+    assert group[1] == f"{first:+.2f} and three times {others[0]:+.2f}" and len(others) == 3
+
+
 def test_the_days_blocks_follow_on_each_other_and_name_lessons():
     table = text_of("plans.md").split("## A day")[1]
     rows = [cells_of(line) for line in table.splitlines() if re.match(r"\| \d", line)]
