@@ -207,11 +207,12 @@ def test_the_two_forms_have_twelve_questions_of_four_choices_each():
     assert all(letters.count(letter) >= 2 for letter in "abcd"), "not always the same letter"
 
 
-def test_wrong_choices_are_explained_and_lead_to_a_lesson():
+def test_every_wrong_choice_is_explained_and_leads_to_a_lesson():
+    """Or a teacher who counts the answers cannot say what those who chose it believe."""
     for number, (right, where, tells) in answers().items():
-        explained = set(re.findall(r"(?:^|; )((?:[a-d], )*[a-d]):", tells))
-        letters = {letter for group in explained for letter in group.split(", ")}
-        assert letters and right not in letters, number
+        parts = [re.fullmatch(r"((?:[a-d], )*[a-d]): (\S.*)", part) for part in tells.split("; ")]
+        told = [letter for part in parts if part for letter in part[1].split(", ")]
+        assert sorted(told) == sorted(set("abcd") - {right}), number
         lesson, section = where.split(", ", 1)
         [stem] = [stem for stem in NOTEBOOKS if stem.startswith(lesson)]
         assert any(re.sub(r"^\d+\. ", "", heading) == section for heading in headings(stem)), where
@@ -260,6 +261,36 @@ NUMBERS = {  # what the library says to the questions that ask for a number, and
 def test_the_quizs_numbers_are_the_librarys(number):
     right, _, _ = answers()[number]
     assert questions()[number][1][right] == NUMBERS[number]()
+
+
+def advantages_of(rewards):
+    """Of the first answer, with the std of n - 1, of n, the variance of n, and no std."""
+    rewards = torch.tensor(rewards)
+    above = rewards[0] - rewards.mean()
+    return [f"{x.item():+.2f}" for x in (above / rewards.std(), above / rewards.std(correction=0),
+                                         above / rewards.var(correction=0), above)]
+
+
+def estimates(policy, reference):
+    """k1, k2, and k3 with the ratio the wrong way up."""
+    d = torch.tensor([math.log(policy)]), torch.tensor([math.log(reference)])
+    return [f"{kl_estimate(*d, kl=kl).item():.2f}" for kl in ("k1", "k2")] + [
+        f"{k3(reference, policy):.2f}"]
+
+
+def test_the_wrong_numbers_come_of_the_mistakes_that_they_are_said_to_tell():
+    chosen = {number: choices for number, (_, choices) in questions().items()}
+    _, _, _, bare = advantages_of([1.0, 0.0, 0.0, 0.0])
+    assert (chosen["A1"]["b"], chosen["A1"]["d"]) == (bare, "+0.25")
+    _, biased, by_variance, bare = advantages_of([1.0, 1.0, 0.0, 0.0])
+    assert [chosen["B1"][letter] for letter in "acd"] == [biased, by_variance, bare]
+    weights, even = two_answers("sequence_mean")[1], two_answers("token_mean")[1]
+    assert chosen["A9"]["a"] == f"{even[0, 0] / even[1, 0]:.0f}"
+    assert chosen["A9"]["d"] == f"{1 / (weights[1, 0] * 2):.0f}"
+    assert chosen["B9"]["a"] == f"{abs(two_answers('sequence_mean')[0]):.1f}"
+    assert chosen["B9"]["b"] == f"{two_answers('constant')[0]:.1f}"
+    assert [chosen["A10"][letter] for letter in "abd"] == estimates(0.2, 0.4)
+    assert [chosen["B10"][letter] for letter in "dbc"] == estimates(0.4, 0.2)
 
 
 def test_the_quizs_words_are_what_the_library_does():
