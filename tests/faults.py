@@ -483,6 +483,9 @@ FAULTS = [
         ("plan-names-no-section", "| 2. Four quadrants | Four",
          "| 2. Five quadrants | Four"),
         ("plan-number-turned-round", "→ 18%.", "→ 81%."),
+        ("day-break-it-for-nothing", "*9. Optional: break it* (9)",
+         "*9. Optional: break it* (0)"),
+        ("day-asks-what-it-leaves-out", ", with *Optional: can it be cured?* (4)", ""),
     ),
     *faults_in(
         "notebooks/exercises.py", "tests/test_exercise_notebooks.py",

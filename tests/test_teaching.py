@@ -136,15 +136,73 @@ def test_a_plans_numbers_are_those_of_the_answers(lesson, promised, rows):
     assert group[1] == f"{first:+.2f} and three times {others[0]:+.2f}" and len(others) == 3
 
 
+def day():
+    """[(start, end, minutes, what)] of the day, times in minutes since midnight."""
+    rows = [cells_of(line) for line in text_of("plans.md").split("## A day")[1].splitlines()
+            if re.match(r"\| \d", line)]
+    clock = [[int(time[:2]) * 60 + int(time[3:]) for time in row[:2]] for row in rows]
+    return [(*times, int(row[2]), row[3]) for times, row in zip(clock, rows)]
+
+
+def changes(what):
+    """({section left out: minutes}, {section taken in: minutes}) of a block of the day."""
+    left, _, taken = what.partition(", with *")
+    return tuple({section: int(minutes) for section, minutes in
+                  re.findall(r"\*([^*]+)\* \((\d+)\)", part)} for part in (left, "*" + taken))
+
+
+def lessons_of_the_day():
+    """{lesson: (its block's text, its sections)}"""
+    of = {(lesson, promised): {section: minutes for minutes, section, _ in rows}
+          for lesson, promised, rows in plans()}
+    found = {}
+    for _, _, _, what in day():
+        for lesson in re.findall(r"`(\d\d_\w+)`", what):
+            core, long = of[lesson, 50], of[lesson, 90]
+            left, taken = changes(what)
+            assert left.items() <= core.items() and taken.items() <= long.items(), what
+            assert not taken.keys() & core.keys()
+            found[lesson] = what, (core.keys() - left.keys()) | taken.keys()
+    return found
+
+
 def test_the_days_blocks_follow_on_each_other_and_name_lessons():
-    table = text_of("plans.md").split("## A day")[1]
-    rows = [cells_of(line) for line in table.splitlines() if re.match(r"\| \d", line)]
-    clock = [int(start[:2]) * 60 + int(start[3:]) for start, *_ in rows]
-    ends = [int(end[:2]) * 60 + int(end[3:]) for _, end, *_ in rows]
-    assert clock[1:] == ends[:-1] and (clock[0], ends[-1]) == (9 * 60, 17 * 60)
-    assert [end - start for start, end in zip(clock, ends)] == [int(row[2]) for row in rows]
-    named = re.findall(r"`(\d\d_\w+)`", table)
-    assert len(named) == 6 and set(named) <= set(NOTEBOOKS)
+    rows = day()
+    assert [start for start, *_ in rows[1:]] == [end for _, end, *_ in rows[:-1]]
+    assert (rows[0][0], rows[-1][1]) == (9 * 60, 17 * 60)
+    assert [end - start for start, end, *_ in rows] == [minutes for _, _, minutes, _ in rows]
+    assert len(lessons_of_the_day()) == 6 and list(lessons_of_the_day()) == sorted(
+        lessons_of_the_day())
+
+
+@pytest.mark.parametrize("start, end, minutes, what", day())
+def test_what_a_block_of_the_day_holds_takes_the_minutes_it_has(start, end, minutes, what):
+    parts = sum(int(part) for part in re.findall(r"\((\d+)\)", what))
+    left, _ = changes(what)
+    assert parts - 2 * sum(left.values()) == minutes
+    for lesson in re.findall(r"`(\d\d_\w+)`", what):
+        assert what.startswith(f"`{lesson}` (50)")
+
+
+def test_the_day_asks_only_what_it_teaches():
+    """Questions of other lessons are marked, and the time for the others is their share."""
+    taught = {lesson[:2]: {re.sub(r"^\d+\. ", "", section) for section in sections}
+              for lesson, (_, sections) in lessons_of_the_day().items()}
+    asked = []
+    for number, (text, _) in questions().items():
+        lesson, section = answers()[number][1].split(", ", 1)
+        assert text.startswith("† ") == (lesson not in taught), number
+        if lesson in taught:
+            assert section in taught[lesson], (number, section)
+            asked.append(number)
+    elsewhere = sorted({stem[:2] for stem in NOTEBOOKS} - taught.keys())
+    assert f"lessons {', '.join(elsewhere[:-1])} and {elsewhere[-1]}" in flat(
+        text_of("concept_quiz.md"))
+    assert f"Lessons {', '.join(elsewhere[:-1])} and {elsewhere[-1]} are for afterwards" in flat(
+        text_of("plans.md"))
+    for form, (_, _, _, what) in (("A", day()[0]), ("B", day()[-1])):
+        share = sum(number[0] == form for number in asked) / 12
+        assert f"orm {form} of the quiz without † ({15 * share:.0f})" in what
 
 
 # predictions and misconceptions ------------------------------------------------------------------
