@@ -91,18 +91,38 @@ def gather(folder: Path) -> None:
         for part, paths in pages.items()}), encoding="utf-8")
 
 
+def describe(app, doctree) -> None:
+    """Give every picture of an output the output's text as its alt text.
+
+    Sphinx would put the file's name there, which tells nothing to who cannot see the picture.
+    """
+    from docutils import nodes
+
+    for bundle in doctree.findall(nodes.container):
+        if bundle.get("nb_element") == "mime_bundle":
+            text = {kind["mime_type"]: kind.astext() for kind in bundle.children}
+            for image in bundle.findall(nodes.image):
+                image["alt"] = " ".join(text["text/plain"].split())
+
+
 def build(target: Path) -> list[str]:
-    """Build into ``target`` and return what is wrong with it, a line each."""
+    """Build into ``target`` and return what is wrong with it, a line each.
+
+    All is made in a temporary folder and the pages copied from there: myst-nb puts pictures
+    *beside* the folder that it is told to build into.
+    """
     from sphinx.application import Sphinx
 
     with tempfile.TemporaryDirectory(prefix="grpo_site_") as work:
-        source, warnings = Path(work) / "source", Path(work) / "warnings"
+        source, warnings, pages = (Path(work) / name for name in ("source", "warnings", "pages"))
         source.mkdir()
         gather(source)
         with open(warnings, "w", encoding="utf-8") as said:
-            app = Sphinx(str(source), None, str(target), str(Path(work) / "doctrees"), "html",
+            app = Sphinx(str(source), None, str(pages), str(Path(work) / "doctrees"), "html",
                          confoverrides=SETTINGS, status=None, warning=said, freshenv=True)
+            app.connect("doctree-read", describe)
             app.build()
+        shutil.copytree(pages, target, dirs_exist_ok=True)
         copy_mathjax(target / "_static" / MATHJAX)
         found = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in
                  warnings.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -6,6 +6,7 @@ Left out where the ``site`` extra is not installed.
 import importlib.util
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,46 @@ def test_every_notebook_and_document_has_its_page(site):
     assert "notebooks/08_algorithms.html" in index and "docs/glossary.html" in index
 
 
-def test_every_saved_picture_is_shown(site):
+class Pictures(HTMLParser):
+    """The alt texts of a page's pictures, in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.alts = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.alts.append(dict(attrs).get("alt"))
+
+
+def test_every_saved_picture_is_shown_and_its_text_stands_for_it(site):
+    """Who cannot see a picture is read the line that stands for it, and no file's name."""
+    shown = 0
     for path in (ROOT / "notebooks").rglob("*.ipynb"):
         if ".ipynb_checkpoints" in path.parts:
             continue
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        pictures = sum("image/png" in output.get("data", {}) for cell in cells
-                       for output in cell.get("outputs", []))
+        lines = ["".join(output["data"]["text/plain"]) for cell in cells
+                 for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
         page = (site / path.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
-        assert page.count('<img alt=') >= pictures, path.name
+        assert [alt.split() for alt in Pictures(page).alts] == [
+            line.split() for line in lines], path.name
         assert "widget-view" not in page and "Error displaying" not in page
+        shown += len(lines)
+    assert shown > 50
+
+
+def test_no_picture_is_without_words(site):
+    for page in site.rglob("*.html"):
+        for alt in Pictures(page.read_text(encoding="utf-8")).alts:
+            assert alt and " " in alt and not alt.endswith((".png", ".svg")), (page.name, alt)
+
+
+def test_nothing_is_left_beside_the_site(site):
+    """By default it stands in the working tree, where nobody wants what the builder caches."""
+    assert list(site.parent.iterdir()) == [site]
+    assert not (ROOT / "jupyter_execute").exists() and not list(site.rglob("*.ipynb"))
 
 
 def test_nothing_in_it_names_a_place_on_a_machine(site):
