@@ -236,6 +236,32 @@ def test_misconceptions_lead_to_sections_that_are_there():
             assert kind.endswith(f"/{number}"), (name, number, kind)
 
 
+def first_loss(lengths, aggregation):
+    """Its value and its gradient's length, every ratio 1, for rewards 1, 0, 0, 1."""
+    log_probs = torch.full((4, 8), -1.0, dtype=torch.float64, requires_grad=True)
+    mask = (torch.arange(8) < torch.tensor(lengths)[:, None]).double()
+    advantages = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64))
+    pushed = torch.exp(log_probs - log_probs.detach()) * advantages.reshape(4, 1)
+    loss = -aggregate(pushed, mask, aggregation, max_length=8)
+    loss.backward()
+    return loss.item(), log_probs.grad.norm().item()
+
+
+def test_a_first_loss_of_0_has_the_condition_that_the_sheet_gives_it():
+    [(so, _, _)] = [cells_of(line)[1:] for line in text_of("misconceptions.md").splitlines()
+                    if line.startswith('| "The loss is 0, so nothing is learned."')]
+    is_zero = {}
+    for aggregation in ("sequence_mean", "token_mean", "constant"):
+        for lengths in ([8, 2, 3, 7], [5, 5, 5, 5]):
+            loss, gradient = first_loss(lengths, aggregation)
+            is_zero[aggregation, len(set(lengths)) == 1] = abs(loss) < 1e-12
+            assert gradient > 0.01
+    assert {case for case, zero in is_zero.items() if zero} == {
+        ("sequence_mean", False), ("sequence_mean", True), ("token_mean", True),
+        ("constant", True)}
+    assert re.search(r"is 0 if .*`sequence_mean`\), or with answers of equal length", so)
+
+
 # quizzes -----------------------------------------------------------------------------------------
 
 
