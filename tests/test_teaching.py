@@ -175,8 +175,9 @@ def test_the_days_blocks_follow_on_each_other_and_name_lessons():
         lessons_of_the_day())
 
 
-@pytest.mark.parametrize("start, end, minutes, what", day())
-def test_what_a_block_of_the_day_holds_takes_the_minutes_it_has(start, end, minutes, what):
+@pytest.mark.parametrize("block", day(), ids=lambda block: f"{block[0] // 60}.{block[0] % 60:02}")
+def test_what_a_block_of_the_day_holds_takes_the_minutes_it_has(block):
+    _, _, minutes, what = block
     parts = sum(int(part) for part in re.findall(r"\((\d+)\)", what))
     left, _ = changes(what)
     assert parts - 2 * sum(left.values()) == minutes
