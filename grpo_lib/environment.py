@@ -6,6 +6,7 @@ installed and has to tell an old Python that it is too old.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,8 +139,12 @@ def call(command, root):
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
     print("+ " + " ".join(command), flush=True)
     process = subprocess.Popen(command, cwd=str(root), env=environment)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # the child has had the same Ctrl-C, and decides
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # which it has not had
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the child has had the same Ctrl-C, and decides
+    finally:
+        signal.signal(signal.SIGTERM, before)

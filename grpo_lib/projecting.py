@@ -11,6 +11,7 @@ from pathlib import Path
 
 from grpo_lib.environment import call
 
+CULL_SECONDS = 300
 COCKPIT = ["from grpo_lib.explorers import cockpit_explorer\n", "\n", "cockpit_explorer()"]
 
 
@@ -18,7 +19,8 @@ def project(root: Path, lesson: str | None = None, options: list[str] | None = N
     """Serve a lesson (the beginning of its name) until Ctrl-C; None: the cockpit alone.
 
     A lesson's cells run before its page appears, so it takes as long as the lesson. ``options``
-    go to Voilà. Returns its exit status. ImportError: Voilà is not installed; ValueError: no
+    go to Voilà. A page that is opened again starts anew; a kernel whose page is gone ends once it
+    has been idle for ``CULL_SECONDS``. Returns its exit status. ImportError: Voilà is not installed; ValueError: no
     lesson, or more than one, is called so.
     """
     if importlib.util.find_spec("voila") is None:
@@ -34,7 +36,9 @@ def project(root: Path, lesson: str | None = None, options: list[str] | None = N
                 raise ValueError(f"lesson: got {lesson!r}, allowed is the beginning of one of "
                                  f"{', '.join(p.stem for p in names)}")
             path = found[0]
-        return call([sys.executable, "-m", "voila", str(path), *(options or [])], root)
+        culling = [f"--MappingKernelManager.cull_idle_timeout={CULL_SECONDS}",
+                   f"--MappingKernelManager.cull_interval={CULL_SECONDS // 2}"]
+        return call([sys.executable, "-m", "voila", str(path), *culling, *(options or [])], root)
 
 
 def cockpit_page() -> dict:

@@ -28,7 +28,7 @@ def called(monkeypatch):
 def test_without_a_lesson_it_is_the_cockpit(called):
     assert __main__.main(["project", "--no-browser", "--port", "8899"]) == 0
     [(command, notebook)] = called
-    assert command[1:3] == ["-m", "voila"] and command[4:] == ["--port=8899", "--no-browser"]
+    assert command[1:3] == ["-m", "voila"] and command[6:] == ["--port=8899", "--no-browser"]
     nbformat.validate(nbformat.from_dict(notebook))
     [cell] = notebook["cells"]
     assert "cockpit_explorer()" in "".join(cell["source"])
@@ -37,7 +37,7 @@ def test_without_a_lesson_it_is_the_cockpit(called):
 def test_a_lesson_is_found_by_the_beginning_of_its_name(called):
     assert __main__.main(["project", "04"]) == 0
     [(command, _)] = called
-    assert command[3] == str(ROOT / "notebooks" / "04_clipping.ipynb") and command[4:] == []
+    assert command[3] == str(ROOT / "notebooks" / "04_clipping.ipynb") and command[6:] == []
 
 
 @pytest.mark.parametrize("lesson", ["0", "99", "clipping", ""])

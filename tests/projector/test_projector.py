@@ -27,14 +27,15 @@ def serve(tmp_path):
     """serve(*arguments) -> the address of the page that the command shows."""
     running = []
 
-    def start(*arguments):
+    def start(*arguments, code=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         with open(tmp_path / "log", "w") as log:
             running.append(subprocess.Popen(
-                [sys.executable, "-m", "grpo_lib", "project", *arguments, "--no-browser",
-                 "--port", str(port)], cwd=ROOT, stdout=log, stderr=log, start_new_session=True))
+                [sys.executable, *(["-c", code] if code else ["-m", "grpo_lib"]), "project",
+                 *arguments, "--no-browser", "--port", str(port)], cwd=ROOT, stdout=log,
+                stderr=log, start_new_session=True, env=os.environ | {"TMPDIR": str(tmp_path)}))
         url, end = f"http://127.0.0.1:{port}/", time.monotonic() + 60
         while True:
             with socket.socket() as knock:
@@ -44,9 +45,10 @@ def serve(tmp_path):
                 tmp_path / "log").read_text()
             time.sleep(0.2)
 
+    start.running = running
     yield start
     for process in running:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()  # it alone; what it has started ends with it
         process.wait(20)
 
 
@@ -62,6 +64,48 @@ def test_the_cockpit_is_alone_on_its_page_and_trains(serve):
         page.wait_for_function("document.querySelector('[role=status]').innerText"
                                ".includes('paused, step 1 of 50')", timeout=30_000)
         assert box.locator("svg[role=img]").bounding_box()["width"] > 900
+
+
+def kernels_of(process):
+    """The kernels that a server's process has started, by their process numbers."""
+    found, parents = [], {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if b"ipykernel" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except (OSError, IndexError):
+            continue
+
+    def above(pid):
+        while pid in parents:
+            yield pid
+            pid = parents[pid]
+
+    return [pid for pid in found if process.pid in above(pid)]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
+def test_kernels_end_with_their_page_and_everything_with_the_command(serve, tmp_path):
+    url = serve(code="import sys; from grpo_lib import __main__, projecting; "
+                     "projecting.CULL_SECONDS = 4; sys.exit(__main__.main())")
+    [process] = serve.running
+    with browser() as chromium:
+        for _ in range(2):
+            page = chromium.new_page()
+            page.goto(url)
+            page.locator(".grpo-cockpit").wait_for(timeout=60_000)
+            page.close()
+    assert kernels_of(process)
+    end = time.monotonic() + 60
+    while kernels_of(process):
+        assert time.monotonic() < end, "a kernel without a page lives on"
+        time.sleep(0.5)
+    process.terminate()
+    process.wait(20)
+    with socket.socket() as knock:
+        assert knock.connect_ex(("127.0.0.1", int(url.rsplit(":", 1)[1].strip("/")))) != 0
+    assert list(tmp_path.glob("grpo_project_*")) == []
 
 
 def test_a_lesson_is_shown_without_its_code_and_its_sliders_live(serve):
