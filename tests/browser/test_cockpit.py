@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.browser import NotebookPage, browser, jupyterlab, why_not
+from benchmarks.browser import KERNEL, NotebookPage, browser, jupyterlab, why_not
 from benchmarks.cockpit import NAME, notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(why_not() is not None,
@@ -31,7 +31,7 @@ STATE = ("print(json.dumps([cockpit.run.state, len(cockpit.run.history), "
          "training(), other.run.state, len(other.run.moves)]))")
 CELLS = [SET_UP, "cockpit = cockpit_explorer(config=config)\ncockpit",
          "other = cockpit_explorer(config=config)\nother", STATE, REPLAY,
-         "cockpit.steps()", "cockpit.xray()", "what_if_explorer(cockpit.run.trainer)"]
+         "cockpit.steps()", "cockpit.xray()", "what_if_explorer(cockpit.run.trainer)", "cockpit"]
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +129,26 @@ def test_ten_starts_and_resets_leave_no_thread(page, box):
 
 
 def test_the_stop_button_pauses_a_cell_that_steps_the_run(page, box):
-    page.page.evaluate("""() => {
-      const panel = window.jupyterapp.shell.currentWidget;
-      panel.content.activeCellIndex = 5;
-      window.jupyterapp.commands.execute('notebook:run-cell');
-    }""")
-    wait(page, box, "running, step 3")
-    page.page.evaluate("window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
-    wait(page, box, "paused")
-    now, steps, threads, *_ = state(page)
-    assert (now, threads) == ("paused", 0) and 3 <= steps < 30
+    cell = page.page.locator(".jp-Notebook .jp-Cell").nth(5)
+    for at_least in (3, 8, 13):
+        page.page.evaluate("""() => {
+          const panel = window.jupyterapp.shell.currentWidget;
+          panel.content.activeCellIndex = 5;
+          window.jupyterapp.commands.execute('notebook:run-cell');
+        }""")
+        page.page.wait_for_function(
+            "([box, least]) => (box.querySelector('[role=status]').innerText.match("
+            "/running, step ([0-9]+)/) ?? [0, 0])[1] >= least",
+            arg=[box.element_handle(), at_least], timeout=60_000)
+        page.page.evaluate("window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+        wait(page, box, "paused")
+        cell.get_by_text("KeyboardInterrupt").first.wait_for()  # only then is the kernel free
+        page.page.wait_for_function(f"{KERNEL} === 'idle'")
+        now, steps, threads, *_ = state(page)
+        assert (now, threads) == ("paused", 0) and at_least <= steps < 30
     page.run_cell(5)
     wait(page, box, "finished, step 30 of 30")
+    assert json.loads(page.run_cell(4))[0] is True, "and it is the run that its moves describe"
 
 
 def test_the_xray_and_the_what_if_follow_keys_and_give_numbers_on_focus(page, box):
@@ -157,3 +165,26 @@ def test_the_xray_and_the_what_if_follow_keys_and_give_numbers_on_focus(page, bo
         assert "advantage" in shown and "ratio" in shown and "push" in shown
     # a cell that was interrupted has its KeyboardInterrupt, and nothing else went wrong
     assert [p for p in page.problems() if "KeyboardInterrupt" not in p] == []
+
+
+def test_a_page_that_was_left_finds_the_run_by_its_name(page, box):
+    """Never saved, so that the page itself has forgotten the cockpit."""
+    box.get_by_role("button", name="Reset").click()
+    box.get_by_role("button", name="Start").click()
+    wait(page, box, "running, step 2")
+    page.page.evaluate("window.onbeforeunload = null")
+    page.page.once("dialog", lambda dialog: dialog.accept())
+    page.page.reload()
+    page.page.wait_for_function(f"{KERNEL} === 'idle'")
+    page.run_cell(8)
+    again = page.page.locator(".jp-Notebook .jp-Cell").nth(8).locator(".grpo-cockpit")
+    wait(page, again, "finished, step 30 of 30")
+    now, steps, *_ = state(page)
+    assert (now, steps) == ("finished", 30)
+
+
+def test_a_cell_run_again_keeps_what_the_old_run_did(page):
+    page.run_cell(1)
+    box = page.page.locator(".jp-Notebook .jp-Cell").nth(1).locator(".grpo-cockpit")
+    wait(page, box, "ready, step 0", "(30 steps) was closed", "behind this one")
+    assert "before" in box.locator("svg[role=img]").first.text_content()
