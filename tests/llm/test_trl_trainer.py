@@ -1,7 +1,13 @@
 """TRL's GRPOTrainer, whole, against ours on the same model, completions and settings: rewards,
-advantages, the loss and the gradient of every step of the optimizer, and the weights after them."""
+advantages, the loss and the gradient of both passes over a batch, and what the optimizer does.
+
+TRL keeps log-probs in float32. AdamW's first step is the sign of a gradient, so that what differs by
+rounding would move weights that have next to none: the second pass therefore starts, here too, from
+the weights that TRL had then.
+"""
 
 import copy
+import statistics
 import warnings
 
 import pytest
@@ -30,7 +36,7 @@ class EasyTask(ChainTask):
 
 
 def easy_tokenizer(trained_tokenizer):
-    """Its end of an answer is a token that random weights say often: a letter."""
+    """Its end of an answer is a letter."""
     tokenizer = trained_tokenizer()
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(70)
     return tokenizer
@@ -43,7 +49,7 @@ def run_trl(folder, tokenizer, config, out):
     from trl import GRPOConfig as TRLConfig
     from trl import GRPOTrainer as TRLTrainer
 
-    seen = {"asked": [], "batch": [], "losses": [[]], "gradients": []}
+    seen = {"asked": [], "batch": [], "losses": [[]], "gradients": [], "weights": []}
 
     class Spy(TRLTrainer):
         def _generate_and_score_completions(self, inputs):
@@ -60,8 +66,17 @@ def run_trl(folder, tokenizer, config, out):
     class Gradients(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **_):
             seen["gradients"].append([p.grad.clone() for p in model.parameters()])
+            seen["weights"].append([p.detach().clone() for p in model.parameters()])
             seen["losses"].append([])
 
+    rows = trl_dataset(EasyTask(2, 3), 60)
+    if "gpt2" in folder.name:  # TRL gives no positions, so its GPT-2 is right without padding only
+        def length(row):
+            return len(tokenizer.apply_chat_template(row["prompt"], tokenize=True,
+                                                     return_dict=True)["input_ids"])
+
+        common = statistics.mode(map(length, rows))
+        rows = [row for row in rows if length(row) == common]
     arguments = trl_arguments(config, MAX_NEW_TOKENS) | {
         "output_dir": str(out), "use_cpu": True, "bf16": False, "save_strategy": "no",
         "model_init_kwargs": {"dtype": "auto"}, "gradient_checkpointing": False}
@@ -69,10 +84,10 @@ def run_trl(folder, tokenizer, config, out):
         warnings.simplefilter("ignore")
         trainer = Spy(model=str(folder), args=TRLConfig(**arguments), processing_class=tokenizer,
                       reward_funcs=[trl_reward(EasyTask(2, 3), tokenizer.eos_token_id)],
-                      train_dataset=Dataset.from_list(trl_dataset(EasyTask(2, 3), 12)),
+                      train_dataset=Dataset.from_list(rows),
                       callbacks=[Gradients()])
         trainer.train()
-    seen["weights"] = [p.detach().clone() for p in trainer.model.parameters()]
+    seen["weights"].append([p.detach().clone() for p in trainer.model.parameters()])
     return seen
 
 
@@ -83,9 +98,11 @@ def test_same_rollouts_same_loss_same_gradient(tiny_model, trained_tokenizer, tm
         {"dynamic_sampling": False, "overlong_share": 0.0} if algorithm == "dapo" else {}))
     tokenizer = easy_tokenizer(trained_tokenizer)
     model = tiny_model(family, tie_word_embeddings=False, eos_token_id=70)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    trl = run_trl(tmp_path / "model", tokenizer, config, tmp_path / "out")
+    with torch.no_grad():
+        model.lm_head.weight[70] *= 4  # an end that is likely at some places
+    model.save_pretrained(tmp_path / family)
+    tokenizer.save_pretrained(tmp_path / family)
+    trl = run_trl(tmp_path / family, tokenizer, config, tmp_path / "out")
     [asked], [batch] = trl["asked"], trl["batch"]
 
     class Same(InstructionTask):
@@ -109,9 +126,17 @@ def test_same_rollouts_same_loss_same_gradient(tiny_model, trained_tokenizer, tm
     task = Same(EasyTask(2, 3), HuggingFaceTokenizer(tokenizer), max_new_tokens=MAX_NEW_TOKENS)
     policy = HuggingFacePolicy(copy.deepcopy(model))
     trainer = GRPOTrainer(policy, task, config, sampler=same_rollouts)
-    losses, gradients, step = [], [], trainer.optimizer.step
-    trainer.optimizer.step = lambda: (gradients.append(
-        [p.grad.clone() for p in policy.parameters()]), step())
+    losses, gradients, weights, step = [], [], [], trainer.optimizer.step
+
+    def step_and_compare():
+        gradients.append([p.grad.clone() for p in policy.parameters()])
+        step()
+        weights.append([p.detach().clone() for p in policy.parameters()])
+        with torch.no_grad():
+            for parameter, theirs in zip(policy.parameters(), trl["weights"][len(weights)]):
+                parameter.copy_(theirs)
+
+    trainer.optimizer.step = step_and_compare
     of_step = trainer.gradient_step
     trainer.gradient_step = lambda *a, **k: losses.append(of_step(*a, **k)) or losses[-1]
     metrics = trainer.step()
@@ -121,16 +146,22 @@ def test_same_rollouts_same_loss_same_gradient(tiny_model, trained_tokenizer, tm
     assert torch.allclose(trainer.advantages.flatten().double(), batch["advantages"].double(),
                           rtol=0, atol=1e-5)
     if "old_per_token_logps" in batch:
-        old = batch["old_per_token_logps"] * batch["completion_mask"]
-        assert torch.allclose(trainer.rollouts.log_probs, old, rtol=0, atol=1e-9)
+        old = batch["old_per_token_logps"].double()  # TRL keeps float32
+        where = batch["completion_mask"] > 0
+        assert torch.allclose(trainer.rollouts.log_probs[where], old[where], rtol=0, atol=1e-5)
     assert len(gradients) == len(trl["gradients"]) == config.num_iterations
     for number in range(config.num_iterations):
-        assert losses[number]["loss"] == pytest.approx(sum(trl["losses"][number]), abs=1e-5)
+        assert losses[number]["loss"] == pytest.approx(sum(trl["losses"][number]), rel=1e-5,
+                                                       abs=1e-5)
         for (name, _), ours, theirs in zip(policy.named_parameters(), gradients[number],
                                            trl["gradients"][number]):
             assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max()), name
     assert losses[0]["ratio_max"] == pytest.approx(1, abs=1e-9)
     assert losses[1]["ratio_max"] > 1.001, "the second pass is off-policy"
     assert max(g.abs().max() for g in gradients[1]) > 1e-3
-    for ours, theirs in zip(policy.parameters(), trl["weights"]):
-        assert (ours - theirs).abs().max() < 1e-3 * config.learning_rate + 1e-6
+    for number in range(config.num_iterations):
+        for ours, theirs, gradient in zip(weights[number], trl["weights"][number + 1],
+                                          gradients[number]):
+            clear = gradient.abs() > 1e-4 * gradient.abs().max()
+            assert torch.allclose(ours[clear], theirs[clear], rtol=0,
+                                  atol=0.01 * config.learning_rate)
