@@ -94,11 +94,11 @@ class GRPOTrainer:
         check_processes(config, self.processes.size)
         self.device = check_device(config.device)
         self.policy = policy.to(self.device)
+        self.wrapped = self.processes.wrap(self.policy)  # which gives all the first one's weights
         own = ref_policy is not None and ref_policy is not policy
         self.ref_policy = ref_policy if own else copy.deepcopy(policy)
         self.ref_policy.to(self.device).requires_grad_(False)
         self.task, self.config = task, config
-        self.wrapped = self.processes.wrap(self.policy)
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate,
                                            betas=(0.9, 0.95), weight_decay=0.0)

@@ -1,0 +1,50 @@
+"""What tests/test_processes.py starts by torchrun: many short runs; the first process writes
+what came of them. Without torchrun: the same on one process."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import torch
+
+from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, SortTask, load_base_model
+from grpo_lib.policy import PolicyConfig, TinyPolicy, TransformerPolicy
+from grpo_lib.processes import joined
+
+SHARED = {"steps": 10, "prompts_per_step": 5, "group_size": 4, "eval_every": 4,
+          "eval_problems": 7, "beta": 0.05, "num_iterations": 2}
+RUNS = {
+    "default": {}, "micro-batches": {"micro_batch_size": 3, "minibatches": 3},
+    "sequence mean": {"aggregation": "sequence_mean"},
+    "entropy bonus": {"entropy_coef": 0.01},
+    **{name: {"algorithm": name} for name in ("dapo", "dr_grpo", "gspo", "rloo", "maxrl")},
+    "batch": {"scale": "batch", "baseline": "batch", "minibatches": 4},
+    "tiny": {"steps": 3}}
+
+
+def run(name, processes):
+    config = GRPOConfig(**SHARED | RUNS[name])
+    if name == "tiny":  # it has no cache and no context
+        task = SortTask(2, 3)
+        torch.manual_seed(0)
+        policy = TinyPolicy(len(task.tokenizer), 8).double()
+    elif name == "default":  # other ranks may start from other weights: the first one's count
+        task = SortTask(2, 3)
+        policy = TransformerPolicy(PolicyConfig(len(task.tokenizer), init_std=0.3),
+                                   torch.Generator().manual_seed(processes.rank)).double()
+    else:
+        task, policy = ChainTask(3, 5), load_base_model("chain").double()
+    trainer = GRPOTrainer(policy, task, config, processes=processes)
+    history = [asdict(m) for m in trainer.run()]
+    weights = torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])
+    others = processes.gather(weights[None])
+    return {"history": history, "weights": weights.sum().item(), "norm": weights.norm().item(),
+            "apart": (others - weights).abs().max().item(), "rows": len(others)}
+
+
+if __name__ == "__main__":
+    with joined("cpu") as (processes, _):
+        found = {name: run(name, processes) for name in RUNS}
+        if processes.rank == 0:
+            with open(sys.argv[1], "w") as file:
+                json.dump(found, file)

@@ -1,0 +1,260 @@
+"""A run on several processes is the run on one; what one of them suffers is said, and saved."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from processes_run import RUNS
+
+from grpo_lib import (
+    ALGORITHMS,
+    GRPOConfig,
+    GRPOTrainer,
+    aggregate,
+    aggregation_share,
+    sample_groups,
+)
+from grpo_lib.objective import AGGREGATIONS
+from grpo_lib.processes import Processes, SeveralProcesses
+from grpo_lib.rollout import Rollouts, part_of
+
+HERE = Path(__file__).parent
+ALONE = {"OMP_NUM_THREADS": "1"}
+
+
+def about(value, rel, least):
+    return None if value is None else pytest.approx(value, rel=rel, abs=least)
+
+
+def torchrun(processes, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+         "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *map(str, arguments)],
+        env=os.environ | ALONE | options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, cwd=HERE.parent)
+
+
+def cli(*arguments):
+    return subprocess.run([sys.executable, "-m", "grpo_lib", *map(str, arguments)],
+                          env=os.environ | ALONE, cwd=HERE.parent, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What came of all runs, by the number of processes."""
+    folder, results = tmp_path_factory.mktemp("runs"), {}
+    for processes in (1, 2, 3):
+        out = folder / f"{processes}.json"
+        script = [HERE / "processes_run.py", out]
+        process = (torchrun(processes, *script) if processes > 1 else subprocess.Popen(
+            [sys.executable, *map(str, script)], env=os.environ | ALONE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert "Warning" not in said, said
+        results[processes] = json.loads(out.read_text())
+    return results
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_same_metrics_as_on_one_process(found, processes, name):
+    one, several = found[1][name], found[processes][name]
+    assert len(one["history"]) == len(several["history"]) >= 3
+    for wanted, got in zip(one["history"], several["history"]):
+        for metric, value in wanted.items():
+            if not metric.startswith("seconds"):
+                assert got[metric] == about(value, 1e-5, 1e-7), (wanted["step"], metric)
+    assert several["norm"] == pytest.approx(one["norm"], rel=1e-9)
+    assert several["weights"] == pytest.approx(one["weights"], rel=1e-6, abs=1e-9)
+    assert max(m["grad_norm"] for m in one["history"]) > 0
+    assert (several["rows"], several["apart"]) == (processes, 0.0), "all hold the same weights"
+
+
+class TestAlone:
+    @pytest.mark.parametrize("aggregation", AGGREGATIONS)
+    @pytest.mark.parametrize("size", [1, 2, 5])
+    def test_the_parts_with_their_shares_are_the_whole(self, aggregation, size):
+        generator = torch.Generator().manual_seed(size)
+        values = torch.randn(7, 6, generator=generator, dtype=torch.float64)
+        mask = (torch.arange(6) < torch.tensor([6, 1, 0, 3, 5, 2, 4])[:, None]).double()
+        whole = aggregate(values, mask, aggregation, 6)
+        parts = torch.randperm(7, generator=generator).split(size)
+        shares = [aggregation_share(mask[p], mask, aggregation) for p in parts]
+        means = [aggregate(values[p], mask[p], aggregation, 6) for p in parts]
+        assert sum(s * m for s, m in zip(shares, means)).item() == pytest.approx(whole.item())
+        assert sum(shares).item() == pytest.approx(1)
+
+    def test_the_mean_of_the_parts_means_is_another_number(self):
+        mask = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])
+        values = torch.tensor([[1.0, 1, 1, 1], [5, 0, 0, 0]])
+        assert aggregate(values, mask, "token_mean") == pytest.approx(9 / 5)
+        assert (aggregate(values[:1], mask[:1], "token_mean")
+                + aggregate(values[1:], mask[1:], "token_mean")) / 2 == pytest.approx(3)
+
+    @pytest.mark.parametrize("count, parts", [(5, 2), (7, 3), (4, 4), (9, 1)])
+    def test_parts_are_nearly_equal_and_everything(self, count, parts):
+        pieces = [list(range(count))[part_of(count, (k, parts))] for k in range(parts)]
+        assert sum(pieces, []) == list(range(count))
+        assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+        for bad in ((parts, parts), (-1, parts), (0, count + 1)):
+            with pytest.raises(ValueError, match="part: got"):
+                part_of(count, bad)
+
+    @pytest.mark.parametrize("parts", [2, 3])
+    def test_a_part_has_the_completions_that_it_has_in_the_whole(self, policy, prompts, sample,
+                                                                 seeded, parts):
+        whole = sample(policy)
+        pieces = [sample_groups(policy, prompts, 4, max_new_tokens=8, generator=seeded(3),
+                                part=(k, parts)) for k in range(parts)]
+        joined = Rollouts.join(pieces)
+        for name in ("tokens", "prompt_mask", "mask", "finished"):
+            assert torch.equal(getattr(joined, name), getattr(whole, name)), name
+        assert torch.allclose(joined.log_probs, whole.log_probs, rtol=0, atol=1e-12)
+
+    def test_one_process_is_no_different_from_none(self, make_policy, sort_task):
+        config = GRPOConfig(steps=2, prompts_per_step=3, group_size=2, eval_every=0)
+        trainers = [GRPOTrainer(make_policy(len(sort_task.tokenizer)), sort_task, config, **options)
+                    for options in ({}, {"processes": Processes()})]
+        one, other = ([m.loss for m in trainer.run()] for trainer in trainers)
+        assert one == other
+
+    @pytest.mark.parametrize("algorithm", [n for n, r in ALGORITHMS.items()
+                                           if not r.critic and not r.needs_entropies])
+    def test_in_micro_batches_the_weights_are_the_same(self, make_policy, sort_task, algorithm):
+        config = GRPOConfig(steps=2, prompts_per_step=4, group_size=4, eval_every=0, beta=0.1,
+                            algorithm=algorithm, num_iterations=2, max_grad_norm=1e9)
+        # with a reward that random weights earn: where all gradients are 0, AdamW makes steps of
+        # what is left by rounding
+        task, weights = sort_task.with_reward(lambda p, text: float(len(text) % 4 == 1)), []
+        for size in (None, 1, 3):
+            trainer = GRPOTrainer(make_policy(len(sort_task.tokenizer)), task,
+                                  replace(config, micro_batch_size=size))
+            list(trainer.run())
+            weights.append(torch.cat([p.detach().flatten() for p in trainer.policy.parameters()]))
+        for other in weights[1:]:
+            assert torch.allclose(other, weights[0], rtol=0, atol=1e-8)
+        start = torch.cat([p.detach().flatten()
+                           for p in make_policy(len(sort_task.tokenizer)).parameters()])
+        assert (weights[0] - start).abs().max() > 1e-4
+
+
+class TestRefused:
+    @pytest.mark.parametrize("settings, said", [
+        ({"algorithm": "ppo"}, "a critic"), ({"top_entropy_quantile": 0.5}, "top_entropy_quantile"),
+        ({"entropy_coef": 0.1, "aggregation": "sequence_mean"}, "entropy_coef")])
+    def test_what_needs_all_rows_at_once_does_not_go_in_parts(self, settings, said):
+        with pytest.raises(ValueError, match=f"micro_batch_size: got 4 with {said}"):
+            GRPOConfig(**settings, micro_batch_size=4)
+
+    @pytest.mark.parametrize("value", [0, -1, 2.0, True, "4"])
+    def test_a_size_that_is_none(self, value):
+        with pytest.raises(ValueError, match="micro_batch_size: got"):
+            GRPOConfig(micro_batch_size=value)
+
+    @pytest.mark.parametrize("settings, said", [
+        ({"prompts_per_step": 2}, "prompts_per_step: got 2.*3 processes without work"),
+        ({"prompts_per_step": 3, "group_size": 2, "minibatches": 3}, "minibatches: got 3"),
+        ({"algorithm": "ppo"}, "processes: got 3 with a critic")])
+    def test_too_little_work_for_all(self, make_policy, sort_task, settings, said):
+        class Three(Processes):
+            size = 3
+
+        config = GRPOConfig(eval_every=0, **settings)
+        with pytest.raises(ValueError, match=said):
+            GRPOTrainer(make_policy(len(sort_task.tokenizer)), sort_task, config,
+                        value_model=object() if config.choices.critic else None,
+                        processes=Three())
+
+    def test_any_other_error_keeps_its_own_words(self):
+        from grpo_lib.processes import OtherProcessLost, lost_processes
+
+        with pytest.raises(RuntimeError, match="shapes"), lost_processes():
+            raise RuntimeError("shapes do not match")
+        with pytest.raises(OtherProcessLost, match="another process of this run"), \
+                lost_processes():
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+        assert SeveralProcesses is not Processes
+
+
+SETTINGS = ["--steps", "8", "--prompts-per-step", "4", "--group-size", "8", "--eval-every", "4",
+            "--eval-problems", "20", "--held-out", "20", "--save-every", "2"]
+
+
+def metrics_of(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")}
+            for line in lines]
+
+
+def close(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other):
+        for name, value in a.items():
+            assert b[name] == about(value, 1e-3, 1e-4), name
+
+
+def test_the_command_line_on_two_processes_and_a_killed_one(tmp_path):
+    assert cli("train", *SETTINGS, "--out", tmp_path / "one").returncode == 0
+    whole = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--out", tmp_path / "two")
+    said, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, said
+    assert said.count("held-out accuracy") == 1, "one process speaks"
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    close(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"))
+
+    broken = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--steps", "400", "--out",
+                      tmp_path / "killed")
+    end = time.monotonic() + 60
+    while not (tmp_path / "killed" / "checkpoints" / "step-00004.safetensors").exists():
+        assert time.monotonic() < end and broken.poll() is None
+        time.sleep(0.02)
+    workers = [int(p.name) for p in Path("/proc").glob("[0-9]*") if is_worker(p, tmp_path)]
+    ranks = {int(re.search(rb"\0RANK=(\d)", environ(p))[1]): p for p in workers}
+    os.kill(ranks[1], signal.SIGKILL)
+    said, _ = broken.communicate(timeout=120)
+    assert broken.returncode != 0
+    assert "another process of this run has ended" in said or "stopped after step" in said, said
+    assert "python -m grpo_lib train --resume" in said
+    saved = sorted((tmp_path / "killed" / "checkpoints").iterdir())
+    assert len(saved) >= 3
+    done = int(saved[-1].stem.split("-")[1])
+
+    resumed = torchrun(2, "-m", "grpo_lib", "train", "--resume", tmp_path / "killed", "--steps",
+                       str(done + 3))
+    said, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, said
+    assert cli("train", *SETTINGS, "--steps", str(done + 3), "--out",
+               tmp_path / "never").returncode == 0
+    close(metrics_of(tmp_path / "never"), metrics_of(tmp_path / "killed"))
+
+
+def environ(pid):
+    return b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def is_worker(process, folder):
+    """Whether it is a process of the run in that folder, and not torchrun itself."""
+    try:
+        command = (process / "cmdline").read_bytes()
+        return (str(folder / "killed").encode() in command and b"\0RANK=" in environ(process.name))
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_more_processes_than_devices_are_refused_in_one_line(tmp_path):
+    process = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--device", "cuda", "--out",
+                       tmp_path / "x")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "device: got 'cuda' for" in said and "as many as it has CUDA devices, 0" in said
+    assert not (tmp_path / "x").exists()
