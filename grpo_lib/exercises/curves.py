@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from grpo_lib.exercises.base import CurveQuestion
 from grpo_lib.exercises.faulty import FAULTS, SILENT
-from grpo_lib.plots import Picture, training_curves
+from grpo_lib.plots import FONT, Picture, training_curves
 from grpo_lib.recorded import load
 
-PANELS = ("accuracy", "entropy", "clip")
+PANELS = ("accuracy", "length", "entropy", "kl", "clip")
 RUNS = {"curves_a": ("reference for old", 0), "curves_b": ("sign", 1),
         "curves_c": ("other temperature", 2), "curves_d": ("end masked out", 0)}
 # (fault and seed of the recorded run)
@@ -28,14 +28,28 @@ def steps_of(run: dict) -> list[dict]:
 
 
 def picture(fault: str, seed: int, title: str) -> Picture:
-    """Four panels of a recorded run, with what they show in words."""
+    """What the verdicts speak of in a recorded run, a panel each, and in words."""
     history = steps_of(run_of(fault, seed))
     first, last = history[0], history[-1]
     clipped = sum(m["clip_fraction_low"] + m["clip_fraction_high"] for m in history) / len(history)
-    return Picture(training_curves(history, PANELS, title=title),
+    figure = training_curves(history, PANELS, title=title, columns=3)
+    for axis in figure.axes:
+        name_what_is_drawn(axis)
+    return Picture(figure,
                    f"{title}: right {first['accuracy']:.0%} to {last['accuracy']:.0%}, length "
                    f"{first['length']:.1f} to {last['length']:.1f}, entropy {first['entropy']:.2f} "
-                   f"to {last['entropy']:.2f}; blocked {clipped:.1%}", dpi=75)
+                   f"to {last['entropy']:.2f}, KL {first['kl']:.2f} to {last['kl']:.2f}; blocked "
+                   f"{clipped:.1%}", dpi=75)
+
+
+def name_what_is_drawn(axis) -> None:
+    """Take lines without points out of the picture and its legend: these runs measured no
+    held-out problems."""
+    empty = [line for line in axis.lines if not len(line.get_xdata())]
+    for line in empty:
+        line.remove()
+    if empty and axis.get_legend() is not None:
+        axis.legend(fontsize=FONT - 2, frameon=False)
 
 
 def show(name: str) -> Picture:
