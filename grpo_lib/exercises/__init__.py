@@ -42,7 +42,7 @@ class Checker:
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in EXERCISES:
-            raise ValueError(f"check: got {name!r}, allowed are {', '.join(EXERCISES)}")
+            raise AttributeError(f"check: got {name!r}, allowed are {', '.join(EXERCISES)}")
         return EXERCISES[name].check
 
     def __dir__(self):

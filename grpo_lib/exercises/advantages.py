@@ -15,9 +15,9 @@ def write_advantages(faults: Faults):
         groups = rewards
         if "groups interleaved" in faults:
             groups = rewards.flatten().view(rewards.shape[1], rewards.shape[0]).T
-        if "mean of the batch" in faults:
+        if {"mean of the batch", "mean and std of the batch"} & faults:
             mean = groups.mean()
-        elif "mean over prompts" in faults:
+        elif {"mean over prompts", "mean and std over prompts"} & faults:
             mean = groups.mean(0, keepdim=True)
         elif "no mean" in faults:
             mean = 0.0
@@ -30,16 +30,26 @@ def write_advantages(faults: Faults):
         spread = groups.std(1, keepdim=True, correction=correction)
         if "variance" in faults:
             spread = spread**2
-        if "std of the batch" in faults:
+        if {"std of the batch", "mean and std of the batch"} & faults:
             spread = groups.std(correction=correction)
+        if "mean and std over prompts" in faults:
+            spread = groups.std(0, keepdim=True, correction=correction)
         if "no std" in faults:
             advantages = centred
         elif "no guard" in faults:
             advantages = centred / spread
+        elif "no spread gives 0" in faults:
+            advantages = (centred / spread).nan_to_num()
+        elif "epsilon elsewhere" in faults:
+            advantages = centred / spread.clamp(min=EPS)
+        elif "under the root" in faults:
+            advantages = centred / (spread**2 + EPS**2).sqrt()
+        elif "1e-4 under the root" in faults:
+            advantages = centred / (spread**2 + EPS).sqrt()
         else:
-            eps = 1e-6 if "epsilon of verl" in faults else (
-                1e-8 if "epsilon of Dr. GRPO's code" in faults else EPS)
-            advantages = centred / (spread + eps)
+            smaller = {1e-6 if name == "smaller epsilon" else float(name.rpartition(" ")[2])
+                       for name in faults if name.startswith("smaller epsilon")}
+            advantages = centred / (spread + min(smaller, default=EPS))
         if "groups interleaved" in faults:
             advantages = advantages.T.reshape(rewards.shape)
         return advantages
@@ -55,6 +65,7 @@ def reward_cases():
     yield "one right of four", table([0.0, 0.0, 1.0, 0.0])
     yield "all alike", table([1.0, 1.0, 1.0])
     yield "two prompts", table([0.0, 1.0, 1.0], [0.0, 0.0, 1.0])
+    yield "hardly any spread", table([0.0, 0.0001])
     yield "graded rewards", (numbers(5, 3, 4),)
 
 
@@ -65,8 +76,10 @@ GROUP_ADVANTAGES = Exercise(
     write_advantages, reward_cases, (
         Mistake("mean of the batch", "you subtract the mean of the whole batch; every prompt has "
                 "its own.", "lesson 03, section 2"),
+        Mistake("mean and std of the batch", "you take mean and std over the whole batch; every "
+                "prompt is a group with its own.", "lesson 03, section 2"),
         Mistake("mean over prompts", "the mean runs over prompts (dim 0); a group is a row.",
-                "lesson 03, section 2"),
+                "lesson 03, section 2", ways=("mean and std over prompts",)),
         Mistake("groups interleaved", "your groups hold completions of different prompts: row n * "
                 "G + g is completion g of prompt n.", "lesson 03, section 2"),
         Mistake("no mean", "nothing is subtracted, so that every right answer of an easy prompt "
@@ -81,11 +94,14 @@ GROUP_ADVANTAGES = Exercise(
         Mistake("variance", "you divide by the variance, not by its root.", "lesson 03, section 4"),
         Mistake("no std", "this is Dr. GRPO's advantage, without the std.", "lesson 03, section 4",
                 legitimate=True),
-        Mistake("epsilon of verl", "this adds 1e-6 to the std, as verl does; TRL and this course "
-                "add 1e-4.", "lesson 03, section 4", legitimate=True),
-        Mistake("epsilon of Dr. GRPO's code", "this adds 1e-8 to the std, as the code of Dr. "
-                "GRPO's authors does; TRL and this course add 1e-4.", "lesson 03, section 4",
-                legitimate=True),
+        Mistake("smaller epsilon", "less than 1e-4 is added to your std, or nothing (verl adds "
+                "1e-6, the code of Dr. GRPO's authors 1e-8); TRL and this course add 1e-4.",
+                "lesson 03, section 4", legitimate=True,
+                ways=("no spread gives 0", *(f"smaller epsilon {eps}" for eps in (
+                    "1e-5", "1e-7", "1e-8", "1e-9", "1e-10", "1e-12")))),
+        Mistake("epsilon elsewhere", "your std is kept away from 0 in another way; TRL and this "
+                "course add 1e-4 to it.", "lesson 03, section 4", legitimate=True,
+                ways=("under the root", "1e-4 under the root")),
         Mistake("std of the batch", "this is Lite-PPO's, with the std of the whole batch.",
                 "lesson 08, section 1", legitimate=True)),
     '''def group_advantages(rewards):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from grpo_lib.exercises.base import Exercise, Faults, Mistake
-from grpo_lib.exercises.policy import numbers
+from grpo_lib.exercises.policy import GUARD, numbers
 
 RAGGED = (torch.arange(5) < torch.tensor([[5], [2], [1], [3]])).double()
 WAYS = ("sequence_mean", "token_mean", "constant")
@@ -24,11 +24,15 @@ def divide(values, mask, max_length, way, faults: Faults):
         lengths = mask.sum(1)
         if "padded divisor" in faults:
             lengths = torch.full_like(lengths, mask.shape[1])
-        if "empty rows not guarded" not in faults:
+        if not {"empty rows not guarded", "nan gradient", "mean of what is no nan"} & faults:
             lengths = lengths.clamp(min=1)
         means = values.sum(1) / lengths
         if "empty rows left out" in faults:
             means = means[mask.sum(1) > 0]
+        if "mean of what is no nan" in faults:
+            return means.nansum() if "sum of the rows" in faults else means.nanmean()
+        if "nan gradient" in faults:
+            means = means.nan_to_num()
         return means.sum() if "sum of the rows" in faults else means.mean()
     if way == "token_mean":
         tokens = mask.numel() if "padded divisor" in faults else mask.sum()
@@ -57,10 +61,11 @@ def writer(way: str):
 
 
 def aggregation_cases():
-    def case(*tables):
-        return (*(torch.tensor(table, dtype=torch.float64) for table in tables), 8)
+    def case(*tables, longest=8):
+        return (*(torch.tensor(table, dtype=torch.float64) for table in tables), longest)
 
     yield "one token", case([[2.0]], [[1.0]])
+    yield "one token, and longer texts allowed", case([[3.0]], [[1.0]], longest=20)
     yield "one row with padding", case([[1.0, 2.0, 9.0]], [[1.0, 1.0, 0.0]])
     yield "two rows", case([[1.0, 2.0, 3.0], [6.0, 9.0, 9.0]], [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     yield "a row of padding alone", case([[1.0, 2.0], [9.0, 9.0]], [[1.0, 1.0], [0.0, 0.0]])
@@ -73,8 +78,11 @@ OWN = {"sequence_mean": (
     Mistake("sum of the rows", "the rows are summed; their mean is wanted.",
             "lesson 06, section 1"),
     Mistake("empty rows not guarded", "a row without tokens gives 0 / 0.", "lesson 06, section 1"),
+    Mistake("nan gradient", "the value is right, but the gradient of a row without tokens is nan: "
+            "what is divided by 0 and then replaced stays in the graph.", "lesson 06, section 1"),
     Mistake("empty rows left out", "a row without tokens stays in the mean here and in TRL (verl "
-            "leaves it out).", "docs/algorithms.md", legitimate=True)),
+            "leaves it out).", "docs/algorithms.md", legitimate=True,
+            ways=("mean of what is no nan",))),
     "token_mean": (
     Mistake("padded divisor", "you divide by all cells of the table, padding too.",
             "lesson 06, section 1"),),
@@ -98,7 +106,8 @@ def aggregation_exercise(way: str) -> Exercise:
         f"Write {way}(values (B, T), mask (B, T), max_length) -> scalar: {NAMES[way][0]}.",
         writer(way), aggregation_cases,
         (Mistake("mask ignored", "padding counts.", "lesson 06, section 1"), *OWN[way], *others),
-        f"def {way}(values, mask, max_length):\n    return {SOLUTIONS[way]}", gradient_of=0)
+        f"def {way}(values, mask, max_length):\n    return {SOLUTIONS[way]}", gradient_of=0,
+        rtol=GUARD)
 
 
 SEQUENCE_MEAN, TOKEN_MEAN, CONSTANT = map(aggregation_exercise, WAYS)
@@ -122,10 +131,16 @@ def write_loss(faults: Faults):
         gain = torch.minimum(ratio * spread, clipped * spread)
         if "maximum" in faults:
             gain = torch.maximum(ratio * spread, clipped * spread)
+        elif "never clipped" in faults:
+            gain = ratio * spread
+        elif "no minimum" in faults:
+            gain = clipped * spread
         if "mask ignored" in faults:
             loss = gain.mean(1).mean()
         elif "token mean" in faults:
             loss = (gain * mask).sum() / mask.sum()
+        elif "padded divisor" in faults:
+            loss = (gain * mask).mean()
         else:
             loss = ((gain * mask).sum(1) / mask.sum(1)).mean()
         return loss if "sign" in faults else -loss
@@ -144,6 +159,8 @@ def loss_cases():
     log_probs = -numbers(15, 4, 5).abs()
     yield "four rows", (log_probs, log_probs + 0.3 * numbers(16, 4, 5), numbers(17, 4),
                         RAGGED.clone(), 0.2)
+    yield "four rows, and a wider clip", (log_probs.clone(), log_probs + 0.6 * numbers(26, 4, 5),
+                                          numbers(27, 4), RAGGED.clone(), 0.35)
 
 
 LOSS = Exercise(
@@ -163,7 +180,12 @@ LOSS = Exercise(
         Mistake("advantages along columns", "the advantages run along the tokens; each belongs to "
                 "a row.", "lesson 06, section 1"),
         Mistake("maximum", "the larger of the two is taken.", "lesson 04, section 2"),
+        Mistake("never clipped", "nothing is clipped here.", "lesson 04, section 2"),
+        Mistake("no minimum", "without the minimum a token that moved too far the *wrong* way can "
+                "never come back.", "lesson 04, section 2"),
         Mistake("mask ignored", "padding counts.", "lesson 06, section 1"),
+        Mistake("padded divisor", "you divide by the padded width; a row counts its own tokens.",
+                "lesson 06, section 1"),
         Mistake("token mean", "this is DAPO's token mean.", "lesson 06, section 1",
                 legitimate=True)),
     '''import torch
@@ -174,6 +196,7 @@ def grpo_loss(log_probs, old_log_probs, advantages, mask, epsilon):
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     A = advantages[:, None]
     gain = torch.minimum(ratio * A, clipped * A)
-    return -((gain * mask).sum(1) / mask.sum(1)).mean()''', gradient_of=0)
+    return -((gain * mask).sum(1) / mask.sum(1)).mean()''', gradient_of=0, gradient_asked=True,
+    rtol=GUARD)
 
 EXERCISES = (SEQUENCE_MEAN, TOKEN_MEAN, CONSTANT, LOSS)

@@ -1,4 +1,4 @@
-"""How a learner's function is run, compared with the right one, and told what is wrong.
+"""How a learner's function is judged against the right one, and told what is wrong.
 
 A mistake is recognised by what a function *does*: the reference is written so that each named
 fault can be put into it, and a learner's function that agrees with the faulty reference on every
@@ -7,26 +7,45 @@ case has made that mistake. Its source text is never read.
 
 from __future__ import annotations
 
-import contextlib
+import dis
+import functools
 import inspect
-import io
 import itertools
 import re
-import signal
 import textwrap
-import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-LIMIT = 10.0  # seconds that a learner's function may take over all cases
-NOTHING = (None, Ellipsis, NotImplemented)
-TOLERANCES = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-4, 1e-5),
-              torch.float16: (2e-2, 2e-3), torch.bfloat16: (5e-2, 5e-3)}
+from grpo_lib.exercises.comparing import (
+    NOTHING,
+    SHOWN,
+    Answer,
+    Unanswered,
+    WrongKind,
+    alike,
+    as_number,
+    as_tensor,
+    changed_input,
+    close,
+    cut,
+    first_difference,
+    is_half,
+    joined,
+    place,
+    same,
+    short,
+)
+from grpo_lib.exercises.running import LIMIT, OutOfTime, Printed, run_apart
+
+# What a function still to be written is made of, as Python compiles it.
+EMPTY = {"RESUME", "NOP", "LOAD_CONST", "LOAD_SMALL_INT", "RETURN_CONST", "RETURN_VALUE", "POP_TOP"}
+LONGEST = 300  # letters of an error's message
 
 Faults = frozenset[str]
 Cases = Iterable[tuple[str, tuple]]
@@ -34,19 +53,20 @@ Cases = Iterable[tuple[str, tuple]]
 
 @dataclass(frozen=True)
 class Mistake:
-    """What can be wrong with an answer; ``legitimate``: right elsewhere, but not asked for."""
+    """What can be wrong with an answer; ``legitimate``: right elsewhere, but not asked for.
+
+    ``ways``: other faults of the reference that are the same mistake, written differently.
+    """
 
     name: str
     says: str
     read: str
     legitimate: bool = False
+    ways: tuple[str, ...] = ()
 
-
-class Answer(NamedTuple):
-    """What a function gave for one case: its value, and the gradient where that counts."""
-
-    value: Tensor
-    gradient: Tensor | None = None
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        return (self.name, *self.ways)
 
 
 @dataclass(frozen=True)
@@ -74,14 +94,28 @@ class Verdict:
         printer.text(str(self))
 
 
+def never_raises(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """A checker that answers whatever it is given: a learner never sees its stack trace."""
+    @functools.wraps(check)
+    def guarded(self, *arguments, **options) -> Verdict:
+        try:
+            return check(self, *arguments, **options)
+        except Exception as error:
+            return Verdict("error", f"{self.name}: this cannot be judged ({told(error)}).")
+
+    return guarded
+
+
 @dataclass(frozen=True)
 class Exercise:
     """A function to write.
 
     ``write(faults)`` gives the reference with the named faults in it; ``cases()`` gives
     (name, arguments), smallest first, and new arguments each time. ``gradient_of`` is the place
-    of an argument by which the gradient counts too, as ``second`` calls it. ``solution`` is a
-    cell that solves it.
+    of an argument by which the gradient counts too, as ``second`` calls it: with
+    ``gradient_asked`` always, otherwise where the output has one. ``rtol``: differences so small,
+    relatively, are another guard against 0 / 0 and no mistake. ``solution`` is a cell that solves
+    it.
     """
 
     name: str
@@ -92,7 +126,9 @@ class Exercise:
     mistakes: Sequence[Mistake]
     solution: str
     gradient_of: int | None = None
+    gradient_asked: bool = False
     second: str = "gradient"
+    rtol: float = 0.0
 
     @property
     def reference(self) -> Callable:
@@ -101,67 +137,102 @@ class Exercise:
     def answers(self, function: Callable) -> list[Answer | Exception]:
         """What a function gives for every case; where it raises, what it raises."""
         found: list[Answer | Exception] = []
-        for _, arguments in self.cases():
-            try:
-                found.append(self.answer(function, arguments))
-            except Exception as error:
-                found.append(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _, arguments in self.cases():
+                try:
+                    found.append(self.answer(function, arguments))
+                except Exception as error:
+                    found.append(error)
         return found
 
     @torch.enable_grad()
     def answer(self, function: Callable, arguments: tuple) -> Answer:
         if self.gradient_of is None:
             return Answer(as_tensor(function(*arguments)))
-        leaf = arguments[self.gradient_of].clone().requires_grad_()
-        arguments = (*arguments[: self.gradient_of], leaf, *arguments[self.gradient_of + 1:])
-        value = function(*arguments)
-        gradient = torch.zeros_like(leaf)
-        if isinstance(value, Tensor) and value.requires_grad:
-            gradient = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)[0]
-        return Answer(as_tensor(value), gradient)
+        try:
+            return self.with_gradient(function, arguments)
+        except Exception:
+            if self.gradient_asked:
+                raise
+        return Answer(as_tensor(function(*arguments)))  # by numpy, or in place: its value counts
 
+    def with_gradient(self, function: Callable, arguments: tuple) -> Answer:
+        """The value, and its gradient, 0 or (where it is not asked for) None without a graph."""
+        leaf = arguments[self.gradient_of].clone().requires_grad_()
+        passed = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+        passed[self.gradient_of] = leaf.clone()  # no leaf: it may be changed in place
+        value = joined(function(*passed))
+        gradient = torch.zeros_like(leaf) if self.gradient_asked else None
+        if value.requires_grad:
+            [gradient] = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
+        for given, after in zip(arguments, passed):
+            if isinstance(given, Tensor):
+                given.data = after.detach()  # as the function left it
+        return Answer(value.detach().clone(), gradient)
+
+    @never_raises
     def check(self, function: Callable, limit: float = LIMIT) -> Verdict:
         """Run a learner's function on all cases and say what came of it."""
         if not callable(function):
             return Verdict("error", f"{self.name}: got {short(function)}, allowed is a function. "
                                     f"{self.task}")
-        printed = io.StringIO()
-        found: list[Answer] = []
-        changed = ""
+        printed, found = Printed(), []
+        given, before = ([a for _, a in self.cases()] for _ in range(2))
+
+        def run():
+            for arguments in given:
+                found.append(self.answer(function, arguments))
+
         try:
-            with apart(limit, printed):
-                for (_, arguments), (_, before) in zip(self.cases(), self.cases()):
-                    found.append(self.answer(function, arguments))
-                    changed = changed or changed_input(arguments, before)
-        except (Unanswered, NotImplementedError):
-            return Verdict("not attempted", f"{self.name}: not attempted yet; the lesson goes on "
-                                            f"with the library's version.")
-        except OutOfTime:
-            return Verdict("error", f"{self.name}: stopped after {limit:g} s, on the case "
-                                    f"\"{self.case_name(len(found))}\". Is there a loop that "
-                                    f"never ends?")
+            run_apart(run, limit, printed, own_globals(function))
         except KeyboardInterrupt:
             raise
-        except WrongKind as error:
-            return Verdict("error", f"{self.name}: {error}, on the case "
-                                    f"\"{self.case_name(len(found))}\".")
         except BaseException as error:
-            device = (" The arguments are on the CPU: the function is to work there."
-                      if re.search("cuda|device", str(error), re.IGNORECASE) else "")
-            return Verdict("error", f"{self.name}: raised {type(error).__name__}: {error} "
-                                    f"{where(error, function)}on the case "
-                                    f"\"{self.case_name(len(found))}\".{device}")
+            return self.failed(function, error, len(found), limit)
+        changed = next(filter(None, map(changed_input, given, before)), "")
         notes = (f" It changes its argument{changed}: others may still need it." if changed else "")
-        if printed.getvalue():
-            lines = printed.getvalue().count("\n")
-            notes += f" (It printed {lines} line{'s' * (lines != 1)}, left out here.)"
+        if self.gradient_of is not None and any(a.gradient is None for a in found):
+            notes += (" No gradient passes through it: with it in a loss, nothing would be "
+                      "learned.")
+        if printed.anything:
+            notes += (f" (It printed {printed.lines} line{'s' * (printed.lines != 1)}, left out "
+                      f"here.)")
         return self.judge(found, notes)
+
+    def failed(self, function: Callable, error: BaseException, number: int,
+               limit: float) -> Verdict:
+        """What to say of a function that raised something on the case of this number."""
+        on = f"on the case \"{self.case_name(number)}\""
+        if (isinstance(error, Unanswered) and number == 0 and is_empty(function)) or (
+                isinstance(error, NotImplementedError) and raised_by(error, function)):
+            return Verdict("not attempted", f"{self.name}: not attempted yet; the lesson goes on "
+                                            f"with the library's version.")
+        if isinstance(error, Unanswered):
+            return Verdict("error", f"{self.name}: it returned {error} {on}, allowed is a tensor, "
+                                    f"an array, a number or a list of these. Is a `return` "
+                                    f"missing?")
+        if isinstance(error, OutOfTime):
+            return Verdict("error", f"{self.name}: stopped after {limit:g} s, {on}. Is there a "
+                                    f"loop that never ends?")
+        if isinstance(error, WrongKind):
+            return Verdict("error", f"{self.name}: {error}, {on}.")
+        text = told(error)
+        device = (" The arguments are on the CPU: the function is to work there."
+                  if re.search("cuda|device", text, re.IGNORECASE) else "")
+        return Verdict("error", f"{self.name}: raised {text} {where(error, function)}{on}."
+                                f"{device}")
 
     def judge(self, found: Sequence[Answer], notes: str) -> Verdict:
         wanted = self.answers(self.reference)
-        first = next((i for i, (a, b) in enumerate(zip(found, wanted)) if not same(a, b)), None)
+        first = next((i for i, (a, b) in enumerate(zip(found, wanted))
+                      if not same(a, b, self.rtol)), None)
         if first is None:
             return Verdict("right", f"{self.name}: right, on {len(found)} cases.{notes}")
+        if any(map(is_half, found)) and alike(found, wanted, self.rtol, coarse=True):
+            return Verdict("error", f"{self.name}: it returned {found[first].value.dtype}, which "
+                                    f"is too coarse to judge; allowed are float32 and "
+                                    f"float64.{notes}")
         text = (f"{self.name}: not yet. Smallest case where it goes wrong, "
                 f"\"{self.case_name(first)}\":\n{self.show(first, found[first], wanted[first])}")
         mistake = self.recognise(found)
@@ -178,29 +249,42 @@ class Exercise:
     def recognise(self, found: Sequence[Answer]) -> Mistake | None:
         """The mistake whose faulty reference gives the same on every case."""
         for mistake in self.mistakes:
-            if alike(found, self.answers(self.write(frozenset([mistake.name])))):
-                return mistake
+            for way in mistake.spellings:
+                if self.does(found, frozenset([way])):
+                    return mistake
         return None
+
+    def does(self, found: Sequence[Answer], faults: Faults) -> bool:
+        """Whether these are the answers of the reference with these faults in it."""
+        return alike(found, self.answers(self.write(faults)), self.rtol,
+                     coarse=any(map(is_half, found)))
 
     def case_name(self, number: int) -> str:
         return list(self.cases())[number][0]
 
     def show(self, number: int, got: Answer, wanted: Answer) -> str:
-        """The case's arguments, the learner's numbers, the right ones."""
+        """The case's arguments, the learner's numbers, the right ones; of many the first that
+        differs."""
         arguments = list(self.cases())[number][1]
         lines = [f"  given     {', '.join(map(short, arguments))}"]
         if got.value.shape != wanted.value.shape:
             lines += [f"  yours     of shape {tuple(got.value.shape)}: {short(got.value)}",
                       f"  right     of shape {tuple(wanted.value.shape)}: {short(wanted.value)}"]
-        else:
-            pair = got.value, wanted.value
-            if close(*pair) and got.gradient is not None:
-                lines.append(f"  value     {short(got.value)}, which is right; its {self.second} "
-                             f"is not:")
-                pair = got.gradient, wanted.gradient
-            digits = next((d for d in (4, 7, 10) if short(pair[0], d) != short(pair[1], d)), 4)
-            lines += [f"  yours     {short(pair[0], digits)}",
-                      f"  right     {short(pair[1], digits)}"]
+            return "\n".join(lines)
+        pair, dtypes, name = (got.value, wanted.value), (), "entry"
+        if close(*pair, (), self.rtol) and got.gradient is not None:
+            lines.append(f"  value     {short(got.value)}, which is right; its {self.second} "
+                         f"is not:")
+            pair, dtypes = (got.gradient, wanted.gradient), (got.value.dtype,)
+            name = self.second
+        if wanted.parts or pair[1].numel() > SHOWN:
+            at = first_difference(*pair, dtypes, self.rtol)
+            lines.append(f"  where     {place(at, pair[1].shape, wanted.parts, name)}, the first "
+                         f"number that differs")
+            pair = tuple(numbers.flatten()[at] for numbers in pair)
+        digits = next((d for d in (4, 7, 10) if short(pair[0], d) != short(pair[1], d)), 4)
+        lines += [f"  yours     {short(pair[0], digits)}",
+                  f"  right     {short(pair[1], digits)}"]
         return "\n".join(lines)
 
 
@@ -219,13 +303,19 @@ class Repair(Exercise):
     def check(self, function: Callable, limit: float = LIMIT) -> Verdict:
         """As for any exercise, and what a run with this function does."""
         verdict = super().check(function, limit)
-        if self.shows is not None and verdict.status != "error":
-            with contextlib.suppress(Exception, OutOfTime), apart(limit, io.StringIO()):
-                return replace(verdict, text=f"{verdict.text}\n{self.shows(function)}")
-        return verdict
+        if self.shows is None or verdict.status == "error":
+            return verdict
+        try:
+            shown = run_apart(lambda: self.shows(function), limit, Printed(),
+                              own_globals(function))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return verdict
+        return replace(verdict, text=f"{verdict.text}\n{shown}")
 
     def judge(self, found: Sequence[Answer], notes: str) -> Verdict:
-        if alike(found, self.answers(self.write(frozenset(self.faults)))):
+        if self.does(found, frozenset(self.faults)):
             one = len(self.faults) == 1
             return Verdict("not attempted", f"{self.name}: not attempted yet, it does what it did. "
                            f"{'1 fault is' if one else f'{len(self.faults)} faults are'} in it.",
@@ -238,7 +328,7 @@ class Repair(Exercise):
         if alone is not None:
             return alone
         for left in itertools.combinations(self.faults, len(self.faults) - 1):
-            if alike(found, self.answers(self.write(frozenset(left)))):
+            if self.does(found, frozenset(left)):
                 return next(m for m in self.mistakes if m.name == left[0])
         return None
 
@@ -262,14 +352,14 @@ class Question:
     def solution(self) -> str:
         return f"{self.name} = {self.answer:.6g}"
 
+    @never_raises
     def check(self, guess: object) -> Verdict:
         """Say whether a number is right."""
         if any(guess is nothing for nothing in NOTHING):
             return Verdict("not attempted", f"{self.name}: not attempted yet.")
-        if isinstance(guess, Tensor) and guess.numel() == 1:
-            guess = guess.item()
-        if isinstance(guess, bool) or not isinstance(guess, (int, float)) or guess != guess:
-            return Verdict("error", f"{self.name}: got {short(guess)}, allowed is a number. "
+        given, guess = guess, as_number(guess)
+        if guess is None:
+            return Verdict("error", f"{self.name}: got {short(given)}, allowed is a number. "
                                     f"{self.task}")
         if abs(guess - self.answer) <= self.tolerance:
             return Verdict("right", f"{self.name}: right ({self.answer:.4g}).")
@@ -297,12 +387,15 @@ class CurveQuestion:
     def solution(self) -> str:
         return f"{self.name} = {sorted(self.answers)[-1]!r}"
 
+    @never_raises
     def check(self, guess: object) -> Verdict:
         """Say whether the name of a fault is right."""
         if any(guess is nothing for nothing in NOTHING):
             return Verdict("not attempted", f"{self.name}: not attempted yet.")
-        if guess not in self.shows:
-            return Verdict("error", f"{self.name}: got {short(guess)}, allowed are "
+        if isinstance(guess, np.ndarray) and guess.ndim == 0:
+            guess = guess.item()
+        if not isinstance(guess, str) or guess not in self.shows:
+            return Verdict("error", f"{self.name}: got {short(guess)}, allowed is one of "
                                     f"{', '.join(map(repr, self.shows))}.")
         alike = sorted(self.answers - {guess})
         if guess in self.answers:
@@ -313,132 +406,43 @@ class CurveQuestion:
                                 f"{self.shows[guess]}.", str(guess))
 
 
-# --- comparing ------------------------------------------------------------------------------
+# --- a learner's function -------------------------------------------------------------------
 
-class WrongKind(Exception):
-    """The function gave what is no number at all."""
-
-
-class Unanswered(Exception):
-    """The function gave nothing."""
+def own_globals(function: Callable) -> dict:
+    """Those of the cell that it was written in."""
+    return getattr(inspect.unwrap(function), "__globals__", {})
 
 
-def as_tensor(value: object) -> Tensor:
-    """A learner's output as a tensor on the CPU: tensors, arrays, numbers, and nested lists."""
-    if any(value is nothing for nothing in NOTHING):
-        raise Unanswered
-    if isinstance(value, (list, tuple)):
-        parts = [as_tensor(part) for part in value]
-        return torch.stack(parts) if parts else torch.zeros(0)
-    if not isinstance(value, Tensor):
-        kind = {"dtype": torch.float64} if isinstance(value, (float, int, bool)) else {}
-        try:
-            value = torch.as_tensor(value, **kind)
-        except (TypeError, ValueError, RuntimeError):
-            if inspect.iscoroutine(value):
-                value.close()  # or Python warns that nobody waited for it
-            raise WrongKind(f"it returned {named(value)}, allowed is a tensor, an array, a number "
-                            f"or a list of these") from None
-    return value.detach().cpu()
+def is_empty(function: Callable) -> bool:
+    """Whether nothing stands in it but ``...``, ``pass``, a text or a constant to return."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and all(
+        step.opname in EMPTY or step.argval in ("NotImplemented", "Ellipsis")
+        for step in dis.get_instructions(code))
 
 
-def named(value: object) -> str:
-    """A value's type with its article."""
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+def raised_by(error: BaseException, function: Callable) -> bool:
+    """Whether a ``raise`` in the learner's own cell made this error, and not something that was
+    called there."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return (last is not None and last.tb_frame.f_globals is own_globals(function)
+            and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"])
 
 
-def close(a: Tensor, b: Tensor, dtypes: Sequence[torch.dtype] = ()) -> bool:
-    """Equal but for the rounding of the least exact dtype, theirs or one of ``dtypes``; nan
-    equals nan."""
-    if a.shape != b.shape:
-        return False
-    rtol, atol = max(TOLERANCES.get(dtype, TOLERANCES[torch.float64])
-                     for dtype in (a.dtype, b.dtype, *dtypes))
-    return torch.allclose(a.double(), b.double(), rtol=rtol, atol=atol, equal_nan=True)
-
-
-def same(a: Answer | Exception, b: Answer | Exception) -> bool:
-    if isinstance(a, Exception) or isinstance(b, Exception):
-        return isinstance(a, Exception) and isinstance(b, Exception)
-    if (a.gradient is None) != (b.gradient is None):
-        return False
-    return close(a.value, b.value) and (a.gradient is None or close(
-        a.gradient, b.gradient, (a.value.dtype, b.value.dtype)))
-
-
-def alike(some: Sequence[Answer | Exception], others: Sequence[Answer | Exception]) -> bool:
-    """The same on every case."""
-    return len(some) == len(others) and all(map(same, some, others))
-
-
-def changed_input(after: tuple, before: tuple) -> str:
-    """" 2" if the second argument is no longer what it was."""
-    for number, (a, b) in enumerate(zip(after, before), start=1):
-        if isinstance(a, Tensor) and not torch.equal(a.detach().nan_to_num(),
-                                                     b.detach().nan_to_num()):
-            return f" {number}"
-    return ""
-
-
-def short(value: object, digits: int = 4) -> str:
-    """A value in one line, its numbers rounded to so many digits behind the point."""
-    if isinstance(value, Tensor):
-        numbers = value.detach().cpu()
-        if numbers.numel() > 24:
-            return f"a tensor {tuple(numbers.shape)}"
-        return str(rounded(numbers.tolist(), digits))
-    return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-
-
-def rounded(value, digits: int):
-    if isinstance(value, list):
-        return [rounded(part, digits) for part in value]
-    return round(value, digits) if isinstance(value, float) else value
+def told(error: BaseException) -> str:
+    """An error's kind and message, cut where that is long."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message cannot be shown)"
+    return cut(f"{type(error).__name__}: {message}", LONGEST)
 
 
 def where(error: BaseException, function: Callable) -> str:
     """"in line 3 of its cell " where that can be told: the last one that was reached there."""
     cell = getattr(getattr(function, "__code__", None), "co_filename", None)
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == cell]
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__)
+             if frame.f_code.co_filename == cell]
     return f"in line {lines[-1]} of its cell " if lines else ""
-
-
-# --- time -----------------------------------------------------------------------------------
-
-class OutOfTime(BaseException):
-    """Past every ``except Exception`` in the learner's function."""
-
-
-@contextlib.contextmanager
-def apart(seconds: float, printed: io.StringIO) -> Iterator[None]:
-    """A learner's function runs here: for so long at most, what it prints is caught, and the
-    random numbers and the default dtype afterwards are what they were."""
-    dtype = torch.get_default_dtype()
-    try:
-        with time_limit(seconds), contextlib.redirect_stdout(printed), \
-                torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """OutOfTime in the block after so many seconds. Linux and macOS, in the main thread (where
-    a notebook's cells run); elsewhere there is no limit, and the stop button is the way."""
-    if not hasattr(signal, "setitimer") or (
-            threading.current_thread() is not threading.main_thread()):
-        yield
-        return
-
-    def stop(signum, frame):
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from grpo_lib.exercises.base import Exercise, Faults, Mistake
-from grpo_lib.exercises.policy import numbers
+from grpo_lib.exercises.policy import GUARD, numbers
 
 
 def write_ratio(faults: Faults):
@@ -16,8 +16,11 @@ def write_ratio(faults: Faults):
             return log_probs / old_log_probs
         if "no exp" in faults:
             return log_probs - old_log_probs
-        if "of the row" in faults:
-            return (log_probs - old_log_probs).mean(-1, keepdim=True).exp()
+        if {"of the row", "of the row, at every token"} & faults:
+            row = (log_probs - old_log_probs).mean(-1, keepdim=True).exp()
+            return row if "of the row" in faults else row.expand_as(log_probs)
+        if "less itself" in faults:
+            return (log_probs - log_probs).exp()
         if "old with gradient" in faults:
             return (log_probs - log_probs.detach() + old_log_probs - old_log_probs).exp()
         return (log_probs - old_log_probs).exp()
@@ -43,9 +46,10 @@ IMPORTANCE_RATIO = Exercise(
         Mistake("quotient of logs", "you divide log-probs by each other; the ratio of the "
                 "probabilities is the exp of their difference.", "lesson 04, section 1"),
         Mistake("of the row", "this is GSPO's ratio, one for the whole row.",
-                "lesson 08, section 1", legitimate=True),
+                "lesson 08, section 1", legitimate=True, ways=("of the row, at every token",)),
         Mistake("old with gradient", "you compare the policy with itself, so that every ratio is "
-                "1: the old log-probs are those of sampling.", "lesson 04, section 4")),
+                "1: the old log-probs are those of sampling.", "lesson 04, section 4",
+                ways=("less itself",))),
     '''def importance_ratio(log_probs, old_log_probs):
     return (log_probs - old_log_probs).exp()''', gradient_of=0)
 
@@ -85,6 +89,7 @@ def surrogate_cases():
         yield name, (torch.tensor([[ratio]], dtype=torch.float64),
                      torch.tensor([[advantage]], dtype=torch.float64), 0.2)
     yield "many", (numbers(8, 4, 5).exp(), numbers(9, 4, 1), 0.2)
+    yield "many, and a narrower clip", (numbers(24, 3, 5).exp(), numbers(25, 3, 1), 0.05)
 
 
 CLIPPED_SURROGATE = Exercise(
@@ -153,8 +158,10 @@ def clip_fraction_cases():
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.float64)
     yield "two rows with padding", (ratio, torch.tensor([[1.0], [-1.0]], dtype=torch.float64), mask,
                                     0.25)
-    yield "and the other signs", (ratio, torch.tensor([[-1.0], [1.0]], dtype=torch.float64), mask,
-                                  0.25)
+    signs = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    yield "and the other signs", (ratio, signs, mask, 0.25)
+    yield "and a wider clip", (ratio + torch.tensor([0.25, -0.125, 0.75, 0.25]).double(), signs,
+                               mask.clone(), 0.5)
 
 
 CLIP_FRACTION = Exercise(
@@ -176,6 +183,6 @@ CLIP_FRACTION = Exercise(
     '''def clip_fraction(ratio, advantages, mask, epsilon):
     low = (advantages < 0) & (ratio < 1 - epsilon)
     high = (advantages > 0) & (ratio > 1 + epsilon)
-    return ((low | high) & (mask > 0)).sum() / mask.sum()''')
+    return ((low | high) & (mask > 0)).sum() / mask.sum()''', rtol=GUARD)
 
 EXERCISES = (IMPORTANCE_RATIO, CLIPPED_SURROGATE, CLIP_FRACTION)

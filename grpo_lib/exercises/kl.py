@@ -63,7 +63,7 @@ K3 = Exercise(
                 "lesson 05, section 3", legitimate=True)),
     '''def k3(log_probs, ref_log_probs):
     d = ref_log_probs - log_probs
-    return d.exp() - d - 1''', gradient_of=0)
+    return d.exp() - d - 1''', gradient_of=0, gradient_asked=True)
 
 
 def write_divergence(faults: Faults):

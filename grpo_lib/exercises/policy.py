@@ -8,6 +8,8 @@ import torch
 
 from grpo_lib.exercises.base import Exercise, Faults, Mistake
 
+GUARD = 1e-5  # relative: 1e-6 added to a divisor against 0 / 0 is no mistake
+
 
 def numbers(seed: int, *shape: int) -> torch.Tensor:
     """Normal numbers in float64, the same every time."""
@@ -26,6 +28,10 @@ def write_log_probs(faults: Faults):
             scores = scores / math.log(2)
         if "not shifted" in faults:
             scores, chosen = scores[:, 1:], tokens[:, 1:]
+        elif "not shifted, all of them" in faults:
+            chosen = tokens
+        elif "not shifted, all but the last" in faults:
+            scores, chosen = scores[:, :-1], tokens[:, :-1]
         elif "shifted backwards" in faults:
             scores, chosen = scores[:, 1:], tokens[:, :-1]
         else:
@@ -33,6 +39,8 @@ def write_log_probs(faults: Faults):
         picked = scores.gather(-1, chosen[..., None]).squeeze(-1)
         if "first token too" in faults:
             picked = torch.cat((torch.zeros_like(picked[:, :1]), picked), 1)
+        if "sign" in faults:
+            picked = -picked
         return picked.exp() if "probabilities" in faults else picked
 
     return shifted_log_probs
@@ -52,7 +60,10 @@ SHIFTED_LOG_PROBS = Exercise(
     "token but the first.",
     write_log_probs, log_prob_cases, (
         Mistake("not shifted", "you score token t with the logits at t, which have already seen "
-                "it; they speak of token t + 1.", "lesson 01, section 3"),
+                "it; they speak of token t + 1.", "lesson 01, section 3",
+                ways=("not shifted, all of them", "not shifted, all but the last")),
+        Mistake("sign", "these are minus the log-probs, as cross-entropy gives them: a log-prob is "
+                "never above 0.", "lesson 01, section 1"),
         Mistake("shifted backwards", "you score token t - 1 with the logits at t: the shift goes "
                 "the other way.", "lesson 01, section 3"),
         Mistake("no softmax", "these are logits, not log-probs: a log_softmax over the vocabulary "
@@ -78,6 +89,12 @@ def write_mask(faults: Faults):
             is_eos = is_eos & (torch.arange(tokens.shape[1]) >= prompt_length)
         if "everything counts" in faults:
             return torch.ones_like(completion)
+        if "padding by its value" in faults:
+            return (completion != 0).long()
+        if {"first of none", "first of none, end left out"} & faults:
+            first, steps = is_eos.long().argmax(1), torch.arange(completion.shape[1])
+            last = first if "first of none" in faults else first - 1
+            return (steps <= last[:, None]).long()
         if "only ends are left out" in faults:
             return (~is_eos).long()
         ended = is_eos.long()
@@ -95,11 +112,14 @@ def write_mask(faults: Faults):
 
 
 def mask_cases():
-    for name, rows in (("ends at once", [[3, 4, 1, 0, 0]]), ("ends later", [[3, 4, 5, 1, 0]]),
-                       ("never ends", [[3, 4, 5, 6, 7]]),
-                       ("three rows, one with a second end",
-                        [[3, 4, 5, 1, 6, 1], [3, 4, 1, 0, 0, 0], [3, 1, 2, 2, 2, 2]])):
-        yield name, (torch.tensor(rows), 2, 1)
+    for name, prompt_length, eos_id, rows in (
+            ("ends at once", 2, 1, [[3, 4, 1, 0, 0]]), ("ends later", 2, 1, [[3, 4, 5, 1, 0]]),
+            ("never ends", 2, 1, [[3, 4, 5, 6, 7]]),
+            ("three rows, one with a second end", 2, 1,
+             [[3, 4, 5, 1, 6, 1], [3, 4, 1, 0, 0, 0], [3, 1, 2, 2, 2, 2]]),
+            ("a shorter prompt, another end", 1, 7, [[3, 1, 4, 7, 7], [3, 7, 1, 1, 1]]),
+            ("word 0 in the answers", 3, 2, [[4, 2, 5, 0, 6, 2, 0], [4, 5, 6, 0, 2, 4, 2]])):
+        yield name, (torch.tensor(rows), prompt_length, eos_id)
 
 
 COMPLETION_MASK = Exercise(
@@ -116,6 +136,11 @@ COMPLETION_MASK = Exercise(
                 "lesson 01, section 4"),
         Mistake("up to the last end", "you count up to the last end-of-sequence; the completion "
                 "ended at the first.", "lesson 01, section 4"),
+        Mistake("padding by its value", "you look for padding by its value, 0; what counts is "
+                "decided by where the first end-of-sequence is.", "lesson 01, section 4"),
+        Mistake("first of none", "where nothing ends, argmax gives 0, and a single token counts or "
+                "none; there all of them count.", "lesson 01, section 4",
+                ways=("first of none, end left out",)),
         Mistake("only ends are left out", "you leave out end-of-sequence tokens and nothing else: "
                 "padding counts, and the end does not.", "lesson 01, section 4"),
         Mistake("upside down", "0 and 1 are the wrong way round: 1 is for what counts.",
@@ -166,9 +191,10 @@ def write_temperature(faults: Faults):
     def distribution(logits, temperature):
         if "times the temperature" in faults:
             return (logits * temperature).softmax(-1)
+        if "no temperature" in faults:
+            return logits.softmax(-1)
         if "after the softmax" in faults:
-            probs = logits.softmax(-1) / temperature
-            return probs / probs.sum(-1, keepdim=True)
+            return logits.softmax(-1) / temperature
         if "not normalised" in faults:
             return (logits / temperature).exp()
         return (logits / temperature).softmax(-1)
@@ -190,7 +216,9 @@ DISTRIBUTION = Exercise(
     write_temperature, temperature_cases, (
         Mistake("times the temperature", "you multiply by the temperature: a high one then "
                 "sharpens, where it should flatten.", "lesson 01, section 6"),
-        Mistake("after the softmax", "you divide the probabilities, and normalising undoes it: "
+        Mistake("no temperature", "temperature has no effect: it divides the logits (and if it "
+                "divides the probabilities, normalising undoes it).", "lesson 01, section 6"),
+        Mistake("after the softmax", "you divide the probabilities, which then do not sum to 1: "
                 "temperature divides the logits.", "lesson 01, section 6"),
         Mistake("not normalised", "these do not sum to 1.", "lesson 01, section 1")),
     '''def distribution(logits, temperature):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_lib.exercises.base import Answer, Faults, Mistake, Repair, as_tensor
-from grpo_lib.exercises.policy import numbers
+from grpo_lib.exercises.base import Faults, Mistake, Repair
+from grpo_lib.exercises.comparing import Answer, as_tensor
+from grpo_lib.exercises.policy import GUARD, numbers
 from grpo_lib.exercises.training import Bigram
 
 
@@ -44,9 +45,10 @@ def write_founding(faults: Faults):
 
 
 def founding_cases():
-    for name, seed, rows, length, words in (("one prompt token, one answer token", 41, 1, 2, 3),
-                                            ("one row with padding", 42, 1, 5, 4),
-                                            ("three rows", 43, 3, 6, 4)):
+    for name, seed, rows, length, words, epsilon in (
+            ("one prompt token, one answer token", 41, 1, 2, 3, 0.2),
+            ("one row with padding", 42, 1, 5, 4, 0.2), ("three rows", 43, 3, 6, 4, 0.2),
+            ("three rows, and a narrower clip", 44, 3, 6, 4, 0.05)):
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.randint(words, (rows, length), generator=generator)
         logits = numbers(seed, rows, length, words)
@@ -57,7 +59,7 @@ def founding_cases():
         start = min(1, length - 2)
         mask = ((steps >= start) & (steps < ends[:, None])).double()
         yield name, (logits, tokens, old, torch.tensor([1.0, -0.5, -1.5])[:rows].double(), mask,
-                     0.2)
+                     epsilon)
 
 
 FOUNDING = Repair(
@@ -90,7 +92,7 @@ def founding_loss(logits, tokens, old_log_probs, advantages, mask, epsilon):
     unclipped = ratio * advantages[:, None]
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon) * advantages[:, None]
     return -(torch.minimum(unclipped, clipped) * mask).sum() / mask.sum()''',
-    gradient_of=0, faults=("not shifted", "no mask"), broken='''import torch
+    gradient_of=0, rtol=GUARD, faults=("not shifted", "no mask"), broken='''import torch
 
 
 def founding_loss(logits, tokens, old_log_probs, advantages, mask, epsilon):
@@ -147,8 +149,9 @@ def write_updates(faults: Faults):
 
 
 def update_cases():
-    for name, seed, rows, updates in (("one row, two updates", 51, 1, 2),
-                                      ("four rows, five updates", 52, 4, 5)):
+    for name, seed, rows, updates, epsilon in (
+            ("one row, two updates", 51, 1, 2, 0.1), ("four rows, five updates", 52, 4, 5, 0.1),
+            ("four rows, a wider clip", 53, 4, 5, 0.25)):
         generator = torch.Generator().manual_seed(seed)
         policy = Bigram(4)
         tokens = torch.randint(4, (rows, 5), generator=generator)
@@ -158,7 +161,7 @@ def update_cases():
             reference.table += 0.3 * numbers(seed, 4, 4)
             ref_log_probs = scored(reference, tokens)
         yield name, (policy, torch.optim.SGD(policy.parameters(), lr=1.0), tokens, advantages,
-                     ref_log_probs, 0.1, updates)
+                     ref_log_probs, epsilon, updates)
 
 
 def blocked_shares(updates_of_a_batch) -> str:
@@ -402,7 +405,7 @@ ACCUMULATION = Repair(
     for part, counts in zip(values.split(rows), mask.split(rows)):
         loss = loss + (part * counts).sum() / tokens
     return loss''',
-    gradient_of=0, faults=("micro-batch divisor",), shows=lengths_of_gradient,
+    gradient_of=0, rtol=GUARD, faults=("micro-batch divisor",), shows=lengths_of_gradient,
     broken='''def accumulated_loss(values, mask, rows):
     loss, parts = 0.0, list(zip(values.split(rows), mask.split(rows)))
     for part, counts in parts:

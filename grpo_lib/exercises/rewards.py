@@ -12,6 +12,18 @@ def write_verifier(faults: Faults):
     def verify(completion, answer):
         digits = re.findall("[0-9]", completion)
         after = completion.partition("=>")[2]
+        if "other blanks" in faults:
+            return after.strip() == answer
+        if "leading blanks" in faults:
+            return after.lstrip() == answer
+        if "trailing blanks" in faults:
+            return after.startswith(" ") and after[1:].strip() == answer
+        if "words" in faults:
+            return after.split() == [answer]
+        if "blanks taken out" in faults:
+            return after.replace(" ", "") == answer
+        if "as a number" in faults:
+            return int(after if after.strip().isdigit() else -1) == int(answer)
         if "anywhere" in faults:
             return answer in completion
         if "the last digit" in faults:
@@ -25,6 +37,8 @@ def write_verifier(faults: Faults):
         if "part of the answer" in faults:
             return after.strip() in answer
         if "the last arrow" in faults:
+            return "=>" in completion and completion.rpartition("=>")[2] == f" {answer}"
+        if "the last arrow, blanks forgiven" in faults:
             return "=>" in completion and completion.rpartition("=>")[2].strip() == answer
         return after == f" {answer}"
 
@@ -39,6 +53,11 @@ def verifier_cases():
                        ("wrong after right working", "s1=4 => 7"), ("working with 4", "s4=2 => 7"),
                        ("right, with the 4 first", "4 => 4"), ("the arrow alone", "=>")):
         yield f"{name}: {text!r}", (text, "4")
+    for name, text, answer in (("another answer", "=> 7", "7"), ("not this one", "=> 4", "7"),
+                               ("no blank", "=>4", "4"), ("two blanks", "=>  8", "8"),
+                               ("a blank behind", "=> 4 ", "4"), ("a line break", "=> 9\n", "9"),
+                               ("a zero before", "=> 04", "4"), ("nought", "s1=3 => 0", "0")):
+        yield f"{name}: {text!r} for {answer!r}", (text, answer)
 
 
 VERIFIER = Exercise(
@@ -59,7 +78,14 @@ VERIFIER = Exercise(
         Mistake("part of the answer", "you ask whether the text is in the answer; an empty text "
                 "always is.", "lesson 02, section 2"),
         Mistake("the last arrow", "you take what follows the last =>, so that a wrong answer can "
-                "be followed by another.", "lesson 02, section 2")),
+                "be followed by another.", "lesson 02, section 2",
+                ways=("the last arrow, blanks forgiven",)),
+        Mistake("other blanks", "one blank is asked for, and nothing else: yours also takes an "
+                "answer without it, or with more white space around it.", "lesson 02, section 2",
+                ways=("leading blanks", "trailing blanks", "words",
+                      "blanks taken out")),
+        Mistake("as a number", "you compare numbers; the text counts: \"=> 04\" is not \"=> 4\".",
+                "lesson 02, section 2")),
     '''def verify(completion, answer):
     return completion.partition("=>")[2] == f" {answer}"''')
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from grpo_lib.exercises.base import Answer, Exercise, Faults, Mistake, as_tensor
+from grpo_lib.exercises.base import Exercise, Faults, Mistake
+from grpo_lib.exercises.comparing import Answer, as_tensor
 from grpo_lib.exercises.policy import numbers
 
 
@@ -62,7 +63,8 @@ class StepExercise(Exercise):
         function(*arguments)
         loss = as_tensor(function(*arguments))
         weights = [p.detach().flatten() for p in arguments[0].parameters()]
-        return Answer(torch.cat([loss.double().reshape(1), *weights]))
+        return Answer(torch.cat([loss.double().reshape(1), *weights]),
+                      parts=(("loss", 1), ("weight", sum(map(len, weights)))))
 
 
 TRAIN_STEP = StepExercise(
