@@ -8,7 +8,7 @@ import torch
 
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
 from grpo_lib.exercises.base import Exercise, Faults, Mistake
-from grpo_lib.exercises.comparing import Answer, as_tensor
+from grpo_lib.exercises.comparing import NOTHING, Answer, Unanswered, WrongKind, named
 from grpo_lib.exercises.policy import numbers
 
 
@@ -113,7 +113,7 @@ def write_row(faults: Faults):
             row = replace(row, baseline="none")
         if "leave one out" in faults:
             row = replace(row, baseline="leave_one_out")
-        return behaviour(row)
+        return row
 
     return dr_grpo_row
 
@@ -123,8 +123,10 @@ class RowExercise(Exercise):
 
     def answer(self, function, arguments):
         given = function(*arguments)
+        if any(given is nothing for nothing in NOTHING):
+            raise Unanswered(repr(given))
         if not isinstance(given, Algorithm):
-            return Answer(as_tensor(given))
+            raise WrongKind(f"it returned {named(given)}, allowed is an Algorithm")
         return Answer(behaviour(given), parts=PARTS)
 
 

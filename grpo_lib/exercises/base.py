@@ -443,6 +443,7 @@ def told(error: BaseException) -> str:
 def where(error: BaseException, function: Callable) -> str:
     """"in line 3 of its cell " where that can be told: the last one that was reached there."""
     cell = getattr(getattr(function, "__code__", None), "co_filename", None)
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__)
-             if frame.f_code.co_filename == cell]
-    return f"in line {lines[-1]} of its cell " if lines else ""
+    reached = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        reached = line if frame.f_code.co_filename == cell else reached
+    return "" if reached is None else f"in line {reached} of its cell "

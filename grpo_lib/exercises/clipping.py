@@ -160,7 +160,7 @@ def clip_fraction_cases():
                                     0.25)
     signs = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     yield "and the other signs", (ratio, signs, mask, 0.25)
-    yield "and a wider clip", (ratio + torch.tensor([0.25, -0.125, 0.75, 0.25]).double(), signs,
+    yield "and a wider clip", (ratio + torch.tensor([0.125, -1.125, 0.75, 0.25]).double(), signs,
                                mask.clone(), 0.5)
 
 

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 
 LIMIT = 10.0  # seconds that a learner's function may take over all cases
+TICK = 0.05  # seconds between two looks at what it is doing
 AGAIN = 1e-3  # seconds until a function that has swallowed OutOfTime is told again
+DEEPEST = 50_000  # calls inside each other; millions take longer to leave than to enter
 
 T = TypeVar("T")
 
@@ -116,6 +119,8 @@ def limited(action: Callable[[], T], seconds: float, own: dict) -> T:
             threading.current_thread() is not threading.main_thread()):
         return action()
 
+    end, over = time.monotonic() + seconds, False
+
     def inside() -> T:
         return action()
 
@@ -125,10 +130,14 @@ def limited(action: Callable[[], T], seconds: float, own: dict) -> T:
             raise OutOfTime
         return in_the_next_line
 
-    def stop(signum, frame):
-        frames = frames_inside(frame, inside.__code__)
-        if frames is None:
-            return  # it is over already
+    def look(signum, frame):
+        frames, left = frames_inside(frame, inside.__code__), end - time.monotonic()
+        if left > 0 or frames is None:
+            if not over:
+                signal.setitimer(signal.ITIMER_REAL, min(max(left, AGAIN), TICK))
+            if frames is not None and sys.getrecursionlimit() > DEEPEST:
+                sys.setrecursionlimit(DEEPEST)  # RecursionError if it is deeper already
+            return
         for each in frames:
             if each.f_globals is own:
                 each.f_trace = in_the_next_line
@@ -136,11 +145,12 @@ def limited(action: Callable[[], T], seconds: float, own: dict) -> T:
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
         raise OutOfTime
 
-    trace, before = sys.gettrace(), signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    trace, before = sys.gettrace(), signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, TICK))
     try:
         return inside()
     finally:
+        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if sys.gettrace() is not trace:
