@@ -125,9 +125,10 @@ class TestEndless:
 def test_every_setting_is_afterwards_what_it_was(tmp_path):
     def state():
         return (random.getstate(), np.random.get_state()[1].tolist(),
-                torch.get_rng_state().tolist(), torch.get_default_device(),
-                torch.is_anomaly_enabled(), torch.is_grad_enabled(), torch.get_num_threads(), np.geterr(),
-                sys.getrecursionlimit(), os.getcwd(), warnings.filters[:])
+                torch.get_rng_state().tolist(), torch.get_default_dtype(),
+                torch.get_default_device(), torch.is_anomaly_enabled(), torch.is_grad_enabled(),
+                torch.get_num_threads(), np.geterr(), sys.getrecursionlimit(), os.getcwd(),
+                warnings.filters[:])
 
     def meddles(r):
         result = EXAMPLE.reference(r)

@@ -16,17 +16,17 @@ def write_k3(faults: Faults):
         if "other direction" in faults:
             d = -d
         if "k1" in faults:
-            return -d
-        if "k2" in faults:
-            return d**2 / 2
-        if "no minus 1" in faults:
+            value = -d
+        elif "k2" in faults:
+            value = d**2 / 2
+        elif "no minus 1" in faults:
             value = d.exp() - d
         elif "plus d" in faults:
             value = d.exp() + d - 1
-        elif "times the ratio" in faults:
-            value = (log_probs - log_probs.detach()).exp() * (d.exp() - d - 1)
         else:
             value = d.exp() - d - 1
+        if "times the ratio" in faults:
+            value = (log_probs - log_probs.detach()).exp() * value
         return -value if "sign" in faults else value
 
     return k3

@@ -87,26 +87,25 @@ def write_mask(faults: Faults):
         is_eos = completion == eos_id
         if "prompt in the mask" in faults:  # ends in the prompt do not count
             is_eos = is_eos & (torch.arange(tokens.shape[1]) >= prompt_length)
+        steps = torch.arange(completion.shape[1])
         if "everything counts" in faults:
-            return torch.ones_like(completion)
-        if "padding by its value" in faults:
-            return (completion != 0).long()
-        if {"first of none", "first of none, end left out"} & faults:
-            first, steps = is_eos.long().argmax(1), torch.arange(completion.shape[1])
-            last = first if "first of none" in faults else first - 1
-            return (steps <= last[:, None]).long()
+            counts = torch.ones_like(is_eos)
+        elif "padding by its value" in faults:
+            counts = completion != 0
+        elif "first of none" in faults:
+            counts = steps <= is_eos.long().argmax(1, keepdim=True)
+        elif "less than the first of none" in faults:
+            counts = steps < is_eos.long().argmax(1, keepdim=True)
+        elif "up to the last end" in faults:
+            last = torch.where(is_eos, steps, -1).amax(1, keepdim=True)
+            counts = (steps <= last) | (last < 0)
+        else:
+            counts = is_eos.cumsum(1) - is_eos.long() == 0
         if "only ends are left out" in faults:
-            return (~is_eos).long()
-        ended = is_eos.long()
-        if "up to the last end" in faults:
-            after = ended.flip(1).cumsum(1).flip(1)
-            before_or_at = (after > 0) | (is_eos.sum(1, keepdim=True) == 0)
-            if "end left out" in faults:
-                before_or_at = before_or_at & ~(is_eos & (after == 1))
-            return before_or_at.long()
-        seen = ended.cumsum(1) - (0 if "end left out" in faults else ended)
-        mask = (seen == 0).long()
-        return 1 - mask if "upside down" in faults else mask
+            counts = ~is_eos
+        if "end left out" in faults:
+            counts = counts & ~is_eos
+        return (~counts if "upside down" in faults else counts).long()
 
     return completion_mask
 
@@ -140,7 +139,7 @@ COMPLETION_MASK = Exercise(
                 "decided by where the first end-of-sequence is.", "lesson 01, section 4"),
         Mistake("first of none", "where nothing ends, argmax gives 0, and a single token counts or "
                 "none; there all of them count.", "lesson 01, section 4",
-                ways=("first of none, end left out",)),
+                ways=("less than the first of none",)),
         Mistake("only ends are left out", "you leave out end-of-sequence tokens and nothing else: "
                 "padding counts, and the end does not.", "lesson 01, section 4"),
         Mistake("upside down", "0 and 1 are the wrong way round: 1 is for what counts.",
@@ -190,14 +189,11 @@ ENTROPY = Exercise(
 def write_temperature(faults: Faults):
     def distribution(logits, temperature):
         if "times the temperature" in faults:
-            return (logits * temperature).softmax(-1)
-        if "no temperature" in faults:
-            return logits.softmax(-1)
-        if "after the softmax" in faults:
-            return logits.softmax(-1) / temperature
-        if "not normalised" in faults:
-            return (logits / temperature).exp()
-        return (logits / temperature).softmax(-1)
+            logits = logits * temperature
+        elif not {"no temperature", "after the softmax"} & faults:
+            logits = logits / temperature
+        probs = logits.exp() if "not normalised" in faults else logits.softmax(-1)
+        return probs / temperature if "after the softmax" in faults else probs
 
     return distribution
 

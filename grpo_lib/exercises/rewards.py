@@ -12,7 +12,9 @@ def write_verifier(faults: Faults):
     def verify(completion, answer):
         digits = re.findall("[0-9]", completion)
         after = completion.partition("=>")[2]
-        if "other blanks" in faults:
+        if {"the last arrow", "the last arrow, blanks forgiven"} & faults:
+            after = completion.rpartition("=>")[2] if "=>" in completion else ""
+        if {"other blanks", "the last arrow, blanks forgiven"} & faults:
             return after.strip() == answer
         if "leading blanks" in faults:
             return after.lstrip() == answer
@@ -36,10 +38,6 @@ def write_verifier(faults: Faults):
             return answer in after.split()
         if "part of the answer" in faults:
             return after.strip() in answer
-        if "the last arrow" in faults:
-            return "=>" in completion and completion.rpartition("=>")[2] == f" {answer}"
-        if "the last arrow, blanks forgiven" in faults:
-            return "=>" in completion and completion.rpartition("=>")[2].strip() == answer
         return after == f" {answer}"
 
     return verify
@@ -94,17 +92,18 @@ def write_pass_at_k(faults: Faults):
     def pass_at_k(samples, right, k):
         share = right / samples
         if "with replacement" in faults:
-            return 1 - (1 - share) ** k
-        if "k times" in faults:
-            return min(1.0, k * share)
-        if "pass@1" in faults:
-            return share
-        if "all of them" in faults:
-            return math.comb(right, k) / math.comb(samples, k)
-        if "any at all" in faults:
-            return float(right > 0)
-        none = math.comb(samples - right, k) / math.comb(samples, k)
-        return none if "none of them" in faults else 1 - none
+            chance = 1 - (1 - share) ** k
+        elif "k times" in faults:
+            chance = min(1.0, k * share)
+        elif "pass@1" in faults:
+            chance = share
+        elif "all of them" in faults:
+            chance = math.comb(right, k) / math.comb(samples, k)
+        elif "any at all" in faults:
+            chance = float(right > 0)
+        else:
+            chance = 1 - math.comb(samples - right, k) / math.comb(samples, k)
+        return 1 - chance if "none of them" in faults else chance
 
     return pass_at_k
 
