@@ -150,8 +150,8 @@ def write_updates(faults: Faults):
 
 def update_cases():
     for name, seed, rows, updates, epsilon in (
-            ("one row, two updates", 51, 1, 2, 0.1), ("four rows, five updates", 52, 4, 5, 0.1),
-            ("four rows, a wider clip", 53, 4, 5, 0.25)):
+            ("one row, two updates", 51, 1, 2, 0.1), ("four rows, a wider clip", 53, 4, 5, 0.25),
+            ("four rows, five updates", 52, 4, 5, 0.1)):
         generator = torch.Generator().manual_seed(seed)
         policy = Bigram(4)
         tokens = torch.randint(4, (rows, 5), generator=generator)
