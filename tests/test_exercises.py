@@ -894,6 +894,17 @@ class TestCurves:
         lines = shown.figure.axes[0].lines
         assert any(list(line.get_ydata()) == run["accuracy"] for line in lines)
 
+    def test_what_the_verdicts_argue_from_is_drawn_and_nothing_else_is_named(self, question):
+        axes = {axis.get_title(loc="left"): axis for axis in quiz.show(question.name).figure.axes
+                if axis.get_visible()}
+        assert axes.keys() == {"Right answers", "Completion length", "Entropy of the next token",
+                               "Distance from the base model", "Tokens blocked by the clip"}
+        for axis in axes.values():
+            assert all(len(line.get_xdata()) for line in axis.lines)
+            names = [t.get_text() for t in axis.get_legend().get_texts()] if axis.legend_ else []
+            assert "held-out problems" not in names
+            assert set(names) <= {line.get_label() for line in axis.lines}
+
     def test_right_answers_and_wrong_ones(self, question):
         for fault, shows in question.shows.items():
             verdict = question.check(fault)
