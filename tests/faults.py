@@ -458,7 +458,6 @@ FAULTS = [
         ("checker-leaves-a-device", "torch.set_default_device(device)", "pass"),
         ("checker-prints-through", "contextlib.redirect_stdout(printed)",
          "contextlib.redirect_stdout(sys.__stdout__)", "tests/test_exercises.py"),
-        ("checker-tells-once", "each.f_trace = in_the_next_line", "pass"),
         ("checker-leaves-its-trace", "sys.settrace(trace)", "pass"),
         ("checker-lets-calls-pile-up", "sys.setrecursionlimit(DEEPEST)", "pass"),
     ),
