@@ -12,7 +12,7 @@ import grpo_lib
 PACKAGE = Path(grpo_lib.__file__).parent
 CORE = ["threads", "checks", "tokenizer", "policy", "tasks", "rollout", "advantages",
         "corrections", "objective", "length_bias", "algorithms", "critic", "checkpoint",
-        "evaluation", "config", "training", "pretraining", "exact",
+        "evaluation", "config", "processes", "training", "pretraining", "exact",
         "recorded"]  # each room may use those before it
 NUMBERS_ONLY = {"plots"}  # knows numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")

@@ -25,7 +25,7 @@ from grpo_lib.steering import CLOSED, FAILED, RUNNING, SteeredRun, config_line
 from grpo_lib.training import GRPOTrainer
 
 PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
-DRAW_SHARE = 0.04  # of the time at most, while the run goes on
+DRAW_SHARE = 0.025  # of the time at most, while the run goes on
 ROW, DEFAULT = "the row's", "default"
 GROUP_SIZES = (2, 4, 8, 16, 32, 64)
 EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
@@ -69,7 +69,7 @@ class Cockpit(Shown):
 
     def __init__(self, make_trainer, config, compare=None, checkpoint_every: int = 5):
         self._drawing, self._quiet = threading.Lock(), None
-        self._drawn, self._cost, self._marked = 0.0, 0.0, 0
+        self._drawn, self._cost, self._steps = 0.0, 0.0, 0
         self._message = ""
         self.compare, self.replaced = compare, None
         me = weakref.ref(self)  # the run's thread must not keep a cockpit that nobody holds
@@ -235,8 +235,8 @@ class Cockpit(Shown):
         """Show what the run did: a line at each step, the curves as often as they may cost."""
         with self._drawing:
             pause = max(1.0, self._cost / DRAW_SHARE)
-            moved = len(self.run.moves) != self._marked  # a mark is drawn at once
-            if self.run.state != RUNNING or moved or time.monotonic() - self._drawn > pause:
+            new = len(self.run.history) != self._steps
+            if self.run.state != RUNNING or (new and time.monotonic() - self._drawn > pause):
                 self._draw()
             self._say()
 
@@ -266,7 +266,7 @@ class Cockpit(Shown):
         self.checkpoint.max = last
         if newest:  # the slider stays at the newest, unless it was moved away
             self.checkpoint.value = last
-        self._marked = len(run.moves)
+        self._steps = len(run.history)
         self._drawn, self._cost = time.monotonic(), time.perf_counter() - start
 
     def _say(self) -> None:
