@@ -59,6 +59,27 @@ def loaded(load: Callable, name: str | Path, what: str, **options):
                       f"({first_line(error)})") from None
 
 
+def can_be_loaded(name: str) -> bool:
+    """Whether a model is there: in the cache, or on a hub that answers."""
+    need("transformers")
+    from transformers import AutoConfig
+
+    try:
+        loaded(AutoConfig.from_pretrained, name, "configuration")
+    except OSError:
+        return False
+    return True
+
+
+def quiet() -> None:
+    """No progress bars and no hints of transformers, in this process."""
+    need("transformers")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 

@@ -34,6 +34,19 @@ drive.mount("/content/drive")
 ```
 </details>"""
 
+GPU_NOTE = """\
+<details><summary>On Colab</summary>
+
+Choose a runtime with a GPU (*Runtime*, *Change runtime type*, *T4*). Run the next cell first{address}; do not install
+`requirements.txt`, which would replace Colab's own Jupyter. If `peft` is missing there, `%pip install -q peft` brings it.
+After a disconnect everything starts anew: to keep the record of your run, mount your Drive and write it there.
+
+```python
+from google.colab import drive
+drive.mount("/content/drive")
+```
+</details>"""
+
 SET_UP = '''\
 import pathlib
 import sys
@@ -54,6 +67,18 @@ except ModuleNotFoundError:
     raise ImportError("grpo_lib was not found: open this notebook in a checkout of the "
                       "repository, or on Colab fill in REPOSITORY above") from None
 import torch'''
+
+REAL = '''\
+from grpo_lib.huggingface import can_be_loaded, quiet
+
+quiet()  # no progress bars: they would stand in the notebook
+MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REAL = DEVICE == "cuda" and can_be_loaded(MODEL)
+print(f"This is {MODEL}." if REAL else
+      "NOT the real model: no GPU or no network here, so a tiny one stands in for it.")
+print(f"grpo_lib {grpo_lib.__version__}, torch {torch.__version__}, {DEVICE}, "
+      f"{torch.get_num_threads()} threads")'''
 
 DEVICE = '''\
 DEVICE = "cpu"  # "cuda" works too; the numbers in the text are from a CPU
@@ -76,9 +101,11 @@ def put_front(notebook: nbformat.NotebookNode, name: str, repository: str = REPO
     own = own.partition("<details><summary>On Colab</summary>")[0].rstrip()
     address = "" if repository else ", with the repository's address filled in"
     first = f"{badge(name, repository)}\n\n" if repository else ""
-    opening.source = f"{first}{own}\n\n{NOTE.format(address=address)}"
+    real = name == "09_real_llm.ipynb"  # the one that wants a GPU
+    note = (GPU_NOTE if real else NOTE).format(address=address)
+    opening.source = f"{first}{own}\n\n{note}"
     url = f"https://github.com/{repository}" if repository else ""
-    set_up.source, device.source = SET_UP.format(url=url), DEVICE
+    set_up.source, device.source = SET_UP.format(url=url), REAL if real else DEVICE
     device.metadata["tags"] = ["nbval-ignore-output"]
     return notebook
 

@@ -110,8 +110,9 @@ def test_plots_know_numbers_and_no_policies(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_optional_packages_are_imported_by_their_own_rooms_alone(path):
     modules, _ = imports_of(path)
-    if room_of(path) != "huggingface":
-        assert modules.isdisjoint({"transformers", "trl"})
+    if room_of(path) not in ("huggingface", "export"):
+        assert modules.isdisjoint({"transformers", "tokenizers", "peft"})
+    assert modules.isdisjoint({"trl", "accelerate", "datasets"}), "they stand in a written script"
     if room_of(path) not in ("explorers", "exercises"):
         assert "ipywidgets" not in modules
     assert "pickle" not in modules

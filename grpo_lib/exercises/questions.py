@@ -97,4 +97,27 @@ EXERCISES = (
                             "lesson 03, section 5")),
             (0.25, Mistake("what is lost", "this is the part that is lost.",
                            "lesson 08, section 2")))),
+    Question(
+        "loss_of_two_parts", "09", "A gradient step in two parts: 30 tokens with a mean loss of 1, "
+        "and 10 tokens with a mean loss of 2. What is the token mean of the whole?", 1.25, 0.005, (
+            (1.5, Mistake("mean of means", "the mean of the parts' means counts 10 tokens as much "
+                          "as 30.", "lesson 09, section 5")),
+            (3.0, Mistake("sum of means", "a part counts by its share, and the shares add up to "
+                          "1.", "lesson 09, section 5")),
+            (1.75, Mistake("the other's share", "each part has the other's share of the tokens.",
+                           "lesson 09, section 5")),
+            (50.0, Mistake("not divided", "this is the sum over the 40 tokens, not their mean.",
+                           "lesson 09, section 5")))),
+    Question(
+        "passes_on_a_gpu", "09", "32 prompts, 16 completions of each, minibatches=2, four "
+        "processes, micro_batch_size=8: how many parts does each process add up for one step of "
+        "the optimizer?", 8, 0.1, (
+            (32, Mistake("processes not counted", "the 256 completions of the step are dealt out "
+                         "to four processes.", "lesson 09, section 5")),
+            (16, Mistake("minibatches not counted", "a step of the optimizer is taken on one of "
+                         "two minibatches.", "lesson 09, section 5")),
+            (64, Mistake("the whole batch on one", "512 / 8: neither minibatches nor processes "
+                         "are counted.", "lesson 09, section 5")),
+            (1, Mistake("prompts for completions", "parts are of completions: 256 in a step, 64 "
+                        "on each process.", "lesson 09, section 5")))),
 )

@@ -4,13 +4,16 @@ explorers follows the keyboard.
 Needs playwright and a Chromium of the system; left out where either is missing.
 """
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from benchmarks.browser import NotebookPage, browser, jupyterlab, why_not
 
-NAMES = sorted(p.name for p in (Path(__file__).parents[2] / "notebooks").glob("0*.ipynb"))
+LLM = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))
+NAMES = sorted(p.name for p in (Path(__file__).parents[2] / "notebooks").glob("0*.ipynb")
+               if LLM or not p.name.startswith("09"))
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(why_not() is not None,
                                                       reason=str(why_not()))]
 
