@@ -1,5 +1,5 @@
-"""The way on to TRL's GRPOTrainer: a task's verifier as its reward function, a ``GRPOConfig`` in its
-words, and a training script with accelerate's configurations.
+"""The way on to TRL's GRPOTrainer: a task's verifier as its reward function, a ``GRPOConfig`` in
+its words, and a training script with accelerate's configurations.
 
 What goes beyond a machine (sharded weights, rollouts by vLLM) is TRL's; ``python -m grpo_lib
 handover`` writes what it needs. Checked against TRL 1.16. Nothing here imports TRL.
@@ -286,15 +286,15 @@ lines more: `deepspeed`, or `trl[vllm]`.
 
 | for | command |
 |---|---|
-| two processes on a CPU, two steps, to see that it runs | `accelerate launch --config_file cpu.yaml train.py --max_steps 2` |
-| one GPU | `accelerate launch --config_file one_gpu.yaml train.py` |
-| several GPUs, weights spread by FSDP | `accelerate launch --config_file fsdp.yaml --num_processes 8 train.py` |
-| several GPUs, optimizer spread by DeepSpeed ZeRO-2 | `accelerate launch --config_file deepspeed.yaml --num_processes 8 train.py` |
-| rollouts by vLLM on the same GPUs | any of the above with `--use_vllm true --vllm_mode colocate` |
-| rollouts by vLLM on a GPU of its own | `trl vllm-serve --model {model}` there, and `--use_vllm true --vllm_mode server` |
+| two processes on a CPU, two steps, to see that it runs | {launch} cpu.yaml train.py --max_steps 2` |
+| one GPU | {launch} one_gpu.yaml train.py` |
+| several GPUs, weights spread by FSDP | {launch} fsdp.yaml --num_processes 8 train.py` |
+| several GPUs, optimizer spread by ZeRO-2 | {launch} deepspeed.yaml --num_processes 8 train.py` |
+| rollouts by vLLM on the same GPUs | any of these with `--use_vllm true --vllm_mode colocate` |
+| rollouts by vLLM on a GPU of its own | any with `--use_vllm true --vllm_mode server`, after {serve} |
 
-The settings, field by field (LOST: acts in grpo_lib, and TRL has none; what that changes is yours to
-judge):
+The settings, field by field (LOST: acts in grpo_lib, and TRL has none; what that changes is yours
+to judge):
 
 ```
 {table}
@@ -334,7 +334,9 @@ def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfi
     files = {"train.py": SCRIPT.format(
         title=title, command=command, model=model, task=task.name, settings=config_line(config),
         max_new_tokens=max_new_tokens, overlong=overlong),
-        "README.md": README.format(task=task.name, model=model, table=as_table(lines))}
+        "README.md": README.format(
+            task=task.name, model=model, table=as_table(lines),
+            launch="`accelerate launch --config_file", serve=f"`trl vllm-serve --model {model}`")}
     files |= {f"{name}.yaml": yaml(content) for name, content in ACCELERATE.items()}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lib.policy import token_positions
-from grpo_lib.rollout import Rollouts, check_sampling, completion_log_probs, part_of
+from grpo_lib.rollout import Rollouts, check_sampling, part_of
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tokenizer import PAD, pad
 

@@ -20,8 +20,8 @@ def project(root: Path, lesson: str | None = None, options: list[str] | None = N
 
     A lesson's cells run before its page appears, so it takes as long as the lesson. ``options``
     go to Voilà. A page that is opened again starts anew; a kernel whose page is gone ends once it
-    has been idle for ``CULL_SECONDS``. Returns its exit status. ImportError: Voilà is not installed; ValueError: no
-    lesson, or more than one, is called so.
+    has been idle for ``CULL_SECONDS``. Returns its exit status. ImportError: Voilà is not
+    installed; ValueError: no lesson, or more than one, is called so.
     """
     if importlib.util.find_spec("voila") is None:
         raise ImportError("project: Voilà is not installed; pip install -e \".[projector]\"")

@@ -426,8 +426,8 @@ def check_processes(config: GRPOConfig, size: int) -> None:
     for name, count in (("prompts_per_step", config.prompts_per_step),
                         ("minibatches", rows)):
         if count < size:
-            raise ValueError(f"{name}: got {getattr(config, name)}, which leaves some of the {size} "
-                             f"processes without work; allowed is a prompt and a row of each "
+            raise ValueError(f"{name}: got {getattr(config, name)}, which leaves some of the "
+                             f"{size} processes without work; allowed is a prompt and a row of each "
                              f"minibatch, or more, for each")
 
 

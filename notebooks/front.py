@@ -37,9 +37,10 @@ drive.mount("/content/drive")
 GPU_NOTE = """\
 <details><summary>On Colab</summary>
 
-Choose a runtime with a GPU (*Runtime*, *Change runtime type*, *T4*). Run the next cell first{address}; do not install
-`requirements.txt`, which would replace Colab's own Jupyter. If `peft` is missing there, `%pip install -q peft` brings it.
-After a disconnect everything starts anew: to keep the record of your run, mount your Drive and write it there.
+Choose a runtime with a GPU (*Runtime*, *Change runtime type*, *T4*). Run the next cell
+first{address}; do not install `requirements.txt`, which would replace Colab's own Jupyter. If
+`peft` is missing there, `%pip install -q peft` brings it. After a disconnect everything starts
+anew: to keep the record of your run, mount your Drive and write it there.
 
 ```python
 from google.colab import drive

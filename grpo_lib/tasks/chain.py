@@ -87,8 +87,8 @@ class ChainTask(Task):
         operations, start = problem.prompt.split()[-3::-1], problem.prompt.split()[-2]
         named = {"+": "add", "-": "subtract", "*": "multiply by"}
         steps = ", ".join(f"{named[operation[0]]} {operation[1]}" for operation in operations)
-        return (f"Start with {start}. Then, in this order: {steps}. After every operation keep only "
-                f"the last digit (below 0: add 10 first). Write down the value after each "
+        return (f"Start with {start}. Then, in this order: {steps}. After every operation keep "
+                f"only the last digit (below 0: add 10 first). Write down the value after each "
                 f"operation, then end with => and the last value, for example: => 4")
 
     def describe(self, problem: Problem) -> str:

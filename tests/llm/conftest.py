@@ -1,4 +1,4 @@
-"""Real language models, made tiny and from a config; left out where the ``llm`` extra is missing."""
+"""Real language models, made tiny and from a config; left out where the ``llm`` extra is not."""
 
 import importlib.util
 import os

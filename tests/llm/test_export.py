@@ -1,4 +1,4 @@
-"""A TransformerPolicy as a Llama checkpoint: what transformers loads says the same, and comes back."""
+"""A TransformerPolicy as a Llama checkpoint: what transformers loads says the same, and returns."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def test_logits_are_equal(folder):
     apart = 0.0
     with torch.no_grad():
         for prompt in prompts():
-            tokens = torch.tensor([prompt + [5, 40, 7, 20]])
+            tokens = torch.tensor([[*prompt, 5, 40, 7, 20]])
             logits = policy(tokens)
             apart = max(apart, (model(tokens).logits - logits).abs().max().item())
     assert logits.abs().max() > 1 and apart < 1e-5

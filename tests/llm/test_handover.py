@@ -148,7 +148,7 @@ class TestReward:
         held_out = trl_dataset(TASK, 20, split="held_out", chat=False)
         assert {r["problem"] for r in held_out}.isdisjoint(r["problem"] for r in plain)
         assert trl_dataset(TASK, 5, seed=1) != chat[:5]
-        with pytest.raises(NotImplementedError, match="SortTask.instruction"):
+        with pytest.raises(NotImplementedError, match=r"SortTask\.instruction"):
             trl_dataset(SortTask(2, 3), 1)
 
 

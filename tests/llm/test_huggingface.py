@@ -31,6 +31,7 @@ from grpo_lib.xray import Xray
 
 FAMILIES = ("llama", "gpt2", "qwen2", "mistral")
 ENDS = tuple(range(30, 60))
+SMALL = GRPOConfig(steps=2, prompts_per_step=2, group_size=3, eval_every=0)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
 
 
@@ -56,8 +57,7 @@ def task(trained_tokenizer):
 
 @pytest.fixture
 def make_trainer(tiny_model, task):
-    def make(config=GRPOConfig(steps=2, prompts_per_step=2, group_size=3, eval_every=0), lora=None,
-             **options):
+    def make(config=SMALL, lora=None, **options):
         model = tiny_model(options.pop("family", "llama"))
         policy = HuggingFacePolicy(room.with_lora(model, lora) if lora else model)
         # what random weights can earn: many tokens end an answer, and every other length is right
@@ -78,7 +78,8 @@ def same(rollouts, others, tolerance=1e-12):
 
 class TestAsAPolicy:
     def test_padded_and_alone_the_log_probs_are_the_same(self, policy):
-        together = sample_groups(policy, PROMPTS, 4, max_new_tokens=9, generator=numbers(), eos_id=1)
+        together = sample_groups(policy, PROMPTS, 4, max_new_tokens=9, generator=numbers(),
+                                 eos_id=1)
         again = completion_log_probs(policy, together)
         assert torch.allclose(again, together.log_probs, rtol=0, atol=1e-12)
         with torch.no_grad():
@@ -208,9 +209,9 @@ class TestTokenizer:
         assert HuggingFaceTokenizer.of(policy).eos_id == (1, 4)
 
     def test_no_end_and_no_template_are_said_in_a_line(self, trained_tokenizer):
-        with pytest.raises(ValueError, match="no end-of-sequence token.*set tokenizer.eos_token"):
+        with pytest.raises(ValueError, match=r"no end-of-sequence token.*set tokenizer\.eos_token"):
             HuggingFaceTokenizer(trained_tokenizer(eos=False))
-        with pytest.raises(ValueError, match="no chat template.*chat=False"):
+        with pytest.raises(ValueError, match=r"no chat template.*chat=False"):
             HuggingFaceTokenizer(trained_tokenizer(chat=False))
 
     def test_a_pad_token_is_not_needed(self, llama, trained_tokenizer):
@@ -247,7 +248,7 @@ class TestTask:
     def test_a_task_without_words_says_so(self, trained_tokenizer):
         task = InstructionTask(SortTask(2, 3), HuggingFaceTokenizer(trained_tokenizer()),
                                max_new_tokens=5)
-        with pytest.raises(NotImplementedError, match="SortTask.instruction"):
+        with pytest.raises(NotImplementedError, match=r"SortTask\.instruction"):
             task.encode(task.problem(random.Random(0)))
 
 
@@ -320,7 +321,7 @@ class TestTraining:
         monkeypatch.setattr(trainer.policy.model, "forward", full)
         monkeypatch.setattr(trainer, "sampler", full)
         with pytest.raises(torch.OutOfMemoryError,
-                           match="out of memory on cpu in sampling.*micro_batch_size.*group_size"):
+                           match=r"out of memory on cpu in sampling.*micro_batch_size.*group_size"):
             trainer.step()
 
 

@@ -1,9 +1,9 @@
 """TRL's GRPOTrainer, whole, against ours on the same model, completions and settings: rewards,
 advantages, the loss and the gradient of both passes over a batch, and what the optimizer does.
 
-TRL keeps log-probs in float32. AdamW's first step is the sign of a gradient, so that what differs by
-rounding would move weights that have next to none: the second pass therefore starts, here too, from
-the weights that TRL had then.
+TRL keeps log-probs in float32. AdamW's first step is the sign of a gradient, so that what differs
+by rounding would move weights that have next to none: the second pass therefore starts, here too,
+from the weights that TRL had then.
 """
 
 import copy

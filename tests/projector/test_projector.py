@@ -5,7 +5,6 @@ Left out where Voilà (the ``projector`` extra), playwright or a Chromium is mis
 
 import importlib.util
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -71,7 +70,8 @@ def kernels_of(process):
     found, parents = [], {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            parents[int(entry.name)] = int(stat[1])
             if b"ipykernel" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except (OSError, IndexError):
