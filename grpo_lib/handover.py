@@ -286,12 +286,12 @@ lines more: `deepspeed`, or `trl[vllm]`.
 
 | for | command |
 |---|---|
-| two processes on a CPU, two steps, to see that it runs | {launch} cpu.yaml train.py --max_steps 2` |
+| two processes on a CPU, two steps, to see it run | {launch} cpu.yaml train.py --max_steps 2` |
 | one GPU | {launch} one_gpu.yaml train.py` |
 | several GPUs, weights spread by FSDP | {launch} fsdp.yaml --num_processes 8 train.py` |
 | several GPUs, optimizer spread by ZeRO-2 | {launch} deepspeed.yaml --num_processes 8 train.py` |
 | rollouts by vLLM on the same GPUs | any of these with `--use_vllm true --vllm_mode colocate` |
-| rollouts by vLLM on a GPU of its own | any with `--use_vllm true --vllm_mode server`, after {serve} |
+| rollouts by vLLM on another GPU | any with `--use_vllm true --vllm_mode server`, after {serve} |
 
 The settings, field by field (LOST: acts in grpo_lib, and TRL has none; what that changes is yours
 to judge):

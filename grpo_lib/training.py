@@ -427,8 +427,8 @@ def check_processes(config: GRPOConfig, size: int) -> None:
                         ("minibatches", rows)):
         if count < size:
             raise ValueError(f"{name}: got {getattr(config, name)}, which leaves some of the "
-                             f"{size} processes without work; allowed is a prompt and a row of each "
-                             f"minibatch, or more, for each")
+                             f"{size} processes without work; allowed is a prompt and a row of "
+                             f"each minibatch, or more, for each")
 
 
 def optimizer_state(part: str, parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> dict:
