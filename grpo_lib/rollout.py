@@ -116,10 +116,10 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     if generator is None:
         generator = torch.Generator()
         generator.seed()
-    uniforms = torch.rand(len(prompts), group_size, max_new_tokens, dtype=torch.float64,
+    uniforms = torch.rand(len(prompts) * group_size, max_new_tokens, dtype=torch.float64,
                           generator=generator)
     chosen = part_of(len(prompts), part)
-    uniforms = uniforms[chosen].flatten(0, 1).to(device)
+    uniforms = uniforms[chosen.start * group_size : chosen.stop * group_size].to(device)
     prompt_tokens, prompt_mask = (t[chosen].to(device) for t in pad(prompts, "left"))
     batch, width = len(uniforms), prompt_tokens.shape[1]
     ends = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)

@@ -55,6 +55,12 @@ def test_back_it_is_the_same_policy(folder):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+def test_settings_that_are_not_the_usual_come_back_too(make_policy, tmp_path):
+    policy = make_policy(len(TASK.tokenizer), rope_theta=500.0, norm_eps=1e-3, context_length=48)
+    again = import_llama(export_llama(policy, TASK.tokenizer, tmp_path / "x"))
+    assert again.config == policy.config
+
+
 def test_it_samples_the_same_completions(folder):
     options = {"max_new_tokens": TASK.max_new_tokens}
     one = sample_groups(load_base_model("chain"), prompts(), 4, **options,

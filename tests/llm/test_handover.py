@@ -106,6 +106,7 @@ class TestTranslate:
         assert arguments["gradient_accumulation_steps"] * minibatches == \
             arguments["steps_per_generation"]
         assert arguments["max_steps"] == config.steps * minibatches * 3
+        assert arguments["num_generations"] == 16
         assert arguments["per_device_train_batch_size"] <= (micro or 128)
         if processes == 1:
             assert trl_config(tmp_path, **arguments).generation_batch_size == 128
@@ -125,7 +126,8 @@ class TestReward:
                    "trainer_state": None, "log_extra": print}
         reward = trl_reward(TASK)
         assert reward(prompts=columns["problem"], completions=right, **columns) == [1, 1, 1]
-        messages = [[{"role": "assistant", "content": text}] for text in right]
+        messages = [[{"role": "system", "content": "=> 1 2"},
+                     {"role": "assistant", "content": text}] for text in right]
         assert reward(prompts=None, completions=messages, completion_ids=None, **columns) == [1] * 3
         assert reward(prompts=None, completions=["=> 1", *right[:2]], **columns)[1:] == [
             float(problems[1].answer == problems[0].answer),
