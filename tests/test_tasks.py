@@ -8,7 +8,7 @@ import zlib
 import pytest
 import torch
 
-from grpo_lib import pretraining, training
+from grpo_lib import pretraining
 from grpo_lib.config import GRPOConfig
 from grpo_lib.policy import PolicyConfig, TinyPolicy
 from grpo_lib.pretraining import PretrainConfig, pretrain
@@ -261,17 +261,17 @@ def test_pre_training_never_shows_a_held_out_problem(name, held_out_ids, monkeyp
     assert not any(is_held_out(task.tokenizer.decode(ids)) for ids in set(seen))
 
 
-def test_rl_never_shows_a_held_out_problem(held_out_ids, monkeypatch):
+def test_rl_never_shows_a_held_out_problem(held_out_ids):
     def drawn_only(policy, prompts, group_size, *, max_new_tokens, generator, **_):
         torch.rand(len(prompts) * group_size, max_new_tokens, dtype=torch.float64,
                    generator=generator)
         seen.extend(map(tuple, prompts))
 
-    monkeypatch.setattr(training, "sample_groups", drawn_only)
     policy, streams = TinyPolicy(2, 2), []
     for seed in range(10):
         seen = []
-        trainer = GRPOTrainer(policy, CHAIN, GRPOConfig(seed=seed, eval_every=0))
+        trainer = GRPOTrainer(policy, CHAIN, GRPOConfig(seed=seed, eval_every=0),
+                              sampler=drawn_only)
         for _ in range(50):
             trainer.sample()
             torch.randperm(512, generator=trainer.generator)
