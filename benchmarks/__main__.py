@@ -39,7 +39,13 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"benchmarks: got {', '.join(sorted(unknown))}, allowed are report, "
                  f"{', '.join(PARTS)}")
-    for name in [n for n in names if n != "report"] if names else PARTS:
+    if not names:  # everything that can be measured here
+        lacking = {name: why() for name, part in PARTS.items()
+                   if (why := getattr(part, "why_not", None)) and why()}
+        for name, why in lacking.items():
+            print(f"left out: {name}, {why}")
+        names = [name for name in PARTS if name not in lacking]
+    for name in [n for n in names if n != "report"]:
         log = {"command": f"python -m benchmarks {name}"} | PARTS[name].measure()
         write_atomically(file_of(name), as_json(log).encode())
     sections = [PARTS[name].report(read_json(file_of(name))) for name in PARTS

@@ -441,3 +441,15 @@ def test_groups_of_generated_completions_have_the_exact_log_probs_at_any_tempera
     assert rollouts.log_probs[0, 0].item() == pytest.approx(
         (logits[first] - logits.logsumexp(0)).item(), abs=1e-12)
     assert math.isfinite(rollouts.log_probs.sum())
+
+
+def test_what_the_cuda_benchmark_does_runs_on_a_cpu_with_a_small_shape():
+    from benchmarks.cuda import HALF_A_BILLION, model_on
+
+    small = HALF_A_BILLION | {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2,
+                              "num_attention_heads": 4, "intermediate_size": 48}
+    found = model_on("cpu", small, prompts=2, group=4, prompt_length=5, length=6)
+    assert found["loss"] == pytest.approx(math.log(50), abs=0.5), "random weights know nothing"
+    assert found["float32"]["sampled_tokens_a_second"] > 0 and "bfloat16" not in found
+    assert found == found | {"tokens": model_on("cpu", small, prompts=2, group=4, prompt_length=5,
+                                                length=6)["tokens"]}
