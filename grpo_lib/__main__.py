@@ -1,6 +1,7 @@
 """The command line: python -m grpo_lib pretrain | train | evaluate | handover | lab | test."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -410,4 +411,9 @@ def run_evaluate(options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from grpo_lib.processes import leave
+
+        leave(status)
+    sys.exit(status)

@@ -9,8 +9,10 @@ weights, and rollouts by an engine of their own (``handover`` leads to trainers 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -118,8 +120,20 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield SeveralProcesses(), device
+        with lost_processes():
+            torch.distributed.barrier()  # nobody leaves while another still speaks
     finally:
+        gc.collect()  # trainers and their wrapped policies, which hold on to the group
         torch.distributed.destroy_process_group()
+
+
+def leave(status: int) -> None:
+    """End a process that ``torchrun`` started, at once: the threads of gloo do not always survive
+    the interpreter's own way out (std::terminate). Without effect in any other process."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, SortTask, load_base_model
 from grpo_lib.policy import PolicyConfig, TinyPolicy, TransformerPolicy
-from grpo_lib.processes import joined
+from grpo_lib.processes import joined, leave
 
 SHARED = {"steps": 10, "prompts_per_step": 5, "group_size": 4, "eval_every": 4,
           "eval_problems": 7, "beta": 0.05, "num_iterations": 2}
@@ -48,3 +48,4 @@ if __name__ == "__main__":
         if processes.rank == 0:
             with open(sys.argv[1], "w") as file:
                 json.dump(found, file)
+    leave(0)

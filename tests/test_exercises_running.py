@@ -41,6 +41,8 @@ def trace_as_it_is():
 
 # --- endless ones ---------------------------------------------------------------------------------
 
+@pytest.mark.filterwarnings(  # an alarm may fall into a callback of the interpreter's own
+    "ignore::pytest.PytestUnraisableExceptionWarning")
 @alarms
 class TestEndless:
     def test_one_that_swallows_everything(self):
