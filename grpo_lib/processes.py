@@ -120,8 +120,6 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield SeveralProcesses(), device
-        with lost_processes():
-            torch.distributed.barrier()  # nobody leaves while another still speaks
     finally:
         gc.collect()  # trainers and their wrapped policies, which hold on to the group
         torch.distributed.destroy_process_group()

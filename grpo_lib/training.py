@@ -177,18 +177,18 @@ class GRPOTrainer:
         self.half_updated = True
         scored = time.perf_counter()
         updates = self.update(rollouts, self.advantages, batch.ref_log_probs)
-        self.half_updated = False
         updated = time.perf_counter()
-        self.step_count += 1
         held_out = None
-        if config.eval_every and self.step_count % config.eval_every == 0:
+        if config.eval_every and (self.step_count + 1) % config.eval_every == 0:
             held_out = evaluate(self.policy, self.task, self.held_out, device=self.device,
                                 temperature=config.temperature, sampler=self.sampler).accuracy
         metrics = StepMetrics(
-            step=self.step_count, held_out_accuracy=held_out, **batch_metrics(everything),
+            step=self.step_count + 1, held_out_accuracy=held_out, **batch_metrics(everything),
             **updates, seconds_rollout=seconds_rollout,
             seconds_scoring=seconds_scoring + scored - start, seconds_update=updated - scored,
             seconds_evaluation=time.perf_counter() - updated)
+        # together, so that a step that is counted has its metrics, whatever evaluation met with
+        self.half_updated, self.step_count = False, self.step_count + 1
         self.history.append(metrics)
         return metrics
 

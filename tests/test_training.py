@@ -793,3 +793,16 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(make_trainer, tmp_path):
             trainer.load(tmp_path / "rest.safetensors")
         assert all(torch.equal(t, before[name])
                    for name, t in trainer.policy.state_dict().items())
+
+
+def test_a_step_whose_evaluation_fails_is_not_counted_and_not_saved(make_trainer, monkeypatch,
+                                                                    tmp_path):
+    trainer = make_trainer(replace(SMALL, eval_every=2, eval_problems=7))
+    trainer.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.step()
+    assert trainer.step_count == len(trainer.history) == 1 and trainer.half_updated
+    with pytest.raises(RuntimeError, match="broken off"):
+        trainer.save(tmp_path / "a.safetensors")
