@@ -340,13 +340,15 @@ def train_in(run, trainer) -> int:
         run.record_all(trainer.history)
         if not trainer.half_updated:
             run.save(trainer)
-        print(f"\nstopped after step {trainer.step_count}; everything is saved. {go_on}", flush=True)
+        print(f"\nstopped after step {trainer.step_count}; everything is saved. {go_on}",
+              flush=True)
         return 130
     except Exception:
         if not trainer.half_updated:
             run.record_all(trainer.history)
             run.save(trainer)
-        print(f"\nfailed after step {trainer.step_count}; what was saved is whole. {go_on}", flush=True)
+        print(f"\nfailed after step {trainer.step_count}; what was saved is whole. {go_on}",
+              flush=True)
         raise
     print(summary(run.about["before"], run.about["after"], trainer.history))
     return 0
