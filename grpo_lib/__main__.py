@@ -330,25 +330,30 @@ def train_in(run, trainer) -> int:
     """Measure, train to the last step, measure again; everything into the run's folder."""
     from shlex import quote
 
+    from grpo_lib.processes import undisturbed
     from grpo_lib.runs import summary
 
-    go_on = f"To go on:\n  python -m grpo_lib train --resume {quote(str(run.path))}"
+    def said(what: str) -> None:
+        """Save what is whole, and say what is saved and how to go on, whatever signals come."""
+        with undisturbed():
+            run.record_all(trainer.history)
+            if trainer.half_updated:
+                saved = f"step {trainer.step_count + 1} was broken off and will be taken again " \
+                        f"from the last checkpoint"
+            else:
+                run.save(trainer)
+                saved = "everything is saved"
+            print(f"\n{what} after step {trainer.step_count}; {saved}. To go on:\n"
+                  f"  python -m grpo_lib train --resume {quote(str(run.path))}", flush=True)
+
     print(f"writing to {run.path}")
     try:
         measure_and_train(run, trainer)
     except KeyboardInterrupt:
-        run.record_all(trainer.history)
-        if not trainer.half_updated:
-            run.save(trainer)
-        print(f"\nstopped after step {trainer.step_count}; everything is saved. {go_on}",
-              flush=True)
+        said("stopped")
         return 130
     except Exception:
-        if not trainer.half_updated:
-            run.record_all(trainer.history)
-            run.save(trainer)
-        print(f"\nfailed after step {trainer.step_count}; what was saved is whole. {go_on}",
-              flush=True)
+        said("failed")
         raise
     print(summary(run.about["before"], run.about["after"], trainer.history))
     return 0

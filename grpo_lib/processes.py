@@ -118,11 +118,22 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     # torchrun ends the others by SIGTERM when one has failed: they stop as by Ctrl-C, and save
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield SeveralProcesses(), device
+    # after an error the process ends at once (``leave``): a group with a lost member may not answer
+    gc.collect()  # trainers and their wrapped policies, which hold on to the group
+    torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Without Ctrl-C and SIGTERM: torchrun sends one a moment after a process was lost, while the
+    others are saving."""
+    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield SeveralProcesses(), device
+        yield
     finally:
-        gc.collect()  # trainers and their wrapped policies, which hold on to the group
-        torch.distributed.destroy_process_group()
+        for sign, handler in before.items():
+            signal.signal(sign, handler or signal.SIG_DFL)
 
 
 def leave(status: int) -> None:

@@ -417,6 +417,36 @@ def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeyp
     assert about["threads"] == torch.get_num_threads() == 1 and about["save_every"] == 2
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_saves_after_a_failure_loses_nothing(tmp_path, monkeypatch, capsys, sent):
+    """torchrun sends one a moment after a process was lost."""
+    from grpo_lib import training
+    from grpo_lib.runs import RunFolder
+
+    sample, record_all = training.GRPOTrainer.sample, RunFolder.record_all
+
+    def broken(self):
+        if self.step_count == 3:
+            raise RuntimeError("shapes do not match")
+        return sample(self)
+
+    def disturbed(self, history):
+        signal.raise_signal(sent)
+        record_all(self, history)
+
+    monkeypatch.setattr(training.GRPOTrainer, "sample", broken)
+    monkeypatch.setattr(RunFolder, "record_all", disturbed)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as under torchrun
+    try:
+        assert main(["train", "--out", str(tmp_path / "run"), *SMALL]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr()
+    assert "failed after step 3; everything is saved" in said.out and "--resume" in said.out
+    assert "shapes do not match" in said.err
+    assert (tmp_path / "run" / "checkpoints" / "step-00003.safetensors").is_file()
+
+
 def test_a_run_that_fails_keeps_the_steps_before(tmp_path, monkeypatch, capsys):
     """Before an update all of them, inside of one those of the last checkpoint."""
     from grpo_lib import training
