@@ -417,6 +417,27 @@ def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeyp
     assert about["threads"] == torch.get_num_threads() == 1 and about["save_every"] == 2
 
 
+def test_a_run_that_fails_keeps_the_steps_before(tmp_path, monkeypatch, capsys):
+    """Before an update all of them, inside of one those of the last checkpoint."""
+    from grpo_lib import training
+
+    trainer = training.GRPOTrainer
+    for at, kept in ((0, [0, 2, 3]), (1, [0, 2])):
+        work = trainer.gradient_step if at else trainer.sample
+
+        def broken(self, *arguments, work=work, **options):
+            if self.step_count == 3:
+                raise ValueError("nothing fits")
+            return work(self, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, work.__name__, broken)
+            assert main(["train", "--out", str(tmp_path / str(at)), *SMALL]) == 2
+        assert "failed after step 3" in capsys.readouterr().out
+        saved = sorted((tmp_path / str(at) / "checkpoints").iterdir())
+        assert [int(p.stem.split("-")[1]) for p in saved] == kept
+
+
 def test_going_on_with_a_complete_run_drops_what_described_its_end(tmp_path, monkeypatch):
     from grpo_lib.training import GRPOTrainer
 

@@ -1,8 +1,10 @@
 """The two commands of the README, with the slow parts (venv, pip, JupyterLab) replaced."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,20 @@ def test_a_python_too_old_or_too_new_is_named(checkout, monkeypatch, version):
     monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(environment.SetupError, match=r"needs Python 3\.10 to 3\.13, and this is 3"):
         environment.prepare(checkout[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals")
+@pytest.mark.parametrize("sent, child, status", [
+    (signal.SIGINT, "import time; time.sleep(1.5); raise SystemExit(7)", 7),
+    (signal.SIGTERM, "import time; time.sleep(30)", -signal.SIGTERM)])
+def test_a_child_decides_on_ctrl_c_and_is_told_to_stop(tmp_path, sent, child, status):
+    """Ctrl-C reaches all of a terminal's processes, what tells one to stop only that one."""
+    before = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), sent))
+    timer.start()
+    assert environment.call([sys.executable, "-c", child], tmp_path) == status
+    timer.join()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_outside_a_checkout_it_says_so(tmp_path):

@@ -52,6 +52,13 @@ class Oracle:
         return logits
 
 
+def test_a_completion_ends_where_the_tokenizer_says(monkeypatch):
+    task = ChainTask(1, 3)
+    [arrow] = task.tokenizer.encode("=>")
+    task.tokenizer.eos_id = (EOS, arrow)
+    assert (evaluate(Oracle(), task, PROBLEMS).lengths == 1).all()
+
+
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize(("shift", "accuracy"), [(0, 1.0), (1, 0.0), (7, 0.0)])
 def test_a_policy_that_is_always_right_or_wrong_is_found_out(temperature, shift, accuracy):

@@ -134,14 +134,19 @@ class TestAlone:
                             algorithm=algorithm, num_iterations=2, max_grad_norm=1e9)
         # with a reward that random weights earn: where all gradients are 0, AdamW makes steps of
         # what is left by rounding
-        task, weights = sort_task.with_reward(lambda p, text: float(len(text) % 4 == 1)), []
+        task, weights, seen = sort_task.with_reward(lambda p, text: float(len(text) % 4 == 1)), [], []
         for size in (None, 1, 3):
             trainer = GRPOTrainer(make_policy(len(sort_task.tokenizer)), task,
                                   replace(config, micro_batch_size=size))
-            list(trainer.run())
+            seen.append(list(trainer.run()))
             weights.append(torch.cat([p.detach().flatten() for p in trainer.policy.parameters()]))
         for other in weights[1:]:
             assert torch.allclose(other, weights[0], rtol=0, atol=1e-8)
+        for other in seen[1:]:
+            for wanted, got in zip(seen[0], other):
+                for metric in ("loss", "entropy", "grad_norm", "clip_fraction_low",
+                               "clip_fraction_high", "ratio_min", "ratio_max"):
+                    assert getattr(got, metric) == about(getattr(wanted, metric), 1e-5, 1e-7), metric
         start = torch.cat([p.detach().flatten()
                            for p in make_policy(len(sort_task.tokenizer)).parameters()])
         assert (weights[0] - start).abs().max() > 1e-4
@@ -235,6 +240,22 @@ def test_the_command_line_on_two_processes_and_a_killed_one(tmp_path):
     assert cli("train", *SETTINGS, "--steps", str(done + 3), "--out",
                tmp_path / "never").returncode == 0
     close(metrics_of(tmp_path / "never"), metrics_of(tmp_path / "killed"))
+
+
+def test_processes_that_are_told_to_stop_save(tmp_path):
+    """As torchrun tells the others when one has failed."""
+    process = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--steps", "400", "--save-every",
+                       "400", "--out", tmp_path / "killed")
+    end = time.monotonic() + 60
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert re.search(r"(stopped|failed) after step \d+", said), said
+    assert "python -m grpo_lib train --resume" in said
 
 
 def environ(pid):

@@ -29,6 +29,9 @@ def test_without_a_lesson_it_is_the_cockpit(called):
     assert __main__.main(["project", "--no-browser", "--port", "8899"]) == 0
     [(command, notebook)] = called
     assert command[1:3] == ["-m", "voila"] and command[6:] == ["--port=8899", "--no-browser"]
+    seconds = dict(option.split("=") for option in command[4:6])
+    assert 0 < int(seconds["--MappingKernelManager.cull_interval"]) \
+        < int(seconds["--MappingKernelManager.cull_idle_timeout"]) <= 600
     nbformat.validate(nbformat.from_dict(notebook))
     [cell] = notebook["cells"]
     assert "cockpit_explorer()" in "".join(cell["source"])

@@ -97,6 +97,12 @@ def test_the_end_token_can_be_another():
     assert texts(rollouts) == [[4, EOS, 7]]
 
 
+def test_there_can_be_several_end_tokens():
+    rollouts = sample_groups(Scripted({3: 4, 4: EOS, 5: 6, 6: 9, EOS: 7}), [[3], [5]], 1,
+                             max_new_tokens=5, eos_id=(7, 9))
+    assert texts(rollouts) == [[4, EOS, 7], [6, 9]] and rollouts.finished.all()
+
+
 @pytest.mark.parametrize("rows", [[0, 5, 7], [3], [11, 2], list(range(12)), "ended", "shortest"])
 def test_select_takes_rows_and_cuts_to_their_longest(policy, sample, rows):
     rollouts = sample(policy)

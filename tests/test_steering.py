@@ -115,6 +115,12 @@ def test_back_goes_on_as_it_did_before(run):
     assert numbers(run.history) == first
     run.back(4)
     assert run.moves == [Move(3, "epsilon", 0.05)] and run.trainer.config.epsilon == 0.05
+    run.back(2)
+    run.run(1)
+    run.set(epsilon=0.3)
+    run.run(1)
+    run.back(4)
+    assert run.moves == [Move(4, "epsilon", 0.3)] and run.trainer.config.epsilon == 0.3
     with pytest.raises(ValueError, match="step: got 3, allowed are those with a checkpoint: 0, 2"):
         run.back(3)
 

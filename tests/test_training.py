@@ -17,6 +17,7 @@ from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.objective import LossOutput, grpo_loss
 from grpo_lib.policy import TinyPolicy
+from grpo_lib.rollout import sample_groups
 from grpo_lib.tasks import ChainTask
 from grpo_lib.training import GRPOTrainer, finish_step_first
 
@@ -498,6 +499,20 @@ def test_held_out_accuracy_comes_every_few_steps_after_the_update(make_trainer, 
         assert same(state, weights[at])
         assert problems == trainer.task.held_out(7)
         assert options["temperature"] == 0.5
+
+
+def test_a_sampler_of_ones_own_samples_everything_to_the_tokenizers_end(make_trainer, long_sort):
+    asked = []
+
+    def sampler(policy, prompts, group_size, **options):
+        asked.append((len(prompts), options["eos_id"], options["temperature"]))
+        return sample_groups(policy, prompts, group_size, **options)
+
+    long_sort.tokenizer.eos_id = (1, 3)
+    trainer = make_trainer(replace(SMALL, eval_every=2, eval_problems=7, temperature=0.5),
+                           sampler=sampler)
+    list(trainer.run(2))
+    assert asked == [(4, (1, 3), 0.5), (4, (1, 3), 0.5), (7, (1, 3), 0.5)]
 
 
 def test_evaluating_does_not_change_the_run(make_trainer):

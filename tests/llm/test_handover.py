@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lib import ALGORITHMS, ChainTask, GRPOConfig, SortTask, __main__, load_base_model
+from grpo_lib import (
+    ALGORITHMS,
+    ChainTask,
+    GRPOConfig,
+    GRPOTrainer,
+    SortTask,
+    __main__,
+    load_base_model,
+)
 from grpo_lib.algorithms import CHOICES
 from grpo_lib.export import export_llama
 from grpo_lib.handover import (
@@ -106,9 +114,18 @@ class TestTranslate:
         assert arguments["gradient_accumulation_steps"] * minibatches == \
             arguments["steps_per_generation"]
         assert arguments["max_steps"] == config.steps * minibatches * 3
+        assert arguments["num_generations"] == 16
         assert arguments["per_device_train_batch_size"] <= (micro or 128)
         if processes == 1:
             assert trl_config(tmp_path, **arguments).generation_batch_size == 128
+
+    def test_its_optimizer_is_ours(self):
+        arguments = trl_arguments(GRPOConfig(), 64)
+        ours = GRPOTrainer(load_base_model("chain"), ChainTask(), GRPOConfig(eval_every=0)
+                           ).optimizer.param_groups[0]
+        assert (arguments["adam_beta1"], arguments["adam_beta2"]) == ours["betas"]
+        assert arguments["weight_decay"] == ours["weight_decay"]
+        assert arguments["learning_rate"] == ours["lr"]
 
     def test_what_cannot_be_dealt_out_evenly_is_refused(self):
         with pytest.raises(ValueError, match="micro_batch_size, minibatches, processes: got"):
@@ -125,7 +142,8 @@ class TestReward:
                    "trainer_state": None, "log_extra": print}
         reward = trl_reward(TASK)
         assert reward(prompts=columns["problem"], completions=right, **columns) == [1, 1, 1]
-        messages = [[{"role": "assistant", "content": text}] for text in right]
+        messages = [[{"role": "system", "content": "=> 1 2"},
+                     {"role": "assistant", "content": text}] for text in right]
         assert reward(prompts=None, completions=messages, completion_ids=None, **columns) == [1] * 3
         assert reward(prompts=None, completions=["=> 1", *right[:2]], **columns)[1:] == [
             float(problems[1].answer == problems[0].answer),

@@ -150,7 +150,8 @@ class TestGenerate:
         """First tokens against the policy's own probabilities, with settings in the model's
         generation_config that would bend them."""
         kept = llama.model.generation_config
-        bent = type(kept)(top_k=3, top_p=0.5, repetition_penalty=1.9, temperature=0.2)
+        bent = type(kept)(top_k=3, top_p=0.5, repetition_penalty=1.9, temperature=0.2,
+                          min_p=0.5)
         llama.model.generation_config = bent
         try:
             rollouts = generate_groups(llama, [PROMPTS[0]], 4000, max_new_tokens=1,
@@ -177,6 +178,14 @@ class TestGenerate:
         assert torch.equal(before, torch.get_rng_state())
         same(one, other)
         assert not torch.equal(one.tokens, third.tokens)
+
+    def test_parts_draw_other_numbers_and_leave_the_generator_alike(self, llama):
+        generators = [numbers(), numbers()]
+        parts = [generate_groups(llama, [PROMPTS[0], PROMPTS[0]], 3, max_new_tokens=7, eos_id=1,
+                                 generator=g, part=(k, 2)) for k, g in enumerate(generators)]
+        assert [len(p.tokens) for p in parts] == [3, 3]
+        assert not torch.equal(parts[0].completions, parts[1].completions)
+        assert torch.equal(*(g.get_state() for g in generators))
 
     def test_a_trainer_takes_it_as_its_sampler(self, make_trainer):
         config = GRPOConfig(steps=2, prompts_per_step=2, group_size=3, minibatches=1, eval_every=0)
@@ -238,6 +247,7 @@ class TestTask:
         assert task.correct(problem, f"1, then 2\n=>\n{value}")
         assert not task.correct(problem, f"=> {(value + 1) % 10}")
         assert not task.correct(problem, f"=> {value} or so")
+        assert task.reward(problem, f"1, then 2\n=>\n{value}") == 1
 
     def test_no_prompt_is_in_both_splits(self, task):
         held_out = {p.prompt for p in task.held_out(50)}
@@ -361,6 +371,7 @@ class TestAdapters:
 
     def test_from_a_folder(self, saved, tmp_path):
         policy = HuggingFacePolicy.from_pretrained(saved, lora_rank=2)
+        assert policy.model.peft_config["default"].lora_alpha == 4
         policy.save_pretrained(tmp_path / "adapters")
         assert (tmp_path / "adapters" / "adapter_model.safetensors").is_file()
 
