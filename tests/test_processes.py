@@ -134,7 +134,8 @@ class TestAlone:
                             algorithm=algorithm, num_iterations=2, max_grad_norm=1e9)
         # with a reward that random weights earn: where all gradients are 0, AdamW makes steps of
         # what is left by rounding
-        task, weights, seen = sort_task.with_reward(lambda p, text: float(len(text) % 4 == 1)), [], []
+        task = sort_task.with_reward(lambda p, text: float(len(text) % 4 == 1))
+        weights, seen = [], []
         for size in (None, 1, 3):
             trainer = GRPOTrainer(make_policy(len(sort_task.tokenizer)), task,
                                   replace(config, micro_batch_size=size))
@@ -146,7 +147,8 @@ class TestAlone:
             for wanted, got in zip(seen[0], other):
                 for metric in ("loss", "entropy", "grad_norm", "clip_fraction_low",
                                "clip_fraction_high", "ratio_min", "ratio_max"):
-                    assert getattr(got, metric) == about(getattr(wanted, metric), 1e-5, 1e-7), metric
+                    value = about(getattr(wanted, metric), 1e-5, 1e-7)
+                    assert getattr(got, metric) == value, metric
         start = torch.cat([p.detach().flatten()
                            for p in make_policy(len(sort_task.tokenizer)).parameters()])
         assert (weights[0] - start).abs().max() > 1e-4
