@@ -19,7 +19,7 @@ RUNS = {
     "entropy bonus": {"entropy_coef": 0.01},
     **{name: {"algorithm": name} for name in ("dapo", "dr_grpo", "gspo", "rloo", "maxrl")},
     "batch": {"scale": "batch", "baseline": "batch", "minibatches": 4},
-    "tiny": {"steps": 3, "eval_problems": 2}}  # fewer than processes
+    "tiny": {"steps": 3, "eval_every": 1, "eval_problems": 2}}  # fewer than processes
 
 
 def run(name, processes):
