@@ -188,7 +188,7 @@ class TestRefused:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        with pytest.raises(ValueError, match="for 2 processes or more.*CUDA devices, 1"), \
+        with pytest.raises(ValueError, match=r"for 2 processes or more.*CUDA devices, 1"), \
                 joined("cuda"):
             pass
 
