@@ -55,7 +55,7 @@ class Oracle:
 def test_a_completion_ends_where_the_tokenizer_says(monkeypatch):
     task = ChainTask(1, 3)
     [arrow] = task.tokenizer.encode("=>")
-    task.tokenizer.eos_id = (EOS, arrow)
+    monkeypatch.setattr(task.tokenizer, "eos_id", (EOS, arrow))  # that of all such tasks
     assert (evaluate(Oracle(), task, PROBLEMS).lengths == 1).all()
 
 

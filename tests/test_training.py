@@ -501,14 +501,15 @@ def test_held_out_accuracy_comes_every_few_steps_after_the_update(make_trainer, 
         assert options["temperature"] == 0.5
 
 
-def test_a_sampler_of_ones_own_samples_everything_to_the_tokenizers_end(make_trainer, long_sort):
+def test_a_sampler_of_ones_own_samples_everything_to_the_tokenizers_end(make_trainer, long_sort,
+                                                                       monkeypatch):
     asked = []
 
     def sampler(policy, prompts, group_size, **options):
         asked.append((len(prompts), options["eos_id"], options["temperature"]))
         return sample_groups(policy, prompts, group_size, **options)
 
-    long_sort.tokenizer.eos_id = (1, 3)
+    monkeypatch.setattr(long_sort.tokenizer, "eos_id", (1, 3))
     trainer = make_trainer(replace(SMALL, eval_every=2, eval_problems=7, temperature=0.5),
                            sampler=sampler)
     list(trainer.run(2))
