@@ -290,6 +290,13 @@ class TestTrouble:
         cockpit.steps(1)
         assert {m.field for m in cockpit.run.moves} == {"epsilon", "temperature", "group_size"}
 
+    def test_controls_that_follow_set_nothing(self, cockpit, monkeypatch):
+        """A control with new stops is at its first for a moment, and a step may begin then."""
+        calls, real = [], cockpit.run.set
+        monkeypatch.setattr(cockpit.run, "set", lambda **s: calls.append(s) or real(**s))
+        cockpit.set(temperature=0.85, group_size=5)
+        assert calls == [{"temperature": 0.85, "group_size": 5}]
+
     def test_no_move_but_those_that_were_made(self, cockpit):
         """A page sends back the value that it shows, rounded."""
         cockpit.set(temperature=0.8)

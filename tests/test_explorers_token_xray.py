@@ -20,7 +20,7 @@ from grpo_lib.explorers.tokens import (
 )
 from grpo_lib.explorers.what_if import OWN
 from grpo_lib.plots import BLUE, VERMILION, ink_on, luminance
-from grpo_lib.xray import BLOCKED, SILENT, STATES, UP, Xray, agreement
+from grpo_lib.xray import BLOCKED, DOWN, SILENT, STATES, UP, Xray, agreement
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,31 @@ def test_every_token_of_the_group_is_there_with_its_numbers(xray, when):
     assert explorer.view.value.count("<tr>") == 6
 
 
+def test_the_part_of_the_kl_term_is_told_where_there_is_one(xray):
+    other = replace(xray, algorithm=replace(xray.algorithm, beta=0.2))
+    explorer, update = token_xray_explorer(other).set(when="after the step"), other.update(
+        "after the step")
+    places = [(r, t) for r in range(6) for t in range(len(xray.words[r]))]
+    shown = tokens_of(explorer)
+    assert len(shown) == len(places)
+    but = 0
+    for (r, t), (_, numbers, _, _) in zip(places, shown):
+        kl, held = update.kl_push[r, t].item(), update.state[r, t] in (BLOCKED, SILENT)
+        assert float(numbers.split("of it KL ")[1]) == pytest.approx(kl, rel=0.06, abs=1e-12)
+        assert ("but for KL" in numbers) == (kl != 0 and bool(held))
+        but += "but for KL" in numbers
+    assert but > 0 and "KL" not in tokens_of(token_xray_explorer(xray))[0][1]
+
+
+def test_each_answer_has_its_reward_and_its_advantage(xray):
+    explorer, seen = token_xray_explorer(xray), []
+    for prompt in range(1, 7):
+        seen += re.findall(r'class="about">([^<]*)<', explorer.set(prompt=prompt).view.value)
+    update = xray.update(explorer.controls["when"].value)
+    assert seen == [f"reward {reward:.2g}, A {update.advantages[row, 0]:+.2f}"
+                    for row, reward in enumerate(xray.rewards.flatten().tolist())]
+
+
 def test_the_line_counts_what_the_group_and_the_batch_hold(xray):
     explorer = token_xray_explorer(xray, prompt=1).set(when="after the step")
     update = xray.update("after the step")
@@ -93,6 +118,9 @@ def test_colours_tell_up_from_down_and_strong_from_weak(xray):
         for t in range(lengths[r]):
             if update.state[r, t] == UP:
                 strength[update.push[r, t].item()] = luminance(colors[r][t])
+            if update.state[r, t] in (UP, DOWN):
+                red, blue = int(colors[r][t][1:3], 16), int(colors[r][t][5:], 16)
+                assert (blue > red) == (update.state[r, t] == UP)
     pushes = sorted(strength)
     assert strength[pushes[0]] >= strength[pushes[-1]], "a stronger push is darker"
     assert luminance(tint(BLUE, 1)) == luminance(BLUE) and tint(VERMILION, 0) == "#ffffff"
@@ -199,9 +227,13 @@ class TestWhatIf:
             'class="key"')[0])
         half = len(colours) // 2
         assert colours[:half] != colours[half:]
+        turned = re.findall(r'style="background:(#\w+);color', explorer.set(
+            a="dr_grpo", b="grpo").view.value.split('class="key"')[0])
+        assert turned == colours[half:] + colours[:half]
         strongest = max(one.push[:6].abs().max(), other.push[:6].abs().max())
         full = [c for c in colours if c in (BLUE.lower(), VERMILION.lower())]
         assert len(full) == sum(int((u.push[:6].abs() == strongest).sum()) for u in (one, other))
+        explorer.set(a="grpo", b="dr_grpo")
         assert "0 of" not in explorer.text.split("\n")[0], "their pushes differ"
 
     def test_the_titles_say_what_holds(self, xray):

@@ -160,11 +160,22 @@ def test_an_answer_cut_off_is_not_counted_by_dapo(trainer):
     assert (update.state == NOT_COUNTED).all() and update.push.abs().max() == 0
 
 
+def test_long_answers_lose_reward_in_dapo_first(trainer, xray):
+    rollouts, row = trainer.rollouts, ALGORITHMS["dapo"]
+    longest = int(rollouts.lengths.max())
+    update = token_update(row, rollouts, xray.rewards, rollouts.log_probs, max_length=longest)
+    shaped = row.shaped_rewards(xray.rewards.double(), rollouts.lengths.double(), longest)
+    assert (shaped != xray.rewards).any()
+    wanted = row.advantages(shaped, rollouts.mask.double()).flatten()[:, None] * rollouts.mask
+    assert torch.allclose(update.advantages, wanted, rtol=0, atol=1e-12)
+
+
 def test_agreement_is_a_cosine(xray):
     grpo, dr = (xray.update("before the step", ALGORITHMS[n]) for n in ("grpo", "dr_grpo"))
     assert agreement(grpo, grpo) == pytest.approx(1.0)
     assert agreement(grpo, grpo._replace(push=-grpo.push)) == pytest.approx(-1.0)
     assert 0 < agreement(grpo, dr) < 1
+    assert agreement(grpo, grpo._replace(push=3 * grpo.push)) == pytest.approx(1.0)
     assert agreement(grpo, grpo._replace(push=0 * grpo.push)) != agreement(grpo, grpo)
 
 

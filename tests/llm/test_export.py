@@ -11,6 +11,7 @@ from grpo_lib import ChainTask, SortTask, evaluate, load_base_model, sample_grou
 from grpo_lib.checkpoint import CheckpointError
 from grpo_lib.export import export_llama, fast_tokenizer, import_llama, llama
 from grpo_lib.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
+from grpo_lib.tokenizer import Tokenizer
 
 TASK = ChainTask()
 
@@ -86,6 +87,13 @@ def test_its_tokenizer_is_the_tasks(folder):
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
     with pytest.raises(Exception, match="UNK"):
         tokenizer("a word that it does not know")
+
+
+def test_the_longest_word_wins_in_its_tokenizer_too():
+    ours = Tokenizer(["a", "ab", "abc", "b", "c"])
+    theirs = fast_tokenizer(ours)
+    for text in ("abc ab a", "abab c", "aabcb"):
+        assert theirs(text)["input_ids"] == ours.encode(text)
 
 
 def test_transformers_own_generate_solves_what_the_policy_solves(folder):

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lib import ALGORITHMS, ChainTask, GRPOConfig, SortTask, __main__, load_base_model
+from grpo_lib import (
+    ALGORITHMS,
+    ChainTask,
+    GRPOConfig,
+    GRPOTrainer,
+    SortTask,
+    __main__,
+    load_base_model,
+)
 from grpo_lib.algorithms import CHOICES
 from grpo_lib.export import export_llama
 from grpo_lib.handover import (
@@ -110,6 +118,14 @@ class TestTranslate:
         assert arguments["per_device_train_batch_size"] <= (micro or 128)
         if processes == 1:
             assert trl_config(tmp_path, **arguments).generation_batch_size == 128
+
+    def test_its_optimizer_is_ours(self):
+        arguments = trl_arguments(GRPOConfig(), 64)
+        ours = GRPOTrainer(load_base_model("chain"), ChainTask(), GRPOConfig(eval_every=0)
+                           ).optimizer.param_groups[0]
+        assert (arguments["adam_beta1"], arguments["adam_beta2"]) == ours["betas"]
+        assert arguments["weight_decay"] == ours["weight_decay"]
+        assert arguments["learning_rate"] == ours["lr"]
 
     def test_what_cannot_be_dealt_out_evenly_is_refused(self):
         with pytest.raises(ValueError, match="micro_batch_size, minibatches, processes: got"):

@@ -151,7 +151,8 @@ class TestGenerate:
         """First tokens against the policy's own probabilities, with settings in the model's
         generation_config that would bend them."""
         kept = llama.model.generation_config
-        bent = type(kept)(top_k=3, top_p=0.5, repetition_penalty=1.9, temperature=0.2)
+        bent = type(kept)(top_k=3, top_p=0.5, repetition_penalty=1.9, temperature=0.2,
+                          min_p=0.5)
         llama.model.generation_config = bent
         try:
             rollouts = generate_groups(llama, [PROMPTS[0]], 4000, max_new_tokens=1,
