@@ -121,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="a model's name on the hub, or its folder")
     sub.add_argument("--out", type=Path, required=True, help="new folder to write into")
     sub.add_argument("--max-new-tokens", type=positive, default=256, help="longest completion")
+    sub.add_argument("--lora-rank", type=positive,
+                     help="train adapters of this rank (if not given: all weights)")
     settings(sub)
 
     sub = commands.add_parser("project", help="Show a lesson without its code, or the cockpit "
@@ -149,19 +151,23 @@ def run_handover(options) -> int:
     from shlex import join
 
     from grpo_lib.config import GRPOConfig
-    from grpo_lib.handover import write_handover
+    from grpo_lib.handover import cautions, write_handover
     from grpo_lib.tasks import get_task
 
     task, given = get_task(options.task or "chain"), settings_in(options)
     command = join(["--task", task.name, "--model", options.model, "--out", str(options.out),
                     "--max-new-tokens", str(options.max_new_tokens),
+                    *(["--lora-rank", str(options.lora_rank)] if options.lora_rank else []),
                     *(word for name, value in given.items()
                       for word in ("--" + name.replace("_", "-"), str(value)))])
-    lines = write_handover(options.out, task, options.model, GRPOConfig(**given),
-                           options.max_new_tokens, command)
+    config = GRPOConfig(**given)
+    lines = write_handover(options.out, task, options.model, config, options.max_new_tokens,
+                           lora_rank=options.lora_rank, command=command)
     for line in lines:
         if line.lost:
             print(f"{line.field} = {line.value}: lost, {line.note}")
+    for line in cautions(config, options.max_new_tokens, options.lora_rank):
+        print(line)
     print(f"wrote {options.out}: train.py, README.md with the commands, and configurations for "
           f"accelerate")
     return 0
@@ -417,10 +423,15 @@ def run_evaluate(options) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """What ``python -m grpo_lib`` and the command ``grpo_lib`` do."""
     status = main()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from grpo_lib.processes import leave
 
         leave(status)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    start()

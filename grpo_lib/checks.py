@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -29,3 +32,22 @@ def check_whole(name: str, value: object, least: int, why: str = "") -> None:
     """ValueError unless ``value`` is a whole number from ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: got {value!r}, allowed is a whole number from {least}{why}")
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """Memory did not suffice; says for what, and what would make it suffice."""
+
+
+@contextmanager
+def memory_explained(doing: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """Around work that may need much memory; ``doing()`` says what it is, and what takes less."""
+    try:
+        yield
+    except OutOfMemory:  # said already, by what stands nearer to it
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                or "can't allocate memory" in str(error)):
+            raise
+        what, advice = doing()
+        raise OutOfMemory(f"out of memory in {what}: {advice}") from None

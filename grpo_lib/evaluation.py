@@ -11,6 +11,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from grpo_lib.checks import memory_explained
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, sample_groups
 from grpo_lib.tasks.base import Problem, Task
@@ -67,9 +68,11 @@ def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples
     at_once = max(1, rows_at_once // samples)
     for start in range(0, len(problems), at_once):
         some = problems[start : start + at_once]
-        rollouts = sampler(policy, [task.encode(p) for p in some], samples,
-                           max_new_tokens=task.max_new_tokens, temperature=temperature,
-                           generator=generator, eos_id=task.tokenizer.eos_id, device=device)
+        with memory_explained(lambda: ("evaluate", f"rows_at_once (now {rows_at_once}) samples "
+                                                   f"fewer completions together")):
+            rollouts = sampler(policy, [task.encode(p) for p in some], samples,
+                               max_new_tokens=task.max_new_tokens, temperature=temperature,
+                               generator=generator, eos_id=task.tokenizer.eos_id, device=device)
         texts = task.tokenizer.decode_rows(rollouts.completions, rollouts.mask)
         right.append(task.grades(some, texts, rollouts.finished.tolist()) > 0)
         lengths.append(rollouts.lengths.view(len(some), samples).cpu())

@@ -7,6 +7,7 @@ handover`` writes what it needs. Checked against TRL 1.16. Nothing here imports 
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from grpo_lib.checks import check_whole
 from grpo_lib.config import GRPOConfig
-from grpo_lib.tasks import Problem, Task
+from grpo_lib.tasks import TASKS, Problem, Task
 
 # (surrogate, aggregation): TRL's loss_type
 LOSS_TYPES = {("clip", "sequence_mean"): "grpo", ("clip", "token_mean"): "dapo",
@@ -193,6 +194,39 @@ def trl_arguments(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -
     return arguments
 
 
+def cautions(config: GRPOConfig, max_new_tokens: int, lora_rank: int | None = None) -> list[str]:
+    """What translates, and is probably not meant for a real language model."""
+    usual, how = (1e-5, "all weights") if lora_rank is None else (1e-4, "adapters")
+    found = []
+    if config.learning_rate > 3 * usual:
+        found.append(f"learning_rate = {config.learning_rate:g}: a toy's; for {how} of a language "
+                     f"model about {usual:g} is usual")
+    if config.micro_batch_size is None:
+        rows = config.prompts_per_step * config.group_size // config.minibatches
+        found.append(f"micro_batch_size = None: {rows} completions go through the model at once; "
+                     f"with {max_new_tokens} tokens each and a vocabulary of 150,000 the logits "
+                     f"alone take {rows * max_new_tokens * 150_000 * 4 / 1e9:.0f} GB; 8 is a start")
+    return found
+
+
+def as_code(task: Task) -> str:
+    """How a built-in task is made anew: its class with its arguments.
+
+    ValueError: it is not built in, or was changed after it was made (``with_reward``), so that
+    no line of code would make it again.
+    """
+    kind = type(task)
+    names = list(inspect.signature(kind).parameters)
+    if kind in TASKS.values() and all(hasattr(task, name) for name in names):
+        arguments = {name: getattr(task, name) for name in names}
+        if vars(kind(**arguments)) == vars(task):
+            inside = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            return f"{kind.__name__}({inside})"
+    raise ValueError(f"task: got a {kind.__name__} that is not built in, or was changed; allowed "
+                     f"is one of {', '.join(kind.__name__ for kind in TASKS.values())} as it was "
+                     f"made (write another task in a file, and import it in train.py)")
+
+
 def as_table(lines: Sequence[Line]) -> str:
     """The translation as text, a field a line."""
     rows = [(line.field, str(line.value),
@@ -203,10 +237,9 @@ def as_table(lines: Sequence[Line]) -> str:
                                 row[3]]).rstrip() for row in rows)
 
 
-SCRIPT = '''"""{title}
+SCRIPT = '''r"""{title}
 
-Written by: python -m grpo_lib handover {command}
-Run it:     accelerate launch --config_file one_gpu.yaml train.py
+{written}Run it:     accelerate launch --config_file one_gpu.yaml train.py
 Any option of TRL's GRPOConfig can follow: --max_steps 2, --use_vllm true, ...
 """
 
@@ -218,10 +251,11 @@ from trl import GRPOConfig, GRPOTrainer, TrlParser
 
 import grpo_lib
 from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward
-from grpo_lib.tasks import get_task
+from grpo_lib.huggingface import adapters, end_ids
 
 MODEL = {model!r}
-TASK = get_task({task!r})
+LORA_RANK = {lora_rank}  # None: all weights are trained
+TASK = grpo_lib.{task}
 SETTINGS = grpo_lib.{settings}
 MAX_NEW_TOKENS = {max_new_tokens}
 
@@ -239,10 +273,11 @@ def main():
         output_dir="trained", model_init_kwargs={{"dtype": "float32"}}, use_cpu=not gpu,
         bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False), **arguments)
     (args,) = parser.parse_args_and_config()
-    rewards = [trl_reward(TASK, tokenizer.eos_token_id)]
+    rewards = [trl_reward(TASK, end_ids(MODEL, tokenizer))]
 {overlong}    problems = SETTINGS.steps * SETTINGS.prompts_per_step  # each is asked once
     trainer = GRPOTrainer(
         model=MODEL, args=args, processing_class=tokenizer, reward_funcs=rewards,
+        peft_config=None if LORA_RANK is None else adapters(LORA_RANK),
         train_dataset=Dataset.from_list(trl_dataset(
             TASK, problems, seed=args.seed, chat=tokenizer.chat_template is not None)))
     trainer.train()
@@ -258,13 +293,14 @@ OVERLONG = '''    from trl.rewards import get_soft_overlong_punishment
 SHARED = {"compute_environment": "LOCAL_MACHINE", "machine_rank": 0,
           "main_training_function": "main", "num_machines": 1, "rdzv_backend": "static",
           "same_network": True, "use_cpu": False}
-# What accelerate launch reads, by file; TRL ships the same for fsdp and deepspeed. "MULTI_GPU" is
-# its name for several processes on one machine: "MULTI_CPU" wants MPI, and the script says itself
-# that there is no GPU.
+# What accelerate launch reads, by file; TRL ships the same, but for the precision: the script takes
+# bf16 where the device computes in it (a T4 does not), and "bf16" here would overrule it.
+# "MULTI_GPU" is accelerate's name for several processes on one machine: "MULTI_CPU" wants MPI, and
+# the script says itself that there is no GPU.
 ACCELERATE = {
     "cpu": SHARED | {"distributed_type": "MULTI_GPU", "mixed_precision": "no", "num_processes": 2},
-    "one_gpu": SHARED | {"distributed_type": "NO", "mixed_precision": "bf16", "num_processes": 1},
-    "fsdp": SHARED | {"distributed_type": "FSDP", "mixed_precision": "bf16", "num_processes": 8,
+    "one_gpu": SHARED | {"distributed_type": "NO", "mixed_precision": "no", "num_processes": 1},
+    "fsdp": SHARED | {"distributed_type": "FSDP", "mixed_precision": "no", "num_processes": 8,
                       "fsdp_config": {"fsdp_version": 2,
                                       "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
                                       "fsdp_cpu_ram_efficient_loading": True,
@@ -272,7 +308,7 @@ ACCELERATE = {
                                       "fsdp_reshard_after_forward": True,
                                       "fsdp_activation_checkpointing": False,
                                       "fsdp_state_dict_type": "FULL_STATE_DICT"}},
-    "deepspeed": SHARED | {"distributed_type": "DEEPSPEED", "mixed_precision": "bf16",
+    "deepspeed": SHARED | {"distributed_type": "DEEPSPEED", "mixed_precision": "no",
                            "num_processes": 8,
                            "deepspeed_config": {"zero_stage": 2, "zero3_init_flag": False,
                                                 "offload_optimizer_device": "none",
@@ -286,15 +322,16 @@ lines more: `deepspeed`, or `trl[vllm]`.
 
 | for | command |
 |---|---|
-| two processes on a CPU, two steps, to see it run | {launch} cpu.yaml train.py --max_steps 2` |
-| one GPU | {launch} one_gpu.yaml train.py` |
-| several GPUs, weights spread by FSDP | {launch} fsdp.yaml --num_processes 8 train.py` |
-| several GPUs, optimizer spread by ZeRO-2 | {launch} deepspeed.yaml --num_processes 8 train.py` |
+| two steps on a CPU, by two processes | `{no_gpu}{launch} cpu.yaml train.py --max_steps 2` |
+| one GPU | `{launch} one_gpu.yaml train.py` |
+| several GPUs, weights spread by FSDP | `{launch} fsdp.yaml --num_processes 8 train.py` |
+| several GPUs, optimizer spread by ZeRO-2 | `{launch} deepspeed.yaml --num_processes 8 train.py` |
 | rollouts by vLLM on the same GPUs | any of these with `--use_vllm true --vllm_mode colocate` |
-| rollouts by vLLM on another GPU | any with `--use_vllm true --vllm_mode server`, after {serve} |
+| rollouts by vLLM on another GPU | `{gpu}0 {serve}`, and beside it any of \
+these with `--use_vllm true --vllm_mode server`, and `{gpu}1` (or `1,2,3`) before it |
 
-The settings, field by field (LOST: acts in grpo_lib, and TRL has none; what that changes is yours
-to judge):
+{cautions}The settings, field by field (LOST: acts in grpo_lib, and TRL has none; what that changes
+is yours to judge):
 
 ```
 {table}
@@ -316,14 +353,21 @@ def yaml(content: dict, indent: str = "") -> str:
 
 
 def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfig,
-                   max_new_tokens: int, command: str = "") -> list[Line]:
+                   max_new_tokens: int, *, lora_rank: int | None = None,
+                   command: str | None = None) -> list[Line]:
     """Write train.py, accelerate's configurations and a README into a new folder.
 
-    FileExistsError: it is not empty. Returns the translation; what is ``lost`` should be told.
+    ``lora_rank``: train adapters, as ``HuggingFacePolicy.from_pretrained(lora_rank=)`` does; None:
+    all weights. ``command``: what made it, to be named in train.py.
+    Returns the translation; what is ``lost``, and the ``cautions``, should be told.
+    FileExistsError: the folder is not empty. ValueError: the task is not built in (``as_code``),
+    or the batch cannot be dealt out (``translate``).
     """
     from grpo_lib.steering import config_line
 
-    folder = Path(folder)
+    if lora_rank is not None:
+        check_whole("lora_rank", lora_rank, 1)
+    folder, made = Path(folder), as_code(task)
     lines = translate(config, max_new_tokens)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: is not an empty folder; nothing was overwritten")
@@ -331,12 +375,16 @@ def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfi
     share = config.choices.overlong_share
     overlong = OVERLONG.format(cache=max(1, round(share * max_new_tokens))) if share else ""
     title = f"GRPO on {model} by TRL, with grpo_lib's task {task.name!r} and its verifier."
+    careful = "".join(f"- {line}\n" for line in cautions(config, max_new_tokens, lora_rank))
     files = {"train.py": SCRIPT.format(
-        title=title, command=command, model=model, task=task.name, settings=config_line(config),
+        title=title, model=model, task=made, lora_rank=lora_rank, settings=config_line(config),
+        written=f"Written by: python -m grpo_lib handover {command}\n" * bool(command),
         max_new_tokens=max_new_tokens, overlong=overlong),
         "README.md": README.format(
             task=task.name, model=model, table=as_table(lines),
-            launch="`accelerate launch --config_file", serve=f"`trl vllm-serve --model {model}`")}
+            cautions=careful and f"Look at these first:\n\n{careful}\n",
+            gpu="CUDA_VISIBLE_DEVICES=", no_gpu='CUDA_VISIBLE_DEVICES="" ',
+            launch="accelerate launch --config_file", serve=f"trl vllm-serve --model {model}")}
     files |= {f"{name}.yaml": yaml(content) for name, content in ACCELERATE.items()}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")

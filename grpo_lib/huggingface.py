@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from grpo_lib.checks import memory_explained
 from grpo_lib.policy import token_positions
 from grpo_lib.rollout import Rollouts, check_sampling, part_of
 from grpo_lib.tasks.base import Problem, Task
@@ -46,14 +47,19 @@ def loaded(load: Callable, name: str | Path, what: str, **options):
         if Path(name).is_dir():
             raise OSError(f"{name}: holds no {what} that transformers can load "
                           f"({first_line(error)})") from None
-        causes = []
-        at: BaseException | None = error
+        causes, at = set(), error
         while at is not None:
-            causes.append(type(at).__name__)
+            causes |= {kind.__name__ for kind in type(at).__mro__}
             at = at.__cause__ or at.__context__
+        if "GatedRepoError" in causes or "gated repo" in str(error):
+            raise OSError(f"{name}: its owners ask you to accept their terms on its page on the "
+                          f"hub, and to log in (hf auth login)") from None
         if "RepositoryNotFoundError" in causes or "not a valid model identifier" in str(error):
             raise OSError(f"{name}: the hub has no such model, or it needs a login "
-                          f"(huggingface-cli login); check the name") from None
+                          f"(hf auth login); check the name") from None
+        if not isinstance(error, OSError):
+            raise OSError(f"{name}: the installed transformers cannot load this {what}; a newer "
+                          f"one may ({first_line(error)})") from None
         raise OSError(f"{name}: could not be fetched from the hub and is not in the cache; check "
                       f"the network, or give a folder that holds the model "
                       f"({first_line(error)})") from None
@@ -146,7 +152,9 @@ class HuggingFacePolicy(nn.Module):
             model = with_lora(model, lora_rank, lora_alpha)
         if autocast == "auto":
             autocast = torch.bfloat16 if computes_in_bf16(device) else None
-        return cls(model, autocast=autocast, name=str(name)).to(device)
+        with memory_explained(lambda: (f"loading {name}", "a smaller model, dtype=torch.bfloat16 "
+                                       "or another device's memory would hold it")):
+            return cls(model, autocast=autocast, name=str(name)).to(device)
 
     @property
     def config(self):
@@ -161,13 +169,17 @@ class HuggingFacePolicy(nn.Module):
     def new_cache(self, batch: int, length: int) -> HuggingFaceCache:
         from transformers import DynamicCache
 
+        self.check_length(length)
+        device = next(self.parameters()).device
+        return HuggingFaceCache(DynamicCache(config=self.config),
+                                torch.zeros(batch, 0, dtype=torch.long, device=device))
+
+    def check_length(self, length: int) -> None:
+        """ValueError if the model cannot read so many tokens."""
         longest = getattr(self.config, "max_position_embeddings", None)
         if longest is not None and length > longest:
             raise ValueError(f"length: prompt and completion need {length} tokens, allowed are "
                              f"{longest} (the model's max_position_embeddings)")
-        device = next(self.parameters()).device
-        return HuggingFaceCache(DynamicCache(config=self.config),
-                                torch.zeros(batch, 0, dtype=torch.long, device=device))
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None,
                 cache: HuggingFaceCache | None = None) -> Tensor:
@@ -220,18 +232,26 @@ class Reference(nn.Module):
             return self._policy[0](tokens, mask, cache)
 
 
+def adapters(rank: int, alpha: int | None = None):
+    """peft's LoraConfig: on all linear layers but the last, scaled by alpha / rank (2 if alpha is
+    None), no dropout."""
+    need("peft")
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules="all-linear",
+                      lora_dropout=0.0, task_type="CAUSAL_LM")
+
+
 def with_lora(model: nn.Module, rank: int, alpha: int | None = None) -> nn.Module:
     """The model with adapters W + alpha / rank * B A on all its linear layers (2106.09685 Eq. 3),
     B = 0 at first."""
-    need("peft")
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    adapters = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules="all-linear",
-                          lora_dropout=0.0, task_type="CAUSAL_LM",
-                          fan_in_fan_out=getattr(model.config, "model_type", "") == "gpt2")
+    chosen = adapters(rank, alpha)
+    chosen.fan_in_fan_out = getattr(model.config, "model_type", "") == "gpt2"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-        return get_peft_model(model, adapters)
+        return get_peft_model(model, chosen)
 
 
 def computes_in_bf16(device: torch.device | str) -> bool:
@@ -270,13 +290,10 @@ class HuggingFaceTokenizer:
         need("transformers")
         from transformers import AutoTokenizer
 
-        name, ends = policy, ()
-        if isinstance(policy, HuggingFacePolicy):
-            name = policy.name
-            known = getattr(policy.model, "generation_config", None)
-            ends = getattr(known, "eos_token_id", None)
-            ends = () if ends is None else [ends] if isinstance(ends, int) else ends
-        tokenizer = loaded(AutoTokenizer.from_pretrained, name, "tokenizer")
+        known = isinstance(policy, HuggingFacePolicy)
+        tokenizer = loaded(AutoTokenizer.from_pretrained, policy.name if known else policy,
+                           "tokenizer")
+        ends = end_ids(policy.model if known else policy, tokenizer)
         return cls(tokenizer, eos_ids=ends, **options)
 
     def __len__(self) -> int:
@@ -298,6 +315,24 @@ class HuggingFaceTokenizer:
         rows = [[i for i, counts in zip(row, row_mask) if counts and i not in self.eos_id]
                 for row, row_mask in zip(tokens.tolist(), mask.tolist())]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+
+
+def end_ids(model: nn.Module | str | Path, tokenizer) -> list[int]:
+    """The tokens that end a completion, as TRL's trainer and ``generate`` take them: the
+    tokenizer's own end-of-sequence, and those of the model's generation settings."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if isinstance(model, nn.Module):
+        settings = getattr(model, "generation_config", None)
+    else:
+        try:
+            settings = GenerationConfig.from_pretrained(model)
+        except OSError:  # the model comes without: then those of its configuration count
+            settings = loaded(AutoConfig.from_pretrained, model, "configuration")
+    ends = getattr(settings, "eos_token_id", None)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys([*own, *([] if ends is None else [ends] if isinstance(ends, int)
+                                       else ends)]))
 
 
 class Words(Sequence):
@@ -363,6 +398,7 @@ def generate_groups(policy: HuggingFacePolicy, prompts: Sequence[Sequence[int]],
     chosen = part_of(len(prompts), part)
     tokens, prompt_mask = (t[chosen].repeat_interleave(group_size, 0).to(device)
                            for t in pad(prompts, "left"))
+    policy.check_length(tokens.shape[1] + max_new_tokens)
     seed = torch.randint(2**62, (part[1],), generator=generator)[part[0]].item()
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     plain = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=PAD,

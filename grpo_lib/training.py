@@ -23,6 +23,7 @@ from torch import Tensor
 
 from grpo_lib.advantages import informative_groups
 from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
+from grpo_lib.checks import memory_explained
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
@@ -152,8 +153,22 @@ class GRPOTrainer:
 
     def step(self) -> StepMetrics:
         """Sample, score, update, measure. An error before the update leaves no trace."""
-        with memory_explained(self):
+        with memory_explained(self.doing):
             return self._step()
+
+    def doing(self) -> tuple[str, str]:
+        """What is being done, and how it would take less memory."""
+        config = self.config
+        what = "the update" if self.half_updated else "sampling and scoring"
+        advice = (f"prompts_per_step and group_size (now {config.prompts_per_step} x "
+                  f"{config.group_size}) make it smaller")
+        try:
+            config.check_parts("micro_batch_size", 1)
+        except ValueError:  # rows of a gradient step belong together
+            return f"{what} of step {self.step_count + 1}", advice
+        return f"{what} of step {self.step_count + 1}", (
+            f"micro_batch_size (now {config.micro_batch_size}) makes updates and scoring smaller "
+            f"without changing a number; {advice}, sampling too")
 
     def _step(self) -> StepMetrics:
         config, state = self.config, self.generator.get_state()
@@ -262,9 +277,12 @@ class GRPOTrainer:
             self.device, rollouts.log_probs.dtype)
         loss_mask = self.algorithm.loss_mask(rollouts.mask, rollouts.finished)
         stats, entropy, tokens = [], 0.0, rollouts.mask.sum().item()
+        minibatches, groups = config.minibatches, len(rollouts.tokens) // rollouts.group_size
+        if groups < config.prompts_per_step:  # dynamic sampling left few: a group's rows at least
+            minibatches = min(minibatches, groups)
         for iteration in range(config.num_iterations):
             order = torch.randperm(len(rollouts.tokens), generator=self.generator).to(self.device)
-            for rows in order.tensor_split(config.minibatches):
+            for rows in order.tensor_split(minibatches):
                 step = self.gradient_step(rollouts, rows, row_advantages, loss_mask, ref_log_probs,
                                           with_entropy=iteration == 0)
                 if iteration == 0:
@@ -399,24 +417,6 @@ class GRPOTrainer:
         self.history = [m for m in self.history if m.step <= self.step_count]
 
 
-@contextmanager
-def memory_explained(trainer: GRPOTrainer) -> Iterator[None]:
-    """What to do where memory does not suffice, in one line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError))
-                or "can't allocate memory" in str(error)):
-            raise
-        config = trainer.config
-        doing = "the update" if trainer.half_updated else "sampling and scoring"
-        raise torch.OutOfMemoryError(
-            f"out of memory on {trainer.device} in {doing} of step {trainer.step_count + 1}: "
-            f"micro_batch_size (now {config.micro_batch_size}) makes updates and scoring smaller "
-            f"without changing a number, prompts_per_step and group_size (now "
-            f"{config.prompts_per_step} x {config.group_size}) sampling too") from None
-
-
 def check_processes(config: GRPOConfig, size: int) -> None:
     """ValueError if the work of these settings cannot be dealt out to ``size`` processes."""
     if size == 1:
@@ -429,6 +429,9 @@ def check_processes(config: GRPOConfig, size: int) -> None:
             raise ValueError(f"{name}: got {getattr(config, name)}, which leaves some of the "
                              f"{size} processes without work; allowed is a prompt and a row of "
                              f"each minibatch, or more, for each")
+    if config.choices.dynamic_sampling and config.group_size < size:
+        raise ValueError(f"group_size: got {config.group_size} with dynamic_sampling, which may "
+                         f"keep a single group, for {size} processes; allowed are {size} or more")
 
 
 def optimizer_state(part: str, parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> dict:
@@ -464,23 +467,30 @@ def batch_metrics(batch: Batch) -> dict:
 @contextmanager
 def finish_step_first() -> Iterator[list]:
     """Hold back Ctrl-C until the block ends; the list is then not empty. A second one acts
-    at once. Outside the main thread, where Python delivers no signals, it does nothing."""
+    at once. Outside the main thread, where Python delivers no signals, it does nothing.
+
+    Under torchrun, SIGTERM is such a signal too (``processes.joined``), and a second one no wish
+    of anybody's: torchrun passes on what the terminal has sent already."""
     interrupts: list = []
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        before[signal.SIGTERM] = signal.default_int_handler
 
     def hold(signum, frame):
         interrupts.append(signum)
-        if len(interrupts) > 1:
+        if len(interrupts) > 1 and signal.SIGTERM not in before:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, hold)
+    for sign in before:
+        signal.signal(sign, hold)
     try:
         yield interrupts
     finally:
-        signal.signal(signal.SIGINT, before)
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
 
 
 def check_device(name: str) -> torch.device:

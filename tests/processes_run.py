@@ -19,6 +19,8 @@ RUNS = {
     "entropy bonus": {"entropy_coef": 0.01},
     **{name: {"algorithm": name} for name in ("dapo", "dr_grpo", "gspo", "rloo", "maxrl")},
     "batch": {"scale": "batch", "baseline": "batch", "minibatches": 4},
+    "few groups": {"algorithm": "dapo", "max_num_gen_batches": 1, "minibatches": 6,
+                   "learning_rate": 5e-3},  # dynamic sampling leaves 1 to 4 of 5 groups
     "tiny": {"steps": 3, "eval_every": 1, "eval_problems": 2}}  # fewer than processes
 
 

@@ -173,6 +173,7 @@ class TestRefused:
     @pytest.mark.parametrize("settings, said", [
         ({"prompts_per_step": 2}, "prompts_per_step: got 2.*3 processes without work"),
         ({"prompts_per_step": 3, "group_size": 2, "minibatches": 3}, "minibatches: got 3"),
+        ({"algorithm": "dapo", "group_size": 2}, "group_size: got 2 with dynamic_sampling"),
         ({"algorithm": "ppo"}, "processes: got 3 with a critic")])
     def test_too_little_work_for_all(self, make_policy, sort_task, settings, said):
         class Three(Processes):

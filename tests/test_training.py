@@ -339,6 +339,29 @@ def test_dynamic_sampling_gives_up_in_time(make_trainer):
     assert same(before, silent.policy.state_dict())
 
 
+@pytest.mark.parametrize("spread, steps", [(1, 1), (2, 2), (4, 4), (5, 6)])
+def test_a_batch_of_few_groups_has_few_minibatches(make_trainer, monkeypatch, spread, steps):
+    """Each has a group's rows at least; a whole batch is divided as the settings say."""
+    trainer = make_trainer(GRPOConfig(algorithm="dapo", max_num_gen_batches=1, eval_every=0,
+                                      prompts_per_step=5, group_size=4, minibatches=6))
+    sizes, gradient_step = [], GRPOTrainer.gradient_step
+
+    def rewards(problems, texts, finished):
+        some = torch.zeros(5, 4)
+        some[:spread, 0] = 1
+        return some
+
+    def counted(self, rollouts, rows, *arguments, **options):
+        sizes.append(len(rows))
+        return gradient_step(self, rollouts, rows, *arguments, **options)
+
+    monkeypatch.setattr(trainer.task, "rewards", rewards)
+    monkeypatch.setattr(GRPOTrainer, "gradient_step", counted)
+    trainer.step()
+    assert len(sizes) == steps and sum(sizes) == 4 * spread
+    assert min(sizes) >= (4 if spread < 5 else 3)
+
+
 def test_without_dynamic_sampling_one_batch_is_sampled(make_trainer):
     trainer = make_trainer()
     some_flat(trainer, [0, 1, 2, 3])
@@ -673,6 +696,34 @@ def test_ctrl_c_between_steps_is_not_held_back(make_trainer):
     with pytest.raises(KeyboardInterrupt):
         for _ in make_trainer().run():
             signal.raise_signal(signal.SIGINT)
+
+
+def test_under_torchrun_both_signals_wait_for_the_step_however_often(make_trainer):
+    """It ends the others by SIGTERM, and passes on the Ctrl-C that they have had already."""
+    trainer, taken = make_trainer(), []
+    update = trainer.update
+
+    def disturbed(*arguments):
+        for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(sent)
+        return update(*arguments)
+
+    trainer.update = disturbed
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in processes.joined
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for metrics in trainer.run():
+                taken.append(metrics.step)
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == [1] and trainer.step_count == 1 and not trainer.half_updated
+
+
+def test_sigterm_is_left_alone_where_nobody_made_it_a_ctrl_c(make_trainer):
+    before = signal.getsignal(signal.SIGTERM)
+    with finish_step_first():
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_in_another_thread_leaves_signals_alone(make_trainer):

@@ -24,11 +24,14 @@ from grpo_lib.algorithms import CHOICES
 from grpo_lib.export import export_llama
 from grpo_lib.handover import (
     ACCELERATE,
+    SCRIPT,
+    as_code,
     as_table,
     translate,
     trl_arguments,
     trl_dataset,
     trl_reward,
+    write_handover,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -171,16 +174,19 @@ class TestReward:
 
 
 class TestScript:
-    def test_it_runs_two_steps_on_two_processes_as_it_stands(self, model, tmp_path, capsys):
+    @pytest.mark.parametrize("adapters", [False, True])
+    def test_it_runs_two_steps_on_two_processes_as_it_stands(self, model, tmp_path, capsys,
+                                                             adapters):
         out = tmp_path / "handover"
         assert __main__.main([
             "handover", "--task", "chain", "--model", str(model), "--out", str(out),
             "--max-new-tokens", "19", "--algorithm", "dapo", "--prompts-per-step", "4",
-            "--group-size", "4", "--micro-batch-size", "2"]) == 0
+            "--group-size", "4", "--micro-batch-size", "2",
+            *(["--lora-rank", "4"] if adapters else [])]) == 0
         said = capsys.readouterr().out
         assert "dynamic_sampling = True: lost" in said and "wrote" in said
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-                                    "PYTHONWARNINGS": "ignore"}
+                                    "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
             [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
              str(out / "cpu.yaml"), str(out / "train.py"), "--max_steps", "2", "--output_dir",
@@ -194,7 +200,15 @@ class TestScript:
         assert "rewards/chain_reward/mean" in first
         assert "rewards/soft_overlong_punishment_reward/mean" in first
         # of 16 completions two processes have eight each, so four passes of two
-        assert first["num_tokens"] > 0 and (tmp_path / "trained" / "model.safetensors").is_file()
+        assert first["num_tokens"] > 0
+        if adapters:
+            from safetensors.torch import load_file
+
+            found = load_file(tmp_path / "trained" / "adapter_model.safetensors")
+            moved = [name for name, tensor in found.items() if "lora_B" in name and tensor.any()]
+            assert moved and not (tmp_path / "trained" / "model.safetensors").exists()
+            assert {t.shape[0] for n, t in found.items() if "lora_A" in n} == {4}
+            return
         from transformers import AutoModelForCausalLM
 
         before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (
@@ -228,8 +242,57 @@ class TestScript:
         [path] = Path(trl.__file__).parent.glob(f"accelerate_configs/{theirs}.yaml")
         wanted = yaml.safe_load(path.read_text())
         for key, value in ACCELERATE[name].items():
-            if key != "num_processes":
+            if key not in ("num_processes", "mixed_precision"):
                 assert wanted[key] == value, key
+
+    def test_the_precision_is_left_to_the_script(self):
+        """accelerate's own would overrule it, and a T4 has no bf16."""
+        assert {about["mixed_precision"] for about in ACCELERATE.values()} == {"no"}
+        assert "bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False)" in SCRIPT
+
+    def test_what_is_a_toys_is_said(self, tmp_path, capsys):
+        def said(*more):
+            out = tmp_path / str(len(list(tmp_path.iterdir())))
+            assert __main__.main(["handover", "--model", "x/y", "--out", str(out), *more]) == 0
+            return capsys.readouterr().out, (out / "README.md").read_text(encoding="utf-8")
+
+        for text in said():
+            assert "learning_rate = 0.0005: a toy's; for all weights" in text
+            assert "micro_batch_size = None: 256 completions" in text
+            assert "the logits alone take 39 GB" in text  # 256 x 256 x 150,000 floats
+        for text in said("--learning-rate", "1e-5", "--micro-batch-size", "8"):
+            assert "a toy's" not in text and "logits alone" not in text
+        for text in said("--learning-rate", "1e-4", "--lora-rank", "8"):
+            assert "a toy's" not in text
+        assert "for adapters of a language model about 0.0001" in said("--lora-rank", "8")[0]
+        assert "Look at these first" not in said(
+            "--learning-rate", "1e-5", "--micro-batch-size", "8")[1]
+
+    def test_the_task_goes_over_as_it_was_made(self, tmp_path):
+        write_handover(tmp_path / "a", ChainTask(3, 5), "x/y", GRPOConfig(), 64)
+        script = (tmp_path / "a" / "train.py").read_text(encoding="utf-8")
+        assert "TASK = grpo_lib.ChainTask(shortest=3, longest=5)\n" in script
+        for task in (ChainTask(), ChainTask(3, 5), SortTask(), SortTask(2, 3)):
+            again = eval(as_code(task), {"ChainTask": ChainTask, "SortTask": SortTask})
+            assert type(again) is type(task) and vars(again) == vars(task)
+        longer = ChainTask()
+        longer.max_new_tokens = 500
+
+        class Other(ChainTask):
+            pass
+
+        for task in (ChainTask().with_reward(lambda problem, text: 1.0), longer, Other()):
+            with pytest.raises(ValueError, match=r"task: got a .* not built in, or was changed"):
+                write_handover(tmp_path / "b", task, "x/y", GRPOConfig(), 64)
+        assert not (tmp_path / "b").exists()
+
+    def test_a_path_of_windows_is_only_text(self, tmp_path):
+        write_handover(tmp_path / "a", TASK, r"C:\new\uno", GRPOConfig(), 64,
+                       command=r"--model C:\new\uno")
+        names = {}
+        source = (tmp_path / "a" / "train.py").read_text(encoding="utf-8")
+        exec(compile(source, "train.py", "exec"), names | {"__name__": "train"}, names)
+        assert names["MODEL"] == r"C:\new\uno" and r"C:\new\uno" in names["__doc__"]
 
     def test_nothing_is_overwritten_and_bad_settings_are_one_line(self, tmp_path, capsys):
         (tmp_path / "full").mkdir()

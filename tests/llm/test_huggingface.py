@@ -1,8 +1,10 @@
 """A transformers model as policy: the same numbers padded and unpadded, cached and not, by our
 sampling and by ``generate``; adapters; what goes wrong is said in one line."""
 
+import json
 import math
 import random
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from grpo_lib.huggingface import (
     HuggingFacePolicy,
     HuggingFaceTokenizer,
     InstructionTask,
+    end_ids,
     generate_groups,
 )
 from grpo_lib.runs import RunFolder
@@ -217,6 +220,22 @@ class TestTokenizer:
         policy.model.generation_config.eos_token_id = [4, 1]
         assert HuggingFaceTokenizer.of(policy).eos_id == (1, 4)
 
+    def test_ends_are_found_by_a_models_name_too(self, saved, tmp_path, trained_tokenizer):
+        """As the handover's script does, before there is a model."""
+        tokenizer = trained_tokenizer()
+        assert end_ids(saved, tokenizer) == [1]
+        copy = tmp_path / "several"
+        shutil.copytree(saved, copy)
+        settings = copy / "generation_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": [4, 1]}))
+        assert end_ids(copy, tokenizer) == [1, 4]
+        assert HuggingFaceTokenizer.of(copy).eos_id == (1, 4)
+        settings.unlink()  # then the configuration's count
+        about = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(about | {"eos_token_id": 3}))
+        assert end_ids(copy, tokenizer) == [1, 3]
+        assert end_ids(copy, trained_tokenizer(eos=False)) == [3]
+
     def test_no_end_and_no_template_are_said_in_a_line(self, trained_tokenizer):
         with pytest.raises(ValueError, match=r"no end-of-sequence token.*set tokenizer\.eos_token"):
             HuggingFaceTokenizer(trained_tokenizer(eos=False))
@@ -331,8 +350,23 @@ class TestTraining:
         monkeypatch.setattr(trainer.policy.model, "forward", full)
         monkeypatch.setattr(trainer, "sampler", full)
         with pytest.raises(torch.OutOfMemoryError,
-                           match=r"out of memory on cpu in sampling.*micro_batch_size.*group_size"):
+                           match=r"out of memory in sampling.*micro_batch_size.*group_size"):
             trainer.step()
+        with pytest.raises(torch.OutOfMemoryError,
+                           match=r"out of memory in evaluate: rows_at_once \(now 12\)"):
+            evaluate(trainer.policy, trainer.task, trainer.task.held_out(2), rows_at_once=12)
+        trainer.change(replace(trainer.config, entropy_coef=0.1, aggregation="sequence_mean",
+                               micro_batch_size=None))
+        with pytest.raises(torch.OutOfMemoryError, match=r"step 1: prompts_per_step and"):
+            trainer.step()
+
+    def test_no_memory_for_the_weights_either(self, saved, monkeypatch):
+        def full(*_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes")
+
+        monkeypatch.setattr(HuggingFacePolicy, "to", full)
+        with pytest.raises(torch.OutOfMemoryError, match=r"in loading .*: a smaller model, dtype"):
+            HuggingFacePolicy.from_pretrained(saved)
 
 
 class TestAdapters:
@@ -417,6 +451,32 @@ class TestWhatGoesWrong:
         self.check(OSError, "x/y: the hub has no such model, or it needs a login",
                    lambda: HuggingFacePolicy.from_pretrained("x/y"))
 
+    def test_a_model_whose_owners_ask_for_terms(self, monkeypatch):
+        import huggingface_hub
+        import transformers
+
+        def gated(*_, **__):
+            try:
+                raise huggingface_hub.errors.GatedRepoError(
+                    "403", response=SimpleNamespace(headers={}, request=None, status_code=403))
+            except Exception as error:
+                raise OSError("You are trying to access ...\n403 Client Error") from error
+
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", gated)
+        self.check(OSError, r"x/y: its owners ask you to accept.*\(hf auth login\)",
+                   lambda: HuggingFacePolicy.from_pretrained("x/y"))
+
+    @pytest.mark.parametrize("error", [ValueError("type `new_thing`"), KeyError("new_thing")])
+    def test_a_model_newer_than_transformers(self, monkeypatch, error):
+        import transformers
+
+        def unknown(*_, **__):
+            raise error
+
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", unknown)
+        self.check(OSError, "x/y: the installed transformers cannot load.*a newer one.*new_thing",
+                   lambda: HuggingFacePolicy.from_pretrained("x/y"))
+
     def test_a_folder_that_is_not_there_or_holds_something_else(self, tmp_path):
         self.check(OSError, "no such folder",
                    lambda: HuggingFacePolicy.from_pretrained(tmp_path / "nothing"))
@@ -431,6 +491,11 @@ class TestWhatGoesWrong:
         import subprocess
 
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_generate_is_not_asked_for_more_than_the_model_can_read(llama):
+    with pytest.raises(ValueError, match=r"need 261 tokens, allowed are 256"):
+        generate_groups(llama, PROMPTS, 2, max_new_tokens=254, eos_id=1)
 
 
 def test_groups_of_generated_completions_have_the_exact_log_probs_at_any_temperature(llama):
