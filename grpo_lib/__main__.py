@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of weights and examples")
     sub.add_argument("--skill-steps", type=int, default=240, help="batches of worked examples")
     sub.add_argument("--habit-steps", type=int, default=60, help="batches of the habit, after")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda")
 
     sub = command("train", run_train, "Train a policy by GRPO, and measure it before and after.")
     sub.add_argument("--policy", type=Path, help="checkpoint to start from (if not given: the "
@@ -226,7 +227,9 @@ def run_pretrain(options) -> int:
     from grpo_lib.pretraining import READY, PretrainConfig, one_step_accuracy, pretrain
     from grpo_lib.runs import score, versions
     from grpo_lib.tasks import get_task
+    from grpo_lib.training import check_device
 
+    device = check_device(options.device)
     task, out = get_task(options.task or "chain"), options.out
     config = PretrainConfig(skill_steps=options.skill_steps, habit_steps=options.habit_steps,
                             seed=options.seed)
@@ -238,13 +241,13 @@ def run_pretrain(options) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with tqdm(total=config.skill_steps + config.habit_steps, unit="batch") as bar:
-        for step, loss, policy in pretrain(task, config):  # noqa: B007
+        for step, loss, policy in pretrain(task, config, device=device):  # noqa: B007
             stage = "skill" if step <= config.skill_steps else "habit"
             bar.set_postfix_str(f"{stage}, loss {loss:.3f}", refresh=False)
             bar.update()
     seconds = time.perf_counter() - start
     one_step = one_step_accuracy(policy, task)
-    scores = score(policy, task, task.held_out())
+    scores = score(policy, task, task.held_out(), device)
     save_policy(out, policy, task.name)
     write_json(out.with_suffix(".json"), {
         "task": task.name, "recipe": config.to_dict(), "policy": policy.config.to_dict(),

@@ -48,12 +48,13 @@ class PretrainConfig:
         return asdict(self)
 
 
-def pretrain(task: Task, config: PretrainConfig, policy_config: PolicyConfig | None = None
-             ) -> Iterator[tuple[int, float, TransformerPolicy]]:
-    """Train a policy from scratch, yielding (step, loss, policy) after every batch."""
+def pretrain(task: Task, config: PretrainConfig, policy_config: PolicyConfig | None = None,
+             device: torch.device | str = "cpu") -> Iterator[tuple[int, float, TransformerPolicy]]:
+    """Train a policy from scratch, yielding (step, loss, policy) after every batch. Weights and
+    examples are drawn on the CPU, so that they are the same on every device."""
     if policy_config is None:
         policy_config = PolicyConfig(len(task.tokenizer), context_length=task.context_length)
-    policy = TransformerPolicy(policy_config, torch.Generator().manual_seed(config.seed))
+    policy = TransformerPolicy(policy_config, torch.Generator().manual_seed(config.seed)).to(device)
     rng = random.Random(config.seed)
     step = 0
     for steps, share, rate in ((config.skill_steps, config.skill_share, 1.0),

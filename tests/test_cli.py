@@ -218,6 +218,7 @@ BAD = [
     (["evaluate", "--temperature", "-1"], "temperature: got -1.0"),
     (["pretrain", "--out", "base.pt"], ".safetensors"),
     (["pretrain", "--skill-steps", "0"], "skill_steps: got 0"),
+    (["pretrain", "--device", "nowhere"], "device: got 'nowhere'"),
     (["dance"], "dance"),
     ([], "COMMAND"),
 ]

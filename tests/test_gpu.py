@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model, sample_groups
+from grpo_lib import (
+    ChainTask,
+    GRPOConfig,
+    GRPOTrainer,
+    PretrainConfig,
+    load_base_model,
+    pretrain,
+    sample_groups,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
                                                   reason="no CUDA device")]
@@ -44,3 +52,10 @@ def test_a_checkpoint_moves_between_devices(tmp_path):
     for a, b in zip(trainer.policy.parameters(), again.policy.parameters()):
         assert torch.equal(a.cpu(), b)
     again.step()
+
+
+def test_pre_training_starts_from_the_same_weights_and_examples():
+    config = PretrainConfig(skill_steps=3, habit_steps=1, batch_size=16)
+    one, other = ([loss for _, loss, _ in pretrain(TASK, config, device=device)]
+                  for device in ("cpu", "cuda"))
+    assert other == pytest.approx(one, rel=1e-3)

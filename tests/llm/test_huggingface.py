@@ -17,6 +17,7 @@ from grpo_lib import (
     ChainTask,
     GRPOConfig,
     GRPOTrainer,
+    PretrainConfig,
     SortTask,
     completion_log_probs,
     evaluate,
@@ -509,13 +510,30 @@ def test_groups_of_generated_completions_have_the_exact_log_probs_at_any_tempera
     assert math.isfinite(rollouts.log_probs.sum())
 
 
-def test_what_the_cuda_benchmark_does_runs_on_a_cpu_with_a_small_shape():
-    from benchmarks.cuda import HALF_A_BILLION, model_on
+def test_what_the_cuda_benchmark_does_runs_on_a_cpu_with_a_small_shape(monkeypatch):
+    from benchmarks import cuda
 
-    small = HALF_A_BILLION | {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2,
-                              "num_attention_heads": 4, "intermediate_size": 48}
-    found = model_on("cpu", small, prompts=2, group=4, prompt_length=5, length=6)
-    assert found["loss"] == pytest.approx(math.log(50), abs=0.5), "random weights know nothing"
+    monkeypatch.setattr(cuda, "AT_ONCE", 3)
+    shape = cuda.HALF_A_BILLION | {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2,
+                                   "num_attention_heads": 4, "intermediate_size": 48}
+    sizes = {"prompts": 2, "group": 4, "prompt_length": 5, "length": 6}
+    same = cuda.agreement(shape, "cpu:0", **sizes)
+    assert same["tokens"] == 48 and abs(same["loss"]["cpu"]) > 1e-3
+    for name in ("loss", "grad_norm"):
+        assert same[name]["cpu"] == pytest.approx(same[name]["cpu:0"], rel=1e-5)
+    policy = cuda.make_policy(shape, "cpu")
+    rollouts = cuda.draw(policy, shape, **sizes)
+    in_parts = cuda.take_gradient(policy, rollouts)
+    monkeypatch.setattr(cuda, "AT_ONCE", 8)
+    assert in_parts == pytest.approx(cuda.take_gradient(policy, rollouts), rel=1e-4, abs=1e-7)
+    found = cuda.speed(shape, "cpu", **sizes)
     assert found["float32"]["sampled_tokens_a_second"] > 0 and "bfloat16" not in found
-    assert found == found | {"tokens": model_on("cpu", small, prompts=2, group=4, prompt_length=5,
-                                                length=6)["tokens"]}
+    run = {"seconds": 1.0, "accuracy": 0.5}
+    base = cuda.pretraining("cpu", PretrainConfig(skill_steps=1, habit_steps=0))
+    text = cuda.report({"device": "x", "versions": {"torch": "y"}, "speed": found,
+                        "pretraining": {"cpu": base, "cuda": base},
+                        "flagship": {"cpu": run, "cuda": run},
+                        "agreement": same | {name: {"cpu": same[name]["cpu"],
+                                                    "cuda": same[name]["cpu:0"]}
+                                             for name in ("loss", "grad_norm")}})
+    assert f"| loss of the model on the same 48 tokens | {same['loss']['cpu']:.6f}" in text
