@@ -1,6 +1,6 @@
 """Would the tests notice? Deliberate faults in the maths, each of which must turn them red.
 
-    python tests/faults.py             all of them, one after the other (ten minutes)
+    python tests/faults.py             all of them, one after the other
     python tests/faults.py NAME ...    some
     python tests/faults.py --list      their names
 
@@ -735,8 +735,24 @@ FAULTS = [
         ("training-with-the-courses-end",
          "eos_id=self.task.tokenizer.eos_id, device=self.device)", "device=self.device)",
          "tests/test_training.py -k sampler"),
-        ("memory-of-the-other-work", '"the update" if trainer.half_updated',
-         '"the update" if not trainer.half_updated', "tests/llm/test_huggingface.py -k no_memory"),
+        ("memory-of-the-other-work", '"the update" if self.half_updated',
+         '"the update" if not self.half_updated', "tests/llm/test_huggingface.py -k no_memory"),
+        ("parts-advised-where-none-go", 'config.check_parts("micro_batch_size", 1)', "pass",
+         "tests/llm/test_huggingface.py -k no_memory"),
+        ("few-groups-in-as-many-minibatches", "minibatches = min(minibatches, groups)", "pass",
+         "tests/test_training.py -k few_groups"),
+        ("whole-batches-in-few-minibatches", "if groups < config.prompts_per_step:", "if True:",
+         "tests/test_training.py -k few_groups"),
+        ("a-group-for-too-many-processes", "config.group_size < size:",
+         "config.group_size < size - 1:", "tests/test_processes.py -k Refused"),
+        ("sigterm-breaks-off-a-step", "before[signal.SIGTERM] = signal.default_int_handler", "pass",
+         "tests/test_training.py -k torchrun"),
+        ("torchruns-second-signal-acts",
+         "if len(interrupts) > 1 and signal.SIGTERM not in before:", "if len(interrupts) > 1:",
+         "tests/test_training.py -k torchrun"),
+        ("sigterm-is-a-ctrl-c-everywhere",
+         "if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:", "if True:",
+         "tests/test_training.py -k sigterm"),
     ),
     *faults_in(
         "grpo_lib/evaluation.py", "tests/test_evaluation.py",
@@ -824,6 +840,16 @@ FAULTS = [
         ("generate-parts-draw-the-same", "generator=generator)[part[0]]",
          "generator=generator)[0]"),
         ("generate-moves-torchs-generator", "with torch.random.fork_rng(devices), ", "with "),
+        ("generate-beyond-the-models-length",
+         "policy.check_length(tokens.shape[1] + max_new_tokens)", "pass"),
+        ("ends-of-the-tokenizer-alone", "ends = end_ids(policy.model if known else policy, "
+         "tokenizer)", "ends = ()"),
+        ("ends-of-the-configuration-forgotten",
+         'settings = loaded(AutoConfig.from_pretrained, model, "configuration")',
+         "settings = None"),
+        ("terms-are-no-network", 'if "GatedRepoError" in causes or "gated repo" in str(error):',
+         "if False:"),
+        ("an-old-transformers-is-no-network", "if not isinstance(error, OSError):", "if False:"),
         ("generate-log-probs-left-out", "return rollouts.scored_by(policy, rows_at_once)",
          "return rollouts"),
     ),
@@ -876,6 +902,19 @@ FAULTS = [
          "tests/llm/test_handover.py -k accelerate_reads"),
         ("handover-overwrites", "(not folder.is_dir() or any(folder.iterdir()))",
          "not folder.is_dir()", "tests/llm/test_handover.py -k overwritten"),
+    ),
+    *faults_in(
+        "grpo_lib/handover.py", "tests/llm/test_handover.py -k 'toys or goes_over'",
+        ("handover-a-toys-rate-unsaid", "if config.learning_rate > 3 * usual:", "if False:"),
+        ("handover-adapters-rate-is-all-weights", 'if lora_rank is None else (1e-4, "adapters")',
+         'if lora_rank is None else (1e-5, "adapters")'),
+        ("handover-memory-unsaid", "if config.micro_batch_size is None:", "if False:"),
+        ("handover-of-the-usual-task", 'return f"{kind.__name__}({inside})"',
+         'return f"{kind.__name__}()"'),
+        ("handover-of-a-changed-task", "if vars(kind(**arguments)) == vars(task):", "if True:"),
+        ("handover-without-adapters",
+         "peft_config=None if LORA_RANK is None else adapters(LORA_RANK)", "peft_config=None",
+         "tests/llm/test_handover.py -k two_steps"),
     ),
     *faults_in(
         "grpo_lib/exercises/faulty.py", "tests/test_faulty.py",
@@ -1237,7 +1276,7 @@ FAULTS = [
         ("gradients-pile-up", "self.optimizer.zero_grad(set_to_none=True)", "pass",
          "tests/test_training.py -k bit_for_bit"),
         ("gradients-never-shortened", "config.max_grad_norm, error", 'float("inf"), error'),
-        ("one-step-a-pass", "order.tensor_split(config.minibatches)", "order.tensor_split(1)"),
+        ("one-step-a-pass", "order.tensor_split(minibatches)", "order.tensor_split(1)"),
         ("one-pass-only", "in range(config.num_iterations)", "in range(1)",
          "tests/test_training.py -k every_pass"),
         ("constant-by-the-minibatch", "max_length=self.task.max_new_tokens,",
