@@ -122,6 +122,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="a model's name on the hub, or its folder")
     sub.add_argument("--out", type=Path, required=True, help="new folder to write into")
     sub.add_argument("--max-new-tokens", type=positive, default=256, help="longest completion")
+    sub.add_argument("--no-chat", action="store_true",
+                     help="the task's own prompts, for a model without a chat template")
     sub.add_argument("--lora-rank", type=positive,
                      help="train adapters of this rank (if not given: all weights)")
     settings(sub)
@@ -158,12 +160,14 @@ def run_handover(options) -> int:
     task, given = get_task(options.task or "chain"), settings_in(options)
     command = join(["--task", task.name, "--model", options.model, "--out", str(options.out),
                     "--max-new-tokens", str(options.max_new_tokens),
+                    *(["--no-chat"] if options.no_chat else []),
                     *(["--lora-rank", str(options.lora_rank)] if options.lora_rank else []),
                     *(word for name, value in given.items()
                       for word in ("--" + name.replace("_", "-"), str(value)))])
     config = GRPOConfig(**given)
     lines = write_handover(options.out, task, options.model, config, options.max_new_tokens,
-                           lora_rank=options.lora_rank, command=command)
+                           chat=not options.no_chat, lora_rank=options.lora_rank,
+                           command=command)
     for line in lines:
         if line.lost:
             print(f"{line.field} = {line.value}: lost, {line.note}")
@@ -224,12 +228,12 @@ def run_pretrain(options) -> int:
     from tqdm import tqdm
 
     from grpo_lib.checkpoint import save_policy, write_json
+    from grpo_lib.checks import usable_device
     from grpo_lib.pretraining import READY, PretrainConfig, one_step_accuracy, pretrain
     from grpo_lib.runs import score, versions
     from grpo_lib.tasks import get_task
-    from grpo_lib.training import check_device
 
-    device = check_device(options.device)
+    device = usable_device(options.device)
     task, out = get_task(options.task or "chain"), options.out
     config = PretrainConfig(skill_steps=options.skill_steps, habit_steps=options.habit_steps,
                             seed=options.seed)
@@ -286,9 +290,10 @@ def run_train(options) -> int:
     with joined(config.device) as (processes, device):
         trainer = GRPOTrainer(policy, task, replace(config, device=device), processes=processes,
                               value_model=ValueModel(policy) if config.choices.critic else None)
+        out = processes.agree(
+            options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         if processes.rank > 0:
-            return follow(trainer)
-        out = options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            return follow(trainer, out)
         run = RunFolder.create(out, trainer, options.held_out or 1000,
                                policy=str(options.policy or "base model"),
                                save_every=options.save_every or 10, processes=processes.size)
@@ -321,24 +326,35 @@ def resume(options, given: dict) -> int:
             raise ValueError(f"--resume: the run in {run.path} is complete at step {done}; to go "
                              f"on, give more --steps")
         if processes.rank > 0:
-            return follow(trainer)
+            return follow(trainer, run.path)
         run.reopen(config=trainer.config.to_dict(), threads=torch.get_num_threads(),
                    save_every=options.save_every or run.about["save_every"],
                    processes=processes.size)
         return train_in(run, trainer)
 
 
-def follow(trainer) -> int:
+def follow(trainer, path: Path) -> int:
     """What the other processes of a run do: the same steps. The first one measures and writes."""
-    for _ in trainer.run():
-        pass
+    from grpo_lib.processes import OtherProcessLost
+
+    try:
+        for _ in trainer.run():
+            pass
+    except (OtherProcessLost, KeyboardInterrupt):  # the first one may be gone, and say nothing
+        print(f"\nprocess {trainer.processes.rank} has taken {trainer.step_count} steps. To go on "
+              f"from the last checkpoint:\n  {resume_command(path)}", flush=True)
+        raise
     return 0
+
+
+def resume_command(path: Path) -> str:
+    from shlex import quote
+
+    return f"python -m grpo_lib train --resume {quote(str(path))}"
 
 
 def train_in(run, trainer) -> int:
     """Measure, train to the last step, measure again; everything into the run's folder."""
-    from shlex import quote
-
     from grpo_lib.processes import undisturbed
     from grpo_lib.runs import summary
 
@@ -353,7 +369,7 @@ def train_in(run, trainer) -> int:
                 run.save(trainer)
                 saved = "everything is saved"
             print(f"\n{what} after step {trainer.step_count}; {saved}. To go on:\n"
-                  f"  python -m grpo_lib train --resume {quote(str(run.path))}", flush=True)
+                  f"  {resume_command(run.path)}", flush=True)
 
     print(f"writing to {run.path}")
     try:
@@ -402,15 +418,15 @@ def measure_and_train(run, trainer) -> None:
 def run_evaluate(options) -> int:
     import torch
 
+    from grpo_lib.checks import usable_device
     from grpo_lib.evaluation import evaluate, wilson_interval
     from grpo_lib.tasks import get_task
-    from grpo_lib.training import check_device
 
     task = get_task(options.task or "chain")
     if max(options.k) > options.samples:
         raise ValueError(f"--k: got {max(options.k)}, allowed are at most --samples, "
                          f"{options.samples}")
-    device = check_device(options.device)
+    device = usable_device(options.device)
     policy = starting_policy(options.policy, task).to(device)
     problems = task.held_out(options.problems)
     generator = torch.Generator().manual_seed(options.seed)

@@ -34,6 +34,17 @@ def check_whole(name: str, value: object, least: int, why: str = "") -> None:
         raise ValueError(f"{name}: got {value!r}, allowed is a whole number from {least}{why}")
 
 
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of this name, or a ValueError saying that it is not there."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device: got {name!r}, which cannot be used here "
+                         f"({str(error).splitlines()[0]})") from None
+    return device
+
+
 class OutOfMemory(torch.OutOfMemoryError):
     """Memory did not suffice; says for what, and what would make it suffice."""
 

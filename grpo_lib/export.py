@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from grpo_lib.checkpoint import CheckpointError, check_weights
-from grpo_lib.huggingface import loaded, need
+from grpo_lib.huggingface import load_model, need
 from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.tokenizer import EOS, PAD, Tokenizer
 
@@ -88,9 +88,7 @@ def import_llama(folder: Path | str) -> TransformerPolicy:
     embeddings, biases, scaled positions, another activation), or weights that do not fit.
     """
     need("transformers")
-    from transformers import AutoModelForCausalLM
-
-    model = loaded(AutoModelForCausalLM.from_pretrained, folder, "language model")
+    model = load_model(folder)
     config = model.config
     wanted = {"model_type": "llama", **ALWAYS,
               "num_key_value_heads": config.num_attention_heads}

@@ -2,7 +2,10 @@
 its words, and a training script with accelerate's configurations.
 
 What goes beyond a machine (sharded weights, rollouts by vLLM) is TRL's; ``python -m grpo_lib
-handover`` writes what it needs. Checked against TRL 1.16. Nothing here imports TRL.
+handover`` writes what it needs. Nothing here imports TRL.
+
+Run, against TRL 1.16: the losses, the reward, the script on one and two CPU processes. Written to
+its documentation and not run: FSDP, DeepSpeed, vLLM, any GPU.
 """
 
 from __future__ import annotations
@@ -78,6 +81,9 @@ def translate(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> li
     """
     check_whole("max_new_tokens", max_new_tokens, 1)
     check_whole("processes", processes, 1)
+    if config.group_size < 2 or config.steps < 1:
+        raise ValueError(f"group_size, steps: got {config.group_size}, {config.steps}; TRL's "
+                         f"GRPOTrainer takes groups of 2 or more, and 1 step or more")
     row = config.choices
     rows = config.prompts_per_step * config.group_size
     step, rest = divmod(rows, config.minibatches * processes)
@@ -126,7 +132,8 @@ def translate(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> li
     to("sapo_temperature_neg", sapo_temperature_neg=row.sapo_temperature_neg)
     to("beta", beta=row.beta)
     to("use_bias_correction_kl", use_bias_correction_kl=row.use_bias_correction_kl)
-    to("entropy_coef", entropy_coef=row.entropy_coef)
+    to("entropy_coef", "TRL takes the mean of the parts' means, ours counts each token once"
+       if row.entropy_coef and step > size else "", entropy_coef=row.entropy_coef)
     to("top_entropy_quantile", top_entropy_quantile=row.top_entropy_quantile)
     to("off_policy_mask_threshold", off_policy_mask_threshold=row.off_policy_mask_threshold)
     to("mask_truncated_completions", mask_truncated_completions=row.mask_truncated_completions)
@@ -227,6 +234,22 @@ def as_code(task: Task) -> str:
                      f"made (write another task in a file, and import it in train.py)")
 
 
+def trl_tokenizer(model: str, chat: bool = True):
+    """The model's tokenizer as TRL's trainer wants it, padding token and all.
+
+    OSError: it cannot be loaded. ValueError: no end-of-sequence token; with ``chat``, no chat
+    template.
+    """
+    from grpo_lib.huggingface import HuggingFaceTokenizer, warn_without_pad
+
+    tokenizer = HuggingFaceTokenizer.of(model, chat=chat).tokenizer
+    if tokenizer.eos_token_id is None:  # ours can do with those of the model's settings
+        raise ValueError("tokenizer: has no end-of-sequence token; TRL needs one, so set "
+                         "tokenizer.eos_token to the token that ends an answer")
+    warn_without_pad(tokenizer)
+    return tokenizer
+
+
 def as_table(lines: Sequence[Line]) -> str:
     """The translation as text, a field a line."""
     rows = [(line.field, str(line.value),
@@ -246,26 +269,25 @@ Any option of TRL's GRPOConfig can follow: --max_steps 2, --use_vllm true, ...
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 
 import grpo_lib
-from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward
+from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward, trl_tokenizer
 from grpo_lib.huggingface import adapters, end_ids
 
 MODEL = {model!r}
 LORA_RANK = {lora_rank}  # None: all weights are trained
 TASK = grpo_lib.{task}
+CHAT = {chat}  # True: problems in words, as a user's message; False: the task's own prompts
 SETTINGS = grpo_lib.{settings}
 MAX_NEW_TOKENS = {max_new_tokens}
 
 
 def main():
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    if tokenizer.eos_token_id is None:
-        raise SystemExit("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        tokenizer = trl_tokenizer(MODEL, CHAT)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"train.py: {{error}}") from None
     gpu = torch.cuda.is_available()
     arguments = trl_arguments(SETTINGS, MAX_NEW_TOKENS, PartialState(cpu=not gpu).num_processes)
     parser = TrlParser((GRPOConfig,))
@@ -278,8 +300,8 @@ def main():
     trainer = GRPOTrainer(
         model=MODEL, args=args, processing_class=tokenizer, reward_funcs=rewards,
         peft_config=None if LORA_RANK is None else adapters(LORA_RANK),
-        train_dataset=Dataset.from_list(trl_dataset(
-            TASK, problems, seed=args.seed, chat=tokenizer.chat_template is not None)))
+        train_dataset=Dataset.from_list(
+            trl_dataset(TASK, problems, seed=args.seed, chat=CHAT)))
     trainer.train()
     trainer.save_model(args.output_dir)
 
@@ -299,7 +321,8 @@ SHARED = {"compute_environment": "LOCAL_MACHINE", "machine_rank": 0,
 # the script says itself that there is no GPU.
 ACCELERATE = {
     "cpu": SHARED | {"distributed_type": "MULTI_GPU", "mixed_precision": "no", "num_processes": 2},
-    "one_gpu": SHARED | {"distributed_type": "NO", "mixed_precision": "no", "num_processes": 1},
+    "one_gpu": SHARED | {"distributed_type": "NO", "mixed_precision": "no", "num_processes": 1,
+                         "gpu_ids": "0"},  # of several, the first: TRL refuses DataParallel
     "fsdp": SHARED | {"distributed_type": "FSDP", "mixed_precision": "no", "num_processes": 8,
                       "fsdp_config": {"fsdp_version": 2,
                                       "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
@@ -328,7 +351,13 @@ lines more: `deepspeed`, or `trl[vllm]`.
 | several GPUs, optimizer spread by ZeRO-2 | `{launch} deepspeed.yaml --num_processes 8 train.py` |
 | rollouts by vLLM on the same GPUs | any of these with `--use_vllm true --vllm_mode colocate` |
 | rollouts by vLLM on another GPU | `{gpu}0 {serve}`, and beside it any of \
-these with `--use_vllm true --vllm_mode server`, and `{gpu}1` (or `1,2,3`) before it |
+these with `--use_vllm true --vllm_mode server`, and `{gpu}1` before it (of eight, for instance \
+`{gpu}4,5,6,7` and `--num_processes 4`) |
+
+Run as it stands, with TRL 1.16: the first line. The others are written to the documentation of TRL
+and accelerate, and were not run. With vLLM, TRL also weighs the loss by how far its log-probs are
+from the trainer's (`--vllm_importance_sampling_correction false` switches that off). The number of
+processes must divide the completions of a gradient step.
 
 {cautions}The settings, field by field (LOST: acts in grpo_lib, and TRL has none; what that changes
 is yours to judge):
@@ -347,16 +376,18 @@ def yaml(content: dict, indent: str = "") -> str:
             text += f"{indent}{key}:\n{yaml(value, indent + '  ')}"
         else:
             shown = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else (
-                repr(value) if value in ("no", "NO") else value)
+                repr(value) if value in ("no", "NO", "0") else value)
             text += f"{indent}{key}: {shown}\n"
     return text
 
 
 def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfig,
-                   max_new_tokens: int, *, lora_rank: int | None = None,
+                   max_new_tokens: int, *, chat: bool = True, lora_rank: int | None = None,
                    command: str | None = None) -> list[Line]:
     """Write train.py, accelerate's configurations and a README into a new folder.
 
+    ``model``: a name on the hub, or a folder. ``chat``: problems go in words through its chat
+    template; False: the task's own prompts.
     ``lora_rank``: train adapters, as ``HuggingFacePolicy.from_pretrained(lora_rank=)`` does; None:
     all weights. ``command``: what made it, to be named in train.py.
     Returns the translation; what is ``lost``, and the ``cautions``, should be told.
@@ -367,6 +398,8 @@ def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfi
 
     if lora_rank is not None:
         check_whole("lora_rank", lora_rank, 1)
+    if Path(model).expanduser().is_dir():  # the script may be started anywhere
+        model = str(Path(model).expanduser().resolve())
     folder, made = Path(folder), as_code(task)
     lines = translate(config, max_new_tokens)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -377,7 +410,8 @@ def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfi
     title = f"GRPO on {model} by TRL, with grpo_lib's task {task.name!r} and its verifier."
     careful = "".join(f"- {line}\n" for line in cautions(config, max_new_tokens, lora_rank))
     files = {"train.py": SCRIPT.format(
-        title=title, model=model, task=made, lora_rank=lora_rank, settings=config_line(config),
+        title=title, model=model, task=made, chat=chat, lora_rank=lora_rank,
+        settings=config_line(config),
         written=f"Written by: python -m grpo_lib handover {command}\n" * bool(command),
         max_new_tokens=max_new_tokens, overlong=overlong),
         "README.md": README.format(

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from grpo_lib.checks import memory_explained
+from grpo_lib.checks import memory_explained, usable_device
 from grpo_lib.policy import token_positions
 from grpo_lib.rollout import Rollouts, check_sampling, part_of
 from grpo_lib.tasks.base import Problem, Task
@@ -43,7 +44,9 @@ def loaded(load: Callable, name: str | Path, what: str, **options):
                       f"model's name on the hub, like Qwen/Qwen2.5-0.5B-Instruct")
     try:
         return load(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise
         if Path(name).is_dir():
             raise OSError(f"{name}: holds no {what} that transformers can load "
                           f"({first_line(error)})") from None
@@ -58,11 +61,26 @@ def loaded(load: Callable, name: str | Path, what: str, **options):
             raise OSError(f"{name}: the hub has no such model, or it needs a login "
                           f"(hf auth login); check the name") from None
         if not isinstance(error, OSError):
-            raise OSError(f"{name}: the installed transformers cannot load this {what}; a newer "
-                          f"one may ({first_line(error)})") from None
+            raise OSError(f"{name}: holds no {what} that the installed transformers can load; a "
+                          f"newer one may ({first_line(error)})") from None
         raise OSError(f"{name}: could not be fetched from the hub and is not in the cache; check "
                       f"the network, or give a folder that holds the model "
                       f"({first_line(error)})") from None
+
+
+def load_model(name: str | Path, **options) -> nn.Module:
+    """A causal LM with all its weights. OSError: some are missing, or of another shape, which
+    transformers would fill with random numbers."""
+    from transformers import AutoModelForCausalLM
+
+    model, about = loaded(AutoModelForCausalLM.from_pretrained, name, "language model",
+                          output_loading_info=True, **options)
+    wrong = sorted(about["missing_keys"]) + [key for key, *_ in about["mismatched_keys"]]
+    if wrong:
+        raise OSError(f"{name}: {len(wrong)} weights of this language model are missing or of "
+                      f"another shape ({', '.join(wrong[:3])}); the checkpoint is incomplete, or "
+                      f"of another kind of model")
+    return model
 
 
 def can_be_loaded(name: str) -> bool:
@@ -126,10 +144,17 @@ class HuggingFacePolicy(nn.Module):
         super().__init__()
         self.model, self.autocast = model, autocast
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
-        self.saved = [n for n, p in self.named_parameters() if p.requires_grad]
+        trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        self.saved = list(trained)
+        changes = [p for n, p in trained.items() if ".lora_B." in n]
+        self.without_adapters_the_same = bool(changes) and not any(p.any() for p in changes)
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in trained.values()):
+            warnings.warn("model: its weights are of 16 bits, in which most of a small step is "
+                          "rounded away; train them in float32 (autocast multiplies in bfloat16 "
+                          "all the same), or adapters", stacklevel=2)
         forward = getattr(model, "get_base_model", lambda: model)().forward
-        self._cache = ("cache" if "cache" in inspect.signature(forward).parameters
-                       else "past_key_values")  # its name before transformers 5.2x
+        names = inspect.signature(forward).parameters  # "cache" since transformers 5.2x
+        self._cache = next((n for n in ("cache", "past_key_values") if n in names), None)
         self.eval()
 
     @classmethod
@@ -137,23 +162,32 @@ class HuggingFacePolicy(nn.Module):
                         lora_alpha: int | None = None, dtype: torch.dtype = torch.float32,
                         autocast: torch.dtype | str | None = "auto",
                         device: torch.device | str = "cpu") -> HuggingFacePolicy:
-        """A model by its name on the hub, or from a folder.
+        """A model by its name on the hub, or from a folder (also one with adapters only, which
+        then go on being trained).
 
         ``lora_rank``: train low-rank adapters (2106.09685) on all linear layers and leave the
         weights as they are, by peft; lora_alpha defaults to twice the rank. ``autocast`` "auto":
         bfloat16 on a CUDA device that computes in it (Ampere or newer), else none.
         ImportError, OSError: an extra, the model or the network is missing; says what to do.
+        ValueError: the device cannot be used; new adapters on top of others.
         """
-        need("transformers", *(["peft"] if lora_rank is not None else []))
-        from transformers import AutoModelForCausalLM
-
-        model = loaded(AutoModelForCausalLM.from_pretrained, name, "language model", dtype=dtype)
-        if lora_rank is not None:
-            model = with_lora(model, lora_rank, lora_alpha)
-        if autocast == "auto":
-            autocast = torch.bfloat16 if computes_in_bf16(device) else None
-        with memory_explained(lambda: (f"loading {name}", "a smaller model, dtype=torch.bfloat16 "
-                                       "or another device's memory would hold it")):
+        device = usable_device(device)
+        trained = (Path(name) / "adapter_config.json").is_file()
+        need("transformers", *(["peft"] if lora_rank is not None or trained else []))
+        if lora_rank is not None and trained:
+            raise ValueError(f"lora_rank: got {lora_rank}, but {name} holds adapters already, "
+                             f"which are trained on; allowed is None")
+        with memory_explained(lambda: (
+                f"loading {name}", "a smaller model needs less, and adapters on one in "
+                "dtype=torch.bfloat16 (all of whose weights cannot be trained so)")):
+            if trained:
+                model, name = with_trained_adapters(name, dtype)
+            else:
+                model = load_model(name, dtype=dtype)
+            if lora_rank is not None:
+                model = with_lora(model, lora_rank, lora_alpha)
+            if autocast == "auto":
+                autocast = torch.bfloat16 if computes_in_bf16(device) else None
             return cls(model, autocast=autocast, name=str(name)).to(device)
 
     @property
@@ -170,9 +204,14 @@ class HuggingFacePolicy(nn.Module):
         from transformers import DynamicCache
 
         self.check_length(length)
-        device = next(self.parameters()).device
-        return HuggingFaceCache(DynamicCache(config=self.config),
-                                torch.zeros(batch, 0, dtype=torch.long, device=device))
+        device, past = next(self.parameters()).device, DynamicCache(config=self.config)
+        kinds = {type(layer) for layer in past.layers}
+        if self._cache is None or not all(hasattr(kind, "batch_repeat_interleave")
+                                          for kind in kinds):
+            raise ValueError(f"policy: {type(self.model).__name__} keeps more than keys and values "
+                             f"of the text, which sample_groups cannot share in a group; allowed "
+                             f"is GRPOTrainer(sampler=generate_groups)")
+        return HuggingFaceCache(past, torch.zeros(batch, 0, dtype=torch.long, device=device))
 
     def check_length(self, length: int) -> None:
         """ValueError if the model cannot read so many tokens."""
@@ -197,9 +236,10 @@ class HuggingFacePolicy(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def reference(self) -> Reference | None:
-        """The policy before training, for ``GRPOTrainer(ref_policy=)``: with adapters, the same
-        weights without them, at no cost in memory; else None, which makes it a frozen copy."""
-        return Reference(self) if hasattr(self.model, "disable_adapter") else None
+        """The policy before training, for ``GRPOTrainer(ref_policy=)``: with fresh adapters, the
+        same weights without them, at no cost in memory; else (all weights, or adapters that have
+        been trained before) None, which makes it a frozen copy."""
+        return Reference(self) if self.without_adapters_the_same else None
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """What is trained: with adapters, those alone; tied weights once."""
@@ -242,16 +282,29 @@ def adapters(rank: int, alpha: int | None = None):
                       lora_dropout=0.0, task_type="CAUSAL_LM")
 
 
-def with_lora(model: nn.Module, rank: int, alpha: int | None = None) -> nn.Module:
+def with_lora(model: nn.Module, rank: int, alpha: int | None = None, seed: int = 0) -> nn.Module:
     """The model with adapters W + alpha / rank * B A on all its linear layers (2106.09685 Eq. 3),
-    B = 0 at first."""
+    B = 0 at first, A drawn from ``seed``."""
     from peft import get_peft_model
 
     chosen = adapters(rank, alpha)
     chosen.fan_in_fan_out = getattr(model.config, "model_type", "") == "gpt2"
+    with warnings.catch_warnings(), torch.random.fork_rng([]):
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        torch.manual_seed(seed)
+        return get_peft_model(model, chosen)
+
+
+def with_trained_adapters(folder: str | Path, dtype: torch.dtype) -> tuple[nn.Module, str]:
+    """The model that a folder's adapters belong to, with them on it; and its name."""
+    from peft import PeftConfig, PeftModel
+
+    name = loaded(PeftConfig.from_pretrained, folder, "adapter").base_model_name_or_path
+    model = load_model(name, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-        return get_peft_model(model, chosen)
+        return loaded(lambda at: PeftModel.from_pretrained(model, at, is_trainable=True), folder,
+                      "adapter"), name
 
 
 def computes_in_bf16(device: torch.device | str) -> bool:

@@ -2,7 +2,8 @@
 
 Every process draws the same random numbers and holds the same weights. Each samples and scores
 its own part of the prompts, hands the completions round (token ids are small), and then knows the
-whole batch: advantages and metrics are those of one process. In an update each takes its share
+whole batch: advantages and metrics are those of one process (but not with ``generate_groups``,
+where what a row samples depends on its company). In an update each takes its share
 of the minibatch's rows, and DistributedDataParallel adds up the gradients. Left out: sharding of
 weights, and rollouts by an engine of their own (``handover`` leads to trainers that have them).
 """
@@ -47,6 +48,10 @@ class Processes:
         """The rows (b, T) of all processes, in order."""
         return part
 
+    def agree(self, thing):
+        """What the first process holds, on all of them."""
+        return thing
+
     def reduce(self, values: Tensor, how: str) -> Tensor:
         """"sum", "min" or "max" over the processes."""
         return values
@@ -80,6 +85,9 @@ class SeveralProcesses(Processes):
         with lost_processes():
             torch.distributed.all_gather_object(things, thing)
         return things
+
+    def agree(self, thing):
+        return self._all(thing)[0]
 
     def reduce(self, values, how):
         operation = getattr(torch.distributed.ReduceOp, how.upper())
@@ -156,4 +164,5 @@ def lost_processes() -> Iterator[None]:
                                              "NCCL", "Broken pipe", "Timed out")):
             raise
         raise OtherProcessLost("another process of this run has ended or does not answer, so this "
-                               "one stops too; look for its own message above") from None
+                               "one stops too; if it was not killed, its own message stands "
+                               "above") from None

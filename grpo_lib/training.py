@@ -23,7 +23,7 @@ from torch import Tensor
 
 from grpo_lib.advantages import informative_groups
 from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
-from grpo_lib.checks import memory_explained
+from grpo_lib.checks import memory_explained, usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
@@ -93,7 +93,7 @@ class GRPOTrainer:
         self.processes = processes or Processes()
         self.sampler = self.processes.sampler(sampler)
         check_processes(config, self.processes.size)
-        self.device = check_device(config.device)
+        self.device = usable_device(config.device)
         self.policy = policy.to(self.device)
         self.wrapped = self.processes.wrap(self.policy)  # which gives all the first one's weights
         own = ref_policy is not None and ref_policy is not policy
@@ -491,14 +491,3 @@ def finish_step_first() -> Iterator[list]:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
-
-
-def check_device(name: str) -> torch.device:
-    """The device of this name, or a ValueError saying that it is not there."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, dtype=torch.float64, device=device).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device: got {name!r}, which cannot be used here "
-                         f"({str(error).splitlines()[0]})") from None
-    return device

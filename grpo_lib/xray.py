@@ -143,7 +143,8 @@ class Xray:
             raise ValueError("trainer: has taken no step yet, so there is nothing to look into")
         rewards, _, ref_log_probs = trainer.score(trainer.problems, trainer.rollouts)
         with torch.no_grad():
-            after = completion_log_probs(trainer.policy, trainer.rollouts)
+            after = completion_log_probs(trainer.policy, trainer.rollouts,
+                                         trainer.config.micro_batch_size)
         words = trainer.task.tokenizer.words
         completions = trainer.rollouts.completions.tolist()
         lengths = trainer.rollouts.mask.sum(1).long().tolist()

@@ -26,6 +26,11 @@ class SortTask(Task):
         digits = [str(rng.randrange(10)) for _ in range(rng.randint(self.shortest, self.longest))]
         return Problem(" ".join(digits) + " :", " ".join(sorted(digits)))
 
+    def instruction(self, problem: Problem) -> str:
+        digits = ", ".join(problem.prompt.split()[:-1])
+        return (f"Put these digits in order, the smallest first: {digits}. Answer with nothing but "
+                f"the digits, a space between them, for example: 1 4 4 7")
+
     def correct(self, problem: Problem, completion: str) -> bool:
         return completion == problem.answer
 

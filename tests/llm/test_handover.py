@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -31,6 +32,7 @@ from grpo_lib.handover import (
     trl_arguments,
     trl_dataset,
     trl_reward,
+    trl_tokenizer,
     write_handover,
 )
 
@@ -63,6 +65,15 @@ def trl_config(tmp_path, **arguments):
     from trl import GRPOConfig as TRLConfig
 
     return TRLConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **arguments)
+
+
+def start(tmp_path, *options):
+    """The script in the folder h, as `python train.py`, without a network."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                                "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "",
+                                "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "train.py", *options], env=environment,
+                          cwd=tmp_path / "h", capture_output=True, text=True, timeout=120)
 
 
 class TestTranslate:
@@ -133,6 +144,9 @@ class TestTranslate:
     def test_what_cannot_be_dealt_out_evenly_is_refused(self):
         with pytest.raises(ValueError, match="micro_batch_size, minibatches, processes: got"):
             translate(GRPOConfig(prompts_per_step=3, group_size=5), 64)
+        for settings in ({"group_size": 1, "algorithm": "reinforce"}, {"steps": 0}):
+            with pytest.raises(ValueError, match="group_size, steps: got"):
+                translate(GRPOConfig(**settings), 64)
         with pytest.raises(ValueError, match="max_new_tokens: got 0"):
             translate(GRPOConfig(), 0)
 
@@ -169,8 +183,13 @@ class TestReward:
         held_out = trl_dataset(TASK, 20, split="held_out", chat=False)
         assert {r["problem"] for r in held_out}.isdisjoint(r["problem"] for r in plain)
         assert trl_dataset(TASK, 5, seed=1) != chat[:5]
-        with pytest.raises(NotImplementedError, match=r"SortTask\.instruction"):
-            trl_dataset(SortTask(2, 3), 1)
+        assert "smallest first" in trl_dataset(SortTask(2, 3), 1)[0]["prompt"][0]["content"]
+
+    def test_where_parts_have_another_entropy_it_is_said(self):
+        for settings, said in (({"micro_batch_size": 8, "entropy_coef": 0.1}, True),
+                               ({"micro_batch_size": 8}, False), ({"entropy_coef": 0.1}, False)):
+            lines = {line.field: line for line in translate(GRPOConfig(**settings), 64)}
+            assert ("mean of the parts' means" in lines["entropy_coef"].note) == said
 
 
 class TestScript:
@@ -181,7 +200,7 @@ class TestScript:
         assert __main__.main([
             "handover", "--task", "chain", "--model", str(model), "--out", str(out),
             "--max-new-tokens", "19", "--algorithm", "dapo", "--prompts-per-step", "4",
-            "--group-size", "4", "--micro-batch-size", "2",
+            "--group-size", "4", "--micro-batch-size", "2", "--no-chat",
             *(["--lora-rank", "4"] if adapters else [])]) == 0
         said = capsys.readouterr().out
         assert "dynamic_sampling = True: lost" in said and "wrote" in said
@@ -222,6 +241,7 @@ class TestScript:
         for name in ACCELERATE:
             assert f"--config_file {name}.yaml" in readme
         assert "--use_vllm true" in readme and "LOST: TRL's GRPOTrainer takes" in readme
+        assert "and were not run" in readme
         compile((tmp_path / "h" / "train.py").read_text(), "train.py", "exec")
 
     @pytest.mark.parametrize("name", ACCELERATE)
@@ -242,13 +262,56 @@ class TestScript:
         [path] = Path(trl.__file__).parent.glob(f"accelerate_configs/{theirs}.yaml")
         wanted = yaml.safe_load(path.read_text())
         for key, value in ACCELERATE[name].items():
-            if key not in ("num_processes", "mixed_precision"):
+            if key not in ("num_processes", "mixed_precision", "gpu_ids"):
                 assert wanted[key] == value, key
+
+    def test_one_gpu_is_one_of_several(self):
+        assert ACCELERATE["one_gpu"]["gpu_ids"] == "0"  # TRL refuses DataParallel, which all means
 
     def test_the_precision_is_left_to_the_script(self):
         """accelerate's own would overrule it, and a T4 has no bf16."""
         assert {about["mixed_precision"] for about in ACCELERATE.values()} == {"no"}
         assert "bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False)" in SCRIPT
+
+    @pytest.mark.parametrize("task", ["chain", "sort"])
+    def test_problems_go_in_words_to_a_chat_model(self, saved, tmp_path, monkeypatch, task):
+        """Its folder is found from wherever the script is started."""
+        monkeypatch.chdir(saved.parent)
+        assert __main__.main(["handover", "--task", task, "--model", saved.name, "--out",
+                              str(tmp_path / "h"), "--max-new-tokens", "4", "--group-size", "2",
+                              "--prompts-per-step", "2", "--minibatches", "1"]) == 0
+        done = start(tmp_path, "--max_steps", "1", "--log_completions", "true")
+        assert done.returncode == 0, done.stderr[-3000:]
+        words = {"chain": "Start with", "sort": "Put these digits"}[task]
+        assert words in done.stdout and "'step_time'" in done.stdout, done.stdout[-2000:]
+
+    @pytest.mark.parametrize("lacks, said", [
+        ({"chat": False}, "tokenizer: has no chat template"),
+        ({"eos": False}, "tokenizer: has no end-of-sequence token"),
+        (None, "could not be fetched")])
+    def test_what_a_model_lacks_is_one_line(self, saved, trained_tokenizer, tmp_path, lacks, said):
+        model = "no/such"
+        if lacks is not None:
+            model = tmp_path / "model"
+            shutil.copytree(saved, model)
+            # without config.json: with it, the tokenizer is a Qwen, which has an end of its own
+            for left in ("chat_template.jinja", "config.json"):
+                (model / left).unlink()
+            trained_tokenizer(**lacks).save_pretrained(model)
+        write_handover(tmp_path / "h", TASK, str(model), GRPOConfig(), 8)
+        done = start(tmp_path)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert done.stderr.strip().splitlines()[-1].startswith("train.py: ")
+        assert said in done.stderr.strip().splitlines()[-1]
+
+    def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(self, saved, tmp_path,
+                                                                       trained_tokenizer):
+        shutil.copytree(saved, tmp_path / "model")
+        (tmp_path / "model" / "config.json").unlink()  # a Qwen's tokenizer has its own padding
+        trained_tokenizer(pad=False).save_pretrained(tmp_path / "model")
+        with pytest.warns(UserWarning, match="tokenizer: has no pad token"):
+            tokenizer = trl_tokenizer(str(tmp_path / "model"))
+        assert tokenizer.pad_token == "<|end|>"
 
     def test_what_is_a_toys_is_said(self, tmp_path, capsys):
         def said(*more):

@@ -31,6 +31,7 @@ from grpo_lib.huggingface import (
     generate_groups,
 )
 from grpo_lib.runs import RunFolder
+from grpo_lib.tasks import Problem, Task
 from grpo_lib.xray import Xray
 
 FAMILIES = ("llama", "gpt2", "qwen2", "mistral")
@@ -276,10 +277,20 @@ class TestTask:
         assert held_out.isdisjoint(trained)
 
     def test_a_task_without_words_says_so(self, trained_tokenizer):
+        class Wordless(SortTask):
+            instruction = Task.instruction
+
+        task = InstructionTask(Wordless(2, 3), HuggingFaceTokenizer(trained_tokenizer()),
+                               max_new_tokens=5)
+        with pytest.raises(NotImplementedError, match=r"Wordless\.instruction"):
+            task.encode(task.problem(random.Random(0)))
+
+    def test_sorting_in_words(self, trained_tokenizer):
         task = InstructionTask(SortTask(2, 3), HuggingFaceTokenizer(trained_tokenizer()),
                                max_new_tokens=5)
-        with pytest.raises(NotImplementedError, match=r"SortTask\.instruction"):
-            task.encode(task.problem(random.Random(0)))
+        words = task.instruction(Problem("7 2 9 :", "2 7 9"))
+        assert "7, 2, 9" in words and "2 7 9" not in words
+        assert task.reward(Problem("7 2 9 :", "2 7 9"), "2 7\n9") == 1
 
 
 class TestTraining:
@@ -341,6 +352,23 @@ class TestTraining:
         assert xray.words[0] == [trainer.task.tokenizer.tokenizer.decode([i]) for i in
                                  trainer.rollouts.completions[0, : len(xray.words[0])].tolist()]
 
+    def test_no_more_rows_than_are_allowed_go_through_together(self, make_trainer):
+        """In an update, in scoring, and in the X-ray of the step."""
+        trainer = make_trainer(replace(SMALL, prompts_per_step=4, group_size=4,
+                                       micro_batch_size=3))
+        seen, forward = [], trainer.policy.model.forward
+
+        def counted(*arguments, **options):
+            if not options["use_cache"]:
+                seen.append(len(options["input_ids"]))
+            return forward(*arguments, **options)
+
+        trainer.policy.model.forward = counted
+        trainer.step()
+        steps = len(seen)
+        Xray.of(trainer)
+        assert len(seen) > steps > 0 and max(seen) == 3
+
     def test_no_memory_is_said_with_what_to_change(self, make_trainer, monkeypatch):
         trainer = make_trainer()
 
@@ -366,7 +394,7 @@ class TestTraining:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes")
 
         monkeypatch.setattr(HuggingFacePolicy, "to", full)
-        with pytest.raises(torch.OutOfMemoryError, match=r"in loading .*: a smaller model, dtype"):
+        with pytest.raises(torch.OutOfMemoryError, match=r"in loading .*: a smaller model needs"):
             HuggingFacePolicy.from_pretrained(saved)
 
 
@@ -408,8 +436,37 @@ class TestAdapters:
     def test_from_a_folder(self, saved, tmp_path):
         policy = HuggingFacePolicy.from_pretrained(saved, lora_rank=2)
         assert policy.model.peft_config["default"].lora_alpha == 4
+        again = HuggingFacePolicy.from_pretrained(saved, lora_rank=2)
+        for one, other in zip(policy.parameters(), again.parameters()):
+            assert torch.equal(one, other), "adapters start from a seed of their own"
+
+    def test_trained_adapters_come_back_and_are_trained_on(self, saved, task, tmp_path):
+        policy = HuggingFacePolicy.from_pretrained(saved, lora_rank=2)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(generator=numbers())
         policy.save_pretrained(tmp_path / "adapters")
-        assert (tmp_path / "adapters" / "adapter_model.safetensors").is_file()
+        again = HuggingFacePolicy.from_pretrained(tmp_path / "adapters")
+        tokens = torch.tensor(PROMPTS[:1])
+        assert torch.allclose(again(tokens), policy(tokens), atol=1e-6)
+        assert again.saved == policy.saved and len(again.saved) > 0
+        assert HuggingFaceTokenizer.of(again).eos_id == (1,), "the tokenizer is the model's"
+        assert policy.reference() is not None and again.reference() is None
+        trainer = GRPOTrainer(again, task, replace(SMALL, beta=0.1), again.reference())
+        assert trainer.step().kl == pytest.approx(0, abs=1e-6), "measured to where it started"
+        with pytest.raises(ValueError, match=r"lora_rank: got 2, but .* holds adapters already"):
+            HuggingFacePolicy.from_pretrained(tmp_path / "adapters", lora_rank=2)
+        (tmp_path / "adapters" / "adapter_model.safetensors").write_bytes(b"no tensors")
+        with pytest.raises(OSError, match="holds no adapter that transformers can load"):
+            HuggingFacePolicy.from_pretrained(tmp_path / "adapters")
+
+    def test_weights_of_sixteen_bits_are_warned_of_unless_adapters_are_trained(self, saved):
+        with pytest.warns(UserWarning, match="most of a small step is rounded away"):
+            HuggingFacePolicy.from_pretrained(saved, dtype=torch.bfloat16)
+        policy = HuggingFacePolicy.from_pretrained(saved, dtype=torch.bfloat16, lora_rank=2)
+        trained = dict(policy.named_parameters())
+        assert {trained[n].dtype for n in policy.saved} == {torch.float32}
 
 
 class TestWhatGoesWrong:
@@ -475,7 +532,7 @@ class TestWhatGoesWrong:
             raise error
 
         monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", unknown)
-        self.check(OSError, "x/y: the installed transformers cannot load.*a newer one.*new_thing",
+        self.check(OSError, "x/y: holds no language model that the.*a newer one may.*new_thing",
                    lambda: HuggingFacePolicy.from_pretrained("x/y"))
 
     def test_a_folder_that_is_not_there_or_holds_something_else(self, tmp_path):
@@ -485,6 +542,43 @@ class TestWhatGoesWrong:
                    lambda: HuggingFacePolicy.from_pretrained(tmp_path))
         self.check(OSError, "holds no tokenizer that transformers can load",
                    lambda: HuggingFaceTokenizer.of(tmp_path))
+
+    def test_a_checkpoint_that_lacks_a_weight_is_not_filled_with_chance(self, saved, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        shutil.copytree(saved, tmp_path / "a")
+        at = tmp_path / "a" / "model.safetensors"
+        whole = load_file(at)
+        [one, other] = [n for n in whole if "layers.0.mlp.up" in n or "layers.1.mlp.up" in n]
+        save_file({n: t for n, t in whole.items() if n != one}, at, {"format": "pt"})
+        self.check(OSError, f"a: 1 weights of this language model are missing or.*{one}",
+                   lambda: HuggingFacePolicy.from_pretrained(tmp_path / "a"))
+        save_file(whole | {other: torch.zeros(2, 2)}, at, {"format": "pt"})
+        self.check(OSError, "a: (1 weights .* another shape|holds no language model)",
+                   lambda: HuggingFacePolicy.from_pretrained(tmp_path / "a"))
+        at.write_bytes(at.read_bytes()[:100])
+        self.check(OSError, "a: holds no language model that transformers can load",
+                   lambda: HuggingFacePolicy.from_pretrained(tmp_path / "a"))
+
+    def test_a_device_that_is_not_there(self, saved):
+        self.check(ValueError, "device: got 'nowhere', which cannot be used here",
+                   lambda: HuggingFacePolicy.from_pretrained(saved, device="nowhere"))
+
+    @pytest.mark.parametrize("kind, shape", [
+        ("MambaConfig", {"state_size": 4, "num_hidden_layers": 1}),
+        ("Lfm2Config", {"num_attention_heads": 2, "num_key_value_heads": 2,
+                        "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]})])
+    def test_a_model_that_keeps_other_things_than_keys_and_values(self, kind, shape):
+        import transformers
+
+        config = getattr(transformers, kind)(
+            vocab_size=30, hidden_size=16, intermediate_size=32, pad_token_id=0, bos_token_id=1,
+            eos_token_id=1, **shape)
+        policy = HuggingFacePolicy(transformers.AutoModelForCausalLM.from_config(config))
+        self.check(ValueError, r"keeps more than keys and values.*sampler=generate_groups",
+                   lambda: sample_groups(policy, PROMPTS[1:2], 2, max_new_tokens=3, eos_id=1))
+        rollouts = generate_groups(policy, PROMPTS[1:2], 2, max_new_tokens=3, eos_id=1)
+        assert rollouts.log_probs.isfinite().all()
 
     def test_importing_the_room_needs_no_transformers(self):
         code = ("import sys, grpo_lib.huggingface, grpo_lib.export, grpo_lib.handover\n"

@@ -20,11 +20,15 @@ from grpo_lib.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, Instru
 MAX_NEW_TOKENS = 24
 SETTINGS = {"steps": 1, "prompts_per_step": 6, "group_size": 8, "minibatches": 1,
             "num_iterations": 2, "learning_rate": 1e-2, "max_grad_norm": 1e9, "eval_every": 0}
-CASES = [(family, algorithm, beta, micro) for family, algorithm, beta, micro in (
+CASES = [(*case, {}) if len(case) == 4 else case for case in (
     ("llama", "grpo", 0.0, None), ("llama", "grpo", 0.2, None), ("llama", "dapo", 0.0, 12),
     ("llama", "dr_grpo", 0.2, 6), ("gpt2", "grpo", 0.0, 16), ("gpt2", "dapo", 0.2, None),
     ("qwen2", "gspo", 0.0, None), ("qwen2", "cispo", 0.2, 24), ("llama", "sapo", 0.0, None),
-    ("mistral", "grpo", 0.1, 8))]
+    ("mistral", "grpo", 0.1, 8), ("llama", "grpo", 0.0, None, {"scale": "batch"}),
+    ("llama", "dapo", 0.0, None, {"entropy_coef": 0.05, "top_entropy_quantile": 0.5}),
+    ("llama", "grpo", 0.0, 12,
+     {"epsilon": 0.02, "delta": 1.03, "off_policy_mask_threshold": 0.002}),
+    ("qwen2", "gspo", 0.1, None, {"temperature": 0.7}))]
 
 
 class EasyTask(ChainTask):
@@ -91,11 +95,12 @@ def run_trl(folder, tokenizer, config, out):
     return seen
 
 
-@pytest.mark.parametrize("family, algorithm, beta, micro", CASES)
+@pytest.mark.parametrize("family, algorithm, beta, micro, more", CASES)
 def test_same_rollouts_same_loss_same_gradient(tiny_model, trained_tokenizer, tmp_path, family,
-                                               algorithm, beta, micro):
-    config = GRPOConfig(**SETTINGS, algorithm=algorithm, beta=beta, micro_batch_size=micro, **(
-        {"dynamic_sampling": False, "overlong_share": 0.0} if algorithm == "dapo" else {}))
+                                               algorithm, beta, micro, more):
+    config = GRPOConfig(**SETTINGS, algorithm=algorithm, beta=beta, micro_batch_size=micro, **more,
+                        **({"dynamic_sampling": False, "overlong_share": 0.0}
+                           if algorithm == "dapo" else {}))
     tokenizer = easy_tokenizer(trained_tokenizer)
     model = tiny_model(family, tie_word_embeddings=False, eos_token_id=70)
     with torch.no_grad():
@@ -121,7 +126,7 @@ def test_same_rollouts_same_loss_same_gradient(tiny_model, trained_tokenizer, tm
         tokens = torch.cat((batch["prompt_ids"], batch["completion_ids"]), 1)
         assert tokens.shape[1] == width + mask.shape[1]
         return Rollouts(tokens, batch["prompt_mask"], mask, torch.zeros_like(mask), finished,
-                        group_size, 1.0).scored_by(policy)
+                        group_size, config.temperature).scored_by(policy)
 
     task = Same(EasyTask(2, 3), HuggingFaceTokenizer(tokenizer), max_new_tokens=MAX_NEW_TOKENS)
     policy = HuggingFacePolicy(copy.deepcopy(model))
