@@ -42,10 +42,12 @@ def loaded(load: Callable, name: str | Path, what: str, **options):
                       f"model's name on the hub, like Qwen/Qwen2.5-0.5B-Instruct")
     try:
         return load(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         if Path(name).is_dir():
             raise OSError(f"{name}: holds no {what} that transformers can load "
                           f"({first_line(error)})") from None
+        if isinstance(error, ImportError):  # a model that needs a package of its own
+            raise ImportError(f"{name}: {first_line(error)}") from None
         causes = []
         at: BaseException | None = error
         while at is not None:
