@@ -9,12 +9,18 @@ import sys
 from pathlib import Path
 
 
+def need(*packages: str) -> None:
+    """SystemExit, in one line, for what the extras would have brought."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"{', '.join(missing)}: not installed; in the checkout: "
+                 f"pip install -e \".[site,slides]\"")
+
+
 def of_package(name: str, inside: str) -> Path:
     """A file or folder of an installed package. SystemExit names what to install."""
+    need(name)
     spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"{name} is not installed; in the checkout: "
-                 f"pip install -e \".[site,slides]\"")
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 

@@ -19,7 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from assets import copy_mathjax
+from assets import copy_mathjax, need
 
 ROOT = Path(__file__).resolve().parent.parent
 MATHJAX = "mathjax.js"  # below _static
@@ -170,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the lessons as a static site.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "site")
     target = parser.parse_args(arguments).folder
+    need("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")
     problems = build(target)
     print("\n".join([*problems, f"{len(list(target.rglob('*.html')))} pages in {target}"]))
     return 1 if problems else 0

@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from assets import copy_mathjax, copy_reveal
+from assets import copy_mathjax, copy_reveal, need
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -202,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lesson", default="", help="how the notebook's name begins; all if left "
                                                      "out")
     options = parser.parse_args(arguments)
+    need("nbconvert", "sphinx_revealjs", "sphinx-mathjax-offline")
     try:
         written = build(options.folder, options.lesson)
     except ValueError as error:

@@ -44,12 +44,14 @@ def loaded(load: Callable, name: str | Path, what: str, **options):
                       f"model's name on the hub, like Qwen/Qwen2.5-0.5B-Instruct")
     try:
         return load(name, **options)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise
         if Path(name).is_dir():
             raise OSError(f"{name}: holds no {what} that transformers can load "
                           f"({first_line(error)})") from None
+        if isinstance(error, ImportError):  # a model that needs a package of its own
+            raise ImportError(f"{name}: {first_line(error)}") from None
         causes, at = set(), error
         while at is not None:
             causes |= {kind.__name__ for kind in type(at).__mro__}

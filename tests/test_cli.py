@@ -118,11 +118,22 @@ def test_same_seed_same_run_and_other_seed_other_run(tmp_path):
     assert without_seconds(tmp_path / "a") != without_seconds(tmp_path / "c")
 
 
+TWENTY_STEPS = [*SMALL, "--steps", "20", "--save-every", "3"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a run of twenty steps that nothing stopped."""
+    folder = tmp_path_factory.mktemp("never_stopped") / "straight"
+    done = run("train", "--out", folder, *TWENTY_STEPS)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path, how):
-    arguments = [*SMALL, "--steps", "30", "--save-every", "3"]
-    process = subprocess.Popen(command("train", "--out", tmp_path / "stopped", *arguments),
+def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path, straight, how):
+    process = subprocess.Popen(command("train", "--out", tmp_path / "stopped", *TWENTY_STEPS),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -132,7 +143,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path, how):
     process.send_signal(how)
     out, errors = process.communicate(timeout=60)
     steps = metrics.read_text().count("\n")
-    assert 7 <= steps < 30
+    assert 7 <= steps < 20
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert f"stopped after step {steps}" in out and "Traceback" not in errors
@@ -141,13 +152,11 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path, how):
     resumed = run("train", "--resume", tmp_path / "stopped", "--threads", "1")
     assert resumed.returncode == 0, resumed.stderr
     assert LAST_LINE.fullmatch(resumed.stdout.splitlines()[-1])
-    straight = run("train", "--out", tmp_path / "straight", *arguments)
-    assert straight.returncode == 0, straight.stderr
-    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "straight")
-    last = "checkpoints/step-00030.safetensors"
-    assert same_state(tmp_path / "stopped" / last, tmp_path / "straight" / last)
-    scores = [json.loads((tmp_path / name / "run.json").read_text())["after"]
-              for name in ("stopped", "straight")]
+    assert without_seconds(tmp_path / "stopped") == without_seconds(straight)
+    last = "checkpoints/step-00020.safetensors"
+    assert same_state(tmp_path / "stopped" / last, straight / last)
+    scores = [json.loads((folder / "run.json").read_text())["after"]
+              for folder in (tmp_path / "stopped", straight)]
     assert scores[0] == scores[1]
 
 

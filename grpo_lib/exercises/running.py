@@ -63,7 +63,10 @@ def run_apart(action: Callable[[], T], seconds: float, printed: Printed, own: di
 
 def default_device():
     """None for the CPU: setting that one would slow down every call."""
-    device = torch.get_default_device()
+    try:
+        device = torch.get_default_device()
+    except AttributeError:  # torch 2.9 knows it no more once it has been set to None
+        return None
     return None if device.type == "cpu" else device
 
 
@@ -94,7 +97,8 @@ def settings_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_default_device(device)  # first: it decides where random states are made
+        if default_device() != device:  # first: it decides where random states are made
+            torch.set_default_device(device)
         for value, (get, put) in zip(before, KEPT):
             if not same_setting(get(), value):
                 put(value)
