@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from grpo_lib.checks import check_same_shape
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import TransformerPolicy
 from grpo_lib.rollout import Rollouts, completion_outputs
@@ -45,7 +46,10 @@ def completion_values(value_model: ValueModel, rollouts: Rollouts) -> Tensor:
 
 def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Mean over tokens of (V - return)^2 / 2: (B, T) each -> scalar."""
-    return aggregate((values - returns.detach()).square() / 2, mask, "token_mean")
+    check_same_shape(2, values=values, returns=returns, mask=mask)
+    # before it is squared: 0 times the slope of a nan would be a nan gradient
+    distance = (values - returns.detach()).masked_fill(mask == 0, 0.0)
+    return aggregate(distance.square() / 2, mask, "token_mean")
 
 
 class Critic:

@@ -81,6 +81,10 @@ def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
     mask = torch.zeros(len(sequences), length, dtype=torch.long)
     for row, ids in enumerate(sequences):
         columns = slice(length - len(ids), None) if side == "left" else slice(len(ids))
-        tokens[row, columns] = torch.as_tensor(ids, dtype=torch.long)
+        ids = torch.as_tensor(ids)
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"sequences: got {ids.dtype} in row {row}, allowed are token ids, "
+                             f"which are whole numbers")
+        tokens[row, columns] = ids
         mask[row, columns] = 1
     return tokens, mask
