@@ -331,7 +331,7 @@ def train_in(run, trainer) -> int:
     from shlex import quote
 
     from grpo_lib.processes import undisturbed
-    from grpo_lib.runs import summary
+    from grpo_lib.runs import summary, unlock
 
     def said(what: str) -> None:
         """Save what is whole, and say what is saved and how to go on, whatever signals come."""
@@ -355,6 +355,8 @@ def train_in(run, trainer) -> int:
     except Exception:
         said("failed")
         raise
+    finally:
+        unlock(run.path)
     print(summary(run.about["before"], run.about["after"], trainer.history))
     return 0
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from grpo_lib.checks import (
     check_choice,
+    check_device,
     check_floating,
     check_number,
     check_same_shape,
@@ -86,9 +87,11 @@ def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
     on top at its last token, as PPO for language models has it (2203.02155). A completion
     without a token has none to put it at.
     """
-    check_floating("rewards", rewards)
+    check_same_shape(2, mask=mask)
+    check_same_shape(1, rewards=rewards)
+    check_device("rewards", rewards, "mask", mask)
     check_number("beta", beta)
-    if rewards.dim() != 1 or mask.dim() != 2 or len(rewards) != len(mask):
+    if len(rewards) != len(mask) or mask.numel() == 0:
         raise ValueError(f"rewards: got shape {tuple(rewards.shape)} with a mask "
                          f"{tuple(mask.shape)}, allowed are (B,) and (B, T)")
     counts = mask != 0
@@ -150,6 +153,8 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Te
     0 up to max_length - cache tokens, then falling in a line to -1 at max_length, and -1
     beyond (DAPO, 2503.14476 Eq. 13; TRL: ``get_soft_overlong_punishment``).
     """
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: got a {type(lengths).__name__}, allowed is a tensor")
     check_whole("max_length", max_length, 1)
     if not isinstance(cache, int) or not 0 < cache <= max_length:
         raise ValueError(f"cache: got {cache!r}, allowed is a number above 0, up to max_length = "
@@ -186,13 +191,13 @@ def informative_share(p: Tensor | float, group_size: int) -> Tensor | float:
     results, not the p: the formula at the mean p is larger (Jensen's inequality).
     ValueError: a p outside 0 to 1, a group_size that is no whole number from 1.
     """
-    values = p if isinstance(p, Tensor) else torch.tensor(p, dtype=torch.float64) \
-        if isinstance(p, (int, float)) and not isinstance(p, bool) else None
-    if values is None or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"p: got {p!r}, allowed are numbers from 0 to 1")
-    check_whole("group_size", group_size, 1)
     if isinstance(p, Tensor):
         check_floating("p", p)
+        if not ((p >= 0) & (p <= 1)).all():
+            raise ValueError(f"p: got {p!r}, allowed are numbers from 0 to 1")
+    else:
+        check_number("p", p, least=0, most=1)
+    check_whole("group_size", group_size, 1)
     return 1 - p**group_size - (1 - p) ** group_size
 
 

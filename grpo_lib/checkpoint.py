@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from grpo_lib.checks import check_choice
 from grpo_lib.policy import PolicyConfig, TransformerPolicy
 
 BASE_MODELS = Path(__file__).parent / "base_models"
@@ -119,5 +120,6 @@ def base_model_path(task_name: str) -> Path:
 
 
 def load_base_model(task_name: str = "chain") -> TransformerPolicy:
-    """The pre-trained policy that comes with the package."""
+    """The pre-trained policy that comes with the package. ValueError names those there are."""
+    check_choice("task_name", task_name, sorted(p.stem for p in BASE_MODELS.glob("*.safetensors")))
     return load_policy(base_model_path(task_name), task_name)

@@ -14,13 +14,17 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite number. (A whole number may be beyond what a float holds.)"""
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and -HUGE <= value <= HUGE)
+
+
 def check_number(name: str, value: object, *, least: float | None = None,
                  above: float | None = None, most: float | None = None) -> None:
     """ValueError unless ``value`` is a finite number, from ``least`` or above ``above``, up to
     ``most``."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    number = number and -HUGE <= value <= HUGE  # a whole number may be beyond what a float holds
-    if not (number and (least is None or value >= least)
+    if not (is_number(value) and (least is None or value >= least)
             and (above is None or value > above) and (most is None or value <= most)):
         start = f" from {least}" if least is not None else f" above {above}" if above is not None \
             else ""
@@ -29,9 +33,11 @@ def check_number(name: str, value: object, *, least: float | None = None,
 
 
 def check_whole(name: str, value: object, least: int, why: str = "") -> None:
-    """ValueError unless ``value`` is a whole number from ``least``."""
+    """ValueError unless ``value`` is a whole number from ``least``, and one that counts things."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: got {value!r}, allowed is a whole number from {least}{why}")
+    if value >= 2**63:
+        raise ValueError(f"{name}: got {value!r}, allowed is a whole number below 2**63")
 
 
 def check_floating(name: str, tensor: object) -> None:

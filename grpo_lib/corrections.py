@@ -25,6 +25,8 @@ def top_entropy_mask(entropies: Tensor, mask: Tensor, quantile: float) -> Tensor
     """
     check_number("top_entropy_quantile", quantile, above=0, most=1)
     check_same_shape(2, entropies=entropies, mask=mask)
+    if entropies.numel() == 0:
+        return torch.zeros_like(entropies)
     if entropies.dtype in (torch.float16, torch.bfloat16):  # which quantile does not take
         return top_entropy_mask(entropies.float(), mask, quantile).to(entropies.dtype)
     counted = entropies.masked_fill(mask == 0, torch.nan)
@@ -45,6 +47,9 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
     check_number("off_policy_mask_threshold", threshold)
     check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     check_beside(log_probs=log_probs, advantages=advantages)
+    if advantages.shape not in (mask.shape, (len(mask), 1)):
+        raise ValueError(f"advantages: got shape {tuple(advantages.shape)}, allowed is "
+                         f"{tuple(mask.shape)} or {(len(mask), 1)}")
     moved = (old_log_probs - log_probs).masked_fill(mask == 0, 0.0).nan_to_num(0.0)
     moved = moved.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     kept = (advantages >= 0).any(1, keepdim=True) | (moved <= threshold)

@@ -7,6 +7,7 @@ warm-up of the critic alone.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,27 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return aggregate(distance.square() / 2, mask, "token_mean")
 
 
+def spoiled(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
+    """Names of those that hold nan or inf."""
+    return [name for name, tensor in tensors if tensor is not None and not tensor.isfinite().all()]
+
+
+def shorten_gradient(module: nn.Module, longest: float, what: str) -> Tensor:
+    """Shorten the gradient of a module's parameters to ``longest``; its length before.
+
+    FloatingPointError, and nothing is changed: nan or inf in it, with the parameters' names.
+    """
+    try:
+        return nn.utils.clip_grad_norm_(module.parameters(), longest, error_if_nonfinite=True)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        names = spoiled((name, p.grad) for name, p in module.named_parameters())
+        raise FloatingPointError(f"{what}: its length is non-finite, with nan or inf for "
+                                 f"{', '.join(names) or 'no single parameter'}; that gradient step "
+                                 f"was not taken") from None
+
+
 class Critic:
     """A value model with its optimizer."""
 
@@ -78,8 +100,7 @@ class Critic:
             raise FloatingPointError(f"value loss: got {loss.item()}; that step was not taken")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.value_model.parameters(), self.max_grad_norm,
-                                 error_if_nonfinite=True)
+        shorten_gradient(self.value_model, self.max_grad_norm, "value gradient")
         self.optimizer.step()
         return loss.item()
 

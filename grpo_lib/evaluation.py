@@ -85,9 +85,8 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
     The unbiased estimator of 2107.03374 Eq. 1, from n = ``samples`` of which c = ``right``.
     """
-    for name, value in (("samples", samples), ("right", right), ("k", k)):
-        if not isinstance(value, int):
-            raise ValueError(f"{name}: got {value!r}, allowed is a whole number")
+    for name, value, least in (("samples", samples, 1), ("right", right, 0), ("k", k, 1)):
+        check_whole(name, value, least)
     if not 0 <= right <= samples:
         raise ValueError(f"right: got {right}, allowed is 0 to samples = {samples}")
     if not 1 <= k <= samples:
@@ -113,8 +112,8 @@ def independent_guesses(p: float, k: int) -> float:
     mean over many problems it is at least their pass@k (Jensen): the curve of a policy that is
     equally good at all of them.
     """
-    if not (isinstance(p, (int, float)) and 0 <= p <= 1 and isinstance(k, int) and k >= 1):
-        raise ValueError(f"p, k: got {p!r}, {k!r}; allowed are 0 to 1, and a whole number from 1")
+    check_number("p", p, least=0, most=1)
+    check_whole("k", k, 1)
     return 1.0 - (1.0 - p) ** k
 
 
@@ -122,6 +121,8 @@ def estimate_moments(estimate: Callable[[int, int, int], float], p: float, sampl
                      k: int) -> tuple[float, float]:
     """Mean and standard deviation of ``estimate(samples, c, k)`` where each of the samples is
     right with probability p, independently: exact sums over c, which is binomial."""
+    if not callable(estimate):
+        raise TypeError(f"estimate: got {estimate!r}, allowed is a function of (samples, right, k)")
     check_number("p", p, least=0, most=1)
     check_whole("samples", samples, 1)
     if samples > 1000:
@@ -142,10 +143,10 @@ def majority_at_k(counts: Sequence[int], right: int, k: int) -> float:
     answer and t others with j votes as well, no other having more, the number of subsets is
     C(counts[right], j) * ways(j, t, k - j), and each wins with chance 1 / (t + 1).
     """
-    for name, value in (("right", right), ("k", k)):
-        if not isinstance(value, int):
-            raise ValueError(f"{name}: got {value!r}, allowed is a whole number")
-    if not counts or any(not isinstance(c, int) or c < 0 for c in counts):
+    check_whole("right", right, 0)
+    check_whole("k", k, 1)
+    if not isinstance(counts, (list, tuple)) or not counts or any(
+            not isinstance(c, int) or c < 0 for c in counts):
         raise ValueError(f"counts: got {counts!r}, allowed are whole numbers from 0, one for each "
                          f"answer")
     if not 0 <= right < len(counts):
@@ -183,6 +184,9 @@ def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
     Fisher, 1935). Five runs against five have 252 ways, so no value is below 2 / 252.
     ValueError: fewer than two numbers in one, more than 20 in all, nan.
     """
+    for name, numbers in (("first", first), ("second", second)):
+        if not isinstance(numbers, Sequence):
+            raise TypeError(f"{name}: got {numbers!r}, allowed is a list of numbers")
     values = [*first, *second]
     if (min(len(first), len(second)) < 2 or len(values) > 20
             or not all(isinstance(v, (int, float)) and abs(v) < MOST for v in values)):
@@ -206,10 +210,9 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     For means of several samples a problem it is too wide, never too narrow: the spread of
     such a mean is at most that of one yes-or-no sample.
     """
-    if not (isinstance(share, (int, float)) and 0 <= share <= 1 and isinstance(count, int)
-            and count >= 1):
-        raise ValueError(f"share, count: got {share!r}, {count!r}; allowed are 0 to 1, and from 1")
-    check_number("z", z, least=0)
+    check_number("share", share, least=0, most=1)
+    check_whole("count", count, 1)
+    check_number("z", z, least=0, most=100)
     centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from grpo_lib.algorithms import Algorithm
-from grpo_lib.checks import check_floating, check_same_shape, check_whole
-from grpo_lib.objective import importance_ratio, kl_estimate
+from grpo_lib.checks import check_device, check_floating, check_same_shape, check_whole
+from grpo_lib.objective import at_least_float32, importance_ratio, kl_estimate
 from grpo_lib.policy import Policy, token_entropy
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits
 from grpo_lib.tokenizer import EOS, PAD
@@ -64,6 +64,7 @@ def kl_estimator_moments(logits: Tensor, ref_logits: Tensor, kl: str = "k3") -> 
     bias is mean - kl_divergence. The average of n samples has std / sqrt(n).
     """
     check_pair("logits", logits, "ref_logits", ref_logits)
+    logits, ref_logits = at_least_float32(logits), at_least_float32(ref_logits)
     log_probs, ref = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     probs, estimates = log_probs.exp(), kl_estimate(log_probs, ref, kl)
     mean = (probs * estimates).sum(-1)
@@ -79,6 +80,8 @@ def kl_estimator_slope(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3",
     comes on top, so that k3's is -d. By autograd, of the functions the loss is made of.
     """
     check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    if log_probs.isnan().any() or ref_log_probs.isnan().any():
+        raise ValueError("log_probs, ref_log_probs: got nan, which allows no slope")
     with torch.enable_grad():
         leaf = log_probs.detach().clone().requires_grad_()
         estimates = kl_estimate(leaf, ref_log_probs.detach(), kl)
@@ -97,6 +100,7 @@ def kl_estimator_gradient(logits: Tensor, ref_logits: Tensor, kl: str = "k3",
     root mean square, one sample's gradient lies from the mean.
     """
     check_pair("logits", logits, "ref_logits", ref_logits)
+    logits, ref_logits = at_least_float32(logits), at_least_float32(ref_logits)
     log_probs = logits.detach().log_softmax(-1)
     probs = log_probs.exp()
     slope = kl_estimator_slope(log_probs, ref_logits.log_softmax(-1), kl, use_bias_correction_kl)
@@ -117,6 +121,7 @@ def check_pair(name: str, values: Tensor, other_name: str, others: Tensor,
     if values.shape != others.shape:
         raise ValueError(f"{other_name}: got shape {tuple(others.shape)}, allowed is that of "
                          f"{name}, {tuple(values.shape)}")
+    check_device(other_name, others, name, values)
     for which, tensor in ((name, values), (other_name, others)):
         if not (tensor.isfinite() | (not finite and tensor == -torch.inf)).all():
             raise ValueError(f"{which}: got nan or inf, allowed are finite numbers"

@@ -34,6 +34,7 @@ def length_distribution(stop: float, max_length: int) -> Tensor:
 
 def mean_length(stop: float, max_length: int) -> float:
     """Expected tokens in a completion."""
+    check_whole("max_length", max_length, 1)
     lengths = torch.arange(1, max_length + 1, dtype=torch.float64)
     return (length_distribution(stop, max_length) @ lengths).item()
 

@@ -22,6 +22,7 @@ from grpo_lib.checks import (
     check_number,
     check_same_shape,
     check_whole,
+    is_number,
 )
 from grpo_lib.corrections import off_policy_mask, sampler_weights, top_entropy_mask
 
@@ -110,7 +111,8 @@ def sapo_surrogate(ratio: Tensor, advantages: Tensor, temperature_pos: float = 1
                         ("sapo_temperature_neg", temperature_neg)):
         check_number(name, value, above=0)
     check_beside(ratio=ratio, advantages=advantages)
-    tau = torch.where(advantages > 0, temperature_pos, temperature_neg).to(ratio.dtype)
+    tau = torch.where(advantages > 0, ratio.new_tensor(temperature_pos),
+                      ratio.new_tensor(temperature_neg))
     return advantages * torch.sigmoid(tau * (ratio - 1)) * 4 / tau
 
 
@@ -126,6 +128,7 @@ def gmpo_surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     epsilon_high = check_clip(epsilon, epsilon_high, None)
     check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     check_floating("advantages", advantages)
+    check_device("advantages", advantages, "mask", mask)
     if advantages.shape != (len(mask), 1):
         raise ValueError(f"advantages: got shape {tuple(advantages.shape)}, allowed is "
                          f"{(len(mask), 1)}, one for each row")
@@ -145,6 +148,7 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
     r > delta. On an edge itself it flows, as in autograd. By log pi it is r times this.
     """
     epsilon_high = check_clip(epsilon, epsilon_high, delta)
+    check_beside(ratio=ratio, advantages=advantages)
     if ratio.isnan().any():
         raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
     low, high = clip_binds(ratio, advantages, epsilon, epsilon_high)
@@ -210,6 +214,9 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
     """
     check_choice("aggregation", aggregation, AGGREGATIONS)
     check_same_shape(2, per_token=per_token, mask=mask)
+    if mask.numel() == 0:
+        raise ValueError(f"per_token: got shape {tuple(mask.shape)}, allowed is (B, T) with at "
+                         f"least one token")
     per_token, mask = at_least_float32(per_token), at_least_float32(mask)
     values = per_token.masked_fill(mask == 0, 0.0) * mask
     if aggregation == "sequence_mean":
@@ -270,7 +277,10 @@ def aggregation_share(part: Tensor, whole: Tensor, aggregation: str) -> Tensor:
     """
     check_choice("aggregation", aggregation, AGGREGATIONS)
     for name, mask in (("part", part), ("whole", whole)):
-        if mask.dim() != 2 or len(part) > len(whole):
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"{name}: got a {type(mask).__name__}, allowed is a mask")
+        check_device(name, mask, "part", part)
+        if mask.dim() != 2 or len(mask) == 0 or mask.shape[0] < part.shape[0]:
             raise ValueError(f"{name}: got shape {tuple(mask.shape)}, allowed are masks (b, T) and "
                              f"(B, T) with b up to B")
     part, whole = at_least_float32(part), at_least_float32(whole)
@@ -414,8 +424,19 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
     """Share of tokens whose gradient the clip cuts off, and the extremes of the ratio.
 
     Counted by the sign of A, since each sign binds on one side; |r - 1| > epsilon alone
-    would overstate it.
+    would overstate it. An A that is nan has no sign, and a ratio that is nan shows in the extremes.
     """
+    check_same_shape(2, mask=mask)
+    if mask.numel() == 0:
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, allowed is (B, T) with at least "
+                         f"one token")
+    for name, tensor in (("ratio", ratio), ("advantages", advantages)):
+        check_floating(name, tensor)
+        check_device(name, tensor, "mask", mask)
+        if tensor.dim() != 2 or any(size not in (1, whole)
+                                    for size, whole in zip(tensor.shape, mask.shape)):
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is that of mask, "
+                             f"{tuple(mask.shape)}, or (B, 1)")
     counts = mask > 0
     low, high = (where & counts
                  for where in clip_binds(ratio, advantages, epsilon, epsilon_high))
@@ -435,9 +456,9 @@ def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) 
     """The upper clip width, after checking all three."""
     check_number("epsilon", epsilon, least=0, most=1)
     high = epsilon if epsilon_high is None else epsilon_high
-    if high != math.inf:  # which is no upper edge
+    if not (isinstance(high, float) and high == math.inf):  # which is no upper edge
         check_number("epsilon_high", high, least=0)
-    if delta is not None and not (isinstance(delta, (int, float)) and delta > 1 + high):
+    if delta is not None and not (is_number(delta) and delta > 1 + high):
         raise ValueError(f"delta: got {delta!r}, allowed is a number above 1 + epsilon_high = "
                          f"{1 + high}")
     return high

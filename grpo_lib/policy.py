@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from grpo_lib import threads
-from grpo_lib.checks import check_floating, check_number
+from grpo_lib.checks import check_device, check_floating, check_number
 
 threads.settle()
 
@@ -43,6 +43,9 @@ def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     (``rollout.completion_logits`` is the one place that does).
     """
     check_floating("logits", logits)
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens: got a {type(tokens).__name__}, allowed is a tensor")
+    check_device("tokens", tokens, "logits", logits)
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(f"tokens: shape {tuple(tokens.shape)} does not match logits "
                          f"{tuple(logits.shape)}; allowed is {tuple(logits.shape[:-1])}")
@@ -61,6 +64,8 @@ def token_entropy(logits: Tensor) -> Tensor:
     A token that cannot be sampled (logit -inf) contributes 0, its limit.
     """
     check_floating("logits", logits)
+    if logits.dim() == 0:
+        raise ValueError("logits: got one number, allowed is (..., V)")
     log_probs = F.log_softmax(logits, dim=-1)
     return torch.special.entr(log_probs.exp()).sum(-1)
 

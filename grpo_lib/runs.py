@@ -5,16 +5,19 @@
     checkpoints/step-00010.safetensors   everything needed to go on, bit for bit
     policy.safetensors                the trained policy
     curves.png                        the picture of it
+    lock                              held by the process that is writing here (``lock``)
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -46,9 +49,15 @@ class RunFolder:
                save_every: int = 10, **about) -> RunFolder:
         """A new folder; FileExistsError if there is anything in it already."""
         path = Path(path)
+        taken = f"{path}: is not an empty folder; nothing was overwritten"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten")
-        (path / "checkpoints").mkdir(parents=True)
+            raise FileExistsError(taken)
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            (path / "checkpoints").mkdir()  # of two runs at once only one can make it
+        except FileExistsError:
+            raise FileExistsError(taken) from None
+        lock(path)
         run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
                          "policy_config": trainer.policy.config.to_dict(),
                          "held_out": held_out, "save_every": save_every, **about,
@@ -57,13 +66,19 @@ class RunFolder:
             run.save(trainer)
             run.write()  # last, so that a folder with a run.json has a checkpoint
         except BaseException:
-            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # an empty folder, as before
+            unlock(path)
+            for name in ("lock", "run.json"):  # an empty folder, as before
+                (path / name).unlink(missing_ok=True)
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)
             raise
         return run
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         """An existing run. CheckpointError: not a run's folder, or damaged."""
+        if (Path(path) / "checkpoints").is_dir() and not (Path(path) / "run.json").exists():
+            raise CheckpointError(f"{path}: has no run.json, so it was stopped before its first "
+                                  f"step and nothing is lost; remove the folder and start again")
         run = cls(path, read_json(Path(path) / "run.json"))
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
                            ("held_out", int), ("threads", int), ("save_every", int)):
@@ -145,7 +160,13 @@ class RunFolder:
 
     def restore(self, trainer: GRPOTrainer) -> None:
         """Bring a trainer made with this run's config to the newest checkpoint, and
-        metrics.jsonl with it: steps after the checkpoint will be taken again."""
+        metrics.jsonl with it: steps after the checkpoint will be taken again.
+
+        BlockingIOError: another process is writing into the folder."""
+        if trainer.processes.rank == 0:
+            lock(self.path)
+            for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
+                part.unlink()  # what a killed process had begun to write
         saved = sorted((self.path / "checkpoints").glob("step-*.safetensors"))
         if not saved:
             raise CheckpointError(f"{self.path}: has no checkpoint to resume from")
@@ -174,6 +195,42 @@ class RunFolder:
                 raise CheckpointError(f"{path}: line {number} cannot be read ({error})") from None
             history.append(StepMetrics(**values))
         return history
+
+
+LOCKS: dict[Path, IO] = {}  # the files that this process holds locked, by their run's folder
+
+
+def lock(path: Path) -> None:
+    """Keep all other processes from writing into a run's folder, until ``unlock`` or the end of
+    this process, however it ends. BlockingIOError: another one is writing there."""
+    path = path.resolve()
+    if path in LOCKS:
+        return
+    file = open(path / "lock", "a+", encoding="utf-8")  # noqa: SIM115  stays open: it is the lock
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            raise BlockingIOError(f"{path}: another process is writing into this folder; wait for "
+                                  f"it, or stop it, and start again") from None
+        return  # a file system that knows no locks
+    LOCKS[path] = file
+
+
+def unlock(path: Path) -> None:
+    """Let other processes write into a run's folder."""
+    file = LOCKS.pop(path.resolve(), None)
+    if file is not None:
+        file.close()
 
 
 def score(policy: Policy, task: Task, problems: list[Problem], device="cpu",

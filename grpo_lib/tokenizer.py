@@ -74,6 +74,9 @@ def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
     """
     if side not in ("left", "right"):
         raise ValueError(f"side: got {side!r}, allowed are 'left' and 'right'")
+    if not isinstance(sequences, Sequence) or isinstance(sequences, str):
+        raise TypeError(f"sequences: got a {type(sequences).__name__}, allowed is a list of lists "
+                        f"of token ids")
     if len(sequences) == 0 or any(len(s) == 0 for s in sequences):
         raise ValueError("sequences: need at least one sequence and no empty one")
     length = max(len(s) for s in sequences)
