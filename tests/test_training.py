@@ -807,11 +807,8 @@ def test_what_is_no_number_stops_the_run_at_that_step_and_leaves_no_trace(
         make_trainer, tmp_path, monkeypatch, spoil, error, culprit, config, value):
     """The culprit and the step are named, and the run can go on as if nothing had been."""
     def made():
-        trainer = make_trainer(config)
-        if config.choices.critic:
-            trainer = GRPOTrainer(trainer.policy, trainer.task, config,
-                                  value_model=ValueModel(trainer.policy))
-        return trainer
+        critic = ValueModel(make_trainer().policy) if config.choices.critic else None
+        return make_trainer(config, value_model=critic)
 
     healthy, trainer = made(), made()
     list(healthy.run(2))

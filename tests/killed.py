@@ -1,0 +1,219 @@
+"""Kill -9 at random moments of a run, and the resumed run compared with one never stopped.
+
+    python tests/killed.py                 30 kills, about three minutes
+    python tests/killed.py 100 --seed 1    more of them, at other moments
+
+Half of the kills come from outside after a random time, half from the process itself at a random
+one of the points that ``watch`` puts between the things it does: before and after a file is
+synced or renamed, with half of a file or of a line written, before each gradient step. After each
+the run is resumed, and killed again, up to ``A_RUN`` times. A loss is any difference in the end:
+a byte of the policy or of the last checkpoint, a number of metrics.jsonl but for the seconds, a
+score, a file that was left over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+SETTINGS = ["--steps", "8", "--prompts-per-step", "4", "--group-size", "4", "--eval-every", "3",
+            "--eval-problems", "10", "--held-out", "20", "--save-every", "2", "--threads", "1"]
+A_RUN = 5  # kills of one run
+LONGEST = 300  # seconds that a run may take
+
+
+class Halves:
+    """A file whose writes stop in the middle for a moment."""
+
+    def __init__(self, file, name: str, point):
+        self.file, self.name, self.point = file, name, point
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        half = len(data) // 2
+        self.file.write(data[:half])
+        self.file.flush()
+        self.point(f"half of {self.name} written")
+        self.file.write(data[half:])
+
+
+def kind_of(path) -> str:
+    """What a file is, whatever step or process it is of."""
+    name = Path(path).name
+    return next((kind for sign, kind in (("step-", "a checkpoint"), ("run.json", "run.json"),
+                                         ("metrics", "metrics.jsonl"), ("policy", "the policy"),
+                                         ("curves", "the curves")) if sign in name), "a file")
+
+
+def watch(log: Path, stop_at: int) -> None:
+    """Write down each point that this process reaches, and kill it at one of them."""
+    from grpo_lib import checkpoint, runs
+    from grpo_lib.training import GRPOTrainer
+
+    lines, count = open(log, "a", encoding="utf-8"), 0  # noqa: SIM115
+
+    def point(name: str) -> None:
+        nonlocal count
+        count += 1
+        lines.write(name + "\n")
+        lines.flush()
+        if count == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def opened(path, mode="r", **options):
+        file = open(path, mode, **options)
+        return Halves(file, kind_of(path), point) if mode in ("wb", "a") else file
+
+    def around(module, name: str, before: str, after: str | None = None):
+        call = getattr(module, name)
+
+        def watched(*arguments, **options):
+            what = kind_of(arguments[1]) if name == "replace" else ""
+            point(f"{before} {what}".strip())
+            result = call(*arguments, **options)
+            if after:
+                point(f"{after} {what}".strip())
+            return result
+
+        setattr(module, name, watched)
+
+    checkpoint.open = runs.open = opened
+    around(os, "replace", "before renaming", "after renaming")
+    around(os, "fsync", "before syncing a file")
+    around(GRPOTrainer, "sample", "before sampling")
+    around(GRPOTrainer, "gradient_step", "before a gradient step")
+    around(runs, "evaluate", "before measuring")
+    point("at the start")
+
+
+def child(arguments: list[str], log: Path, stop_at: int) -> None:
+    """A process of the command line."""
+    from grpo_lib.__main__ import main
+
+    with open(log.with_suffix(".output"), "a", encoding="utf-8") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        watch(log, stop_at)
+        status = main(arguments)
+    os._exit(status)
+
+
+def processes():
+    """Forks of a process that has loaded what is slow to load."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "tqdm", "grpo_lib.__main__", "grpo_lib.training",
+                                    "grpo_lib.runs", "matplotlib.figure"])
+    return context
+
+
+def run(context, arguments: list[str], log: Path, stop_at: int = 0,
+        seconds: float | None = None) -> int:
+    """Start a process, kill it after ``seconds`` or let it do so at a point; its exit code."""
+    process = context.Process(target=child, args=(arguments, log, stop_at))
+    process.start()
+    process.join(LONGEST if seconds is None else seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def command(folder: Path) -> list[str]:
+    """How a run in this folder is begun, or gone on with."""
+    if (folder / "run.json").exists():
+        return ["train", "--resume", str(folder), "--threads", "1"]
+    shutil.rmtree(folder, ignore_errors=True)  # stopped before its first step
+    return ["train", "--out", str(folder), *SETTINGS]
+
+
+def traces(folder: Path) -> dict:
+    """What must be the same in the end."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    about = json.loads((folder / "run.json").read_text())
+    last = max((folder / "checkpoints").iterdir())
+    return {"metrics": [{k: v for k, v in row.items() if not k.startswith("seconds")}
+                        for row in rows],
+            "policy": (folder / "policy.safetensors").read_bytes(), "last": last.read_bytes(),
+            "scores": (about["before"], about["after"]),
+            "files": sorted(p.name for p in folder.rglob("*"))}
+
+
+def points_of(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    return [name for name in one if one[name] != other[name]]
+
+
+def try_out(folder: Path, kills: int, rng: random.Random, of_time: bool = True,
+            at: list[int] | None = None) -> tuple[list[str], list[str]]:
+    """Kill runs so many times in all: (where each was killed, what was lost).
+
+    ``at``: the points to be killed at, instead of random ones.
+    """
+    context, killed, lost = processes(), [], []
+    start = time.perf_counter()
+    assert run(context, command(folder / "straight"), folder / "straight.log") == 0
+    whole, wanted = time.perf_counter() - start, traces(folder / "straight")
+    count = len(points_of(folder / "straight.log"))
+    number = 0
+    while len(killed) < kills:
+        number += 1
+        out, left = folder / f"run-{number}", min(A_RUN, kills - len(killed))
+        while True:
+            log = folder / f"run-{number}-{len(killed)}.log"
+            if left == 0:
+                code = run(context, command(out), log)
+                break
+            from_outside = of_time and len(killed) % 2 == 0
+            moment = at[len(killed)] if at else rng.randint(1, count // 2)
+            code = run(context, command(out), log, 0 if from_outside else moment,
+                       rng.uniform(0, whole / 2) if from_outside else None)
+            if code != -signal.SIGKILL:
+                break  # it came to its end first
+            points = points_of(log)
+            killed.append(f"after {points[-1]!r}" if from_outside and points else
+                          points[-1] if points else "before the start")
+            left -= 1
+        if code != 0:
+            lost.append(f"run {number}: ended with {code}, see {log.with_suffix('.output')}")
+        else:
+            lost += [f"run {number}: {name} differs"
+                     for name in differences(traces(out), wanted)]
+    return killed, lost
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("kills", type=int, nargs="?", default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        killed, lost = try_out(Path(folder), options.kills, random.Random(options.seed))
+    for where, count in sorted(Counter(killed).items()):
+        print(f"{count:4} {where}")
+    print(f"{len(killed)} kills, {len(lost)} losses", *lost, sep="\n")
+    return int(bool(lost))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
