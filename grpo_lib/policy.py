@@ -19,6 +19,8 @@ from grpo_lib.checks import check_device, check_floating, check_number
 
 threads.settle()
 
+LONGEST_CONTEXT = 2**20  # tokens, for which the table of rotary angles is made at once
+
 
 class Policy(Protocol):
     """What sampling, scoring and evaluation need of a model (training: of an nn.Module).
@@ -89,6 +91,9 @@ class PolicyConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, allowed is a whole number from 1")
+        if self.context_length > LONGEST_CONTEXT:
+            raise ValueError(f"context_length: got {self.context_length}, allowed is up to "
+                             f"{LONGEST_CONTEXT}")
         check_number("rope_theta", self.rope_theta, above=0)
         for name in ("norm_eps", "init_std"):
             check_number(name, getattr(self, name), least=0)

@@ -37,6 +37,8 @@ from grpo_lib.processes import Processes
 from grpo_lib.tasks import Problem, Task, get_task
 from grpo_lib.training import GRPOTrainer
 
+MOST = {"threads": 1024}  # of the numbers in run.json
+
 
 class RunFolder:
     """``RunFolder.create(path, ...)`` starts one, ``RunFolder.open(path)`` goes on with one."""
@@ -83,7 +85,8 @@ class RunFolder:
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
                            ("held_out", int), ("threads", int), ("save_every", int)):
             value = run.about.get(name)
-            if not isinstance(value, kind) or (kind is int and (value is True or value < 1)):
+            if not isinstance(value, kind) or (kind is int and (
+                    value is True or not 1 <= value <= MOST.get(name, 2**31))):
                 raise CheckpointError(f"{run.path / 'run.json'}: describes no run, its {name} is "
                                       f"{value!r}")
         for when in ("before", "after"):
@@ -185,16 +188,27 @@ class RunFolder:
             lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         except ValueError as error:
             raise CheckpointError(f"{path}: cannot be read ({error})") from None
-        names, history = {f.name for f in fields(StepMetrics)}, []
+        kinds, history = {f.name: f.type for f in fields(StepMetrics)}, []
         for number, line in enumerate(lines[:-1], start=1):  # a whole line ends in a newline
             try:
                 values = json.loads(line)
-                if values.keys() != names or values["step"] != number:
+                if values.keys() != kinds.keys() or values["step"] != number:
                     raise ValueError("not the metrics of this step")
-            except (ValueError, AttributeError) as error:
+                wrong = [name for name, kind in kinds.items() if not fits(values[name], kind)]
+                if wrong:
+                    raise ValueError(f"{wrong[0]}: got {values[wrong[0]]!r}, allowed is "
+                                     f"{kinds[wrong[0]]}")
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise CheckpointError(f"{path}: line {number} cannot be read ({error})") from None
             history.append(StepMetrics(**values))
         return history
+
+
+def fits(value: object, kind: str) -> bool:
+    """Whether a value from a file is of the kind of a field: int, float or float | None."""
+    if value is None:
+        return kind.endswith("None")
+    return not isinstance(value, bool) and isinstance(value, int if kind == "int" else (int, float))
 
 
 LOCKS: dict[Path, IO] = {}  # the files that this process holds locked, by their run's folder

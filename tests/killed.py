@@ -2,6 +2,7 @@
 
     python tests/killed.py                 30 kills, about three minutes
     python tests/killed.py 100 --seed 1    more of them, at other moments
+    python tests/killed.py --full          a disk that is full from each write of a run on, in turn
 
 Half of the kills come from outside after a random time, half from the process itself at a random
 one of the points that ``watch`` puts between the things it does: before and after a file is
@@ -14,6 +15,7 @@ score, a file that was left over.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import multiprocessing
 import os
@@ -29,6 +31,7 @@ from pathlib import Path
 SETTINGS = ["--steps", "8", "--prompts-per-step", "4", "--group-size", "4", "--eval-every", "3",
             "--eval-problems", "10", "--held-out", "20", "--save-every", "2", "--threads", "1"]
 A_RUN = 5  # kills of one run
+WRITES = ("half of", "before syncing", "before renaming")  # points that a full disk stops
 LONGEST = 300  # seconds that a run may take
 
 
@@ -63,8 +66,9 @@ def kind_of(path) -> str:
                                          ("curves", "the curves")) if sign in name), "a file")
 
 
-def watch(log: Path, stop_at: int) -> None:
-    """Write down each point that this process reaches, and kill it at one of them."""
+def watch(log: Path, stop_at: int | tuple[str, int], full: bool = False) -> None:
+    """Write down each point that this process reaches, and kill it at one of them: at the so
+    many-th, or the so many-th of a name. ``full``: from there on, the disk is full instead."""
     from grpo_lib import checkpoint, runs
     from grpo_lib.training import GRPOTrainer
 
@@ -72,14 +76,17 @@ def watch(log: Path, stop_at: int) -> None:
 
     def point(name: str) -> None:
         nonlocal count
-        count += 1
+        count += isinstance(stop_at, int) or name == stop_at[0]
         lines.write(name + "\n")
         lines.flush()
-        if count == stop_at:
+        least = stop_at if isinstance(stop_at, int) else stop_at[1]
+        if full and 0 < least <= count and name.startswith(WRITES):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if count == least and not full:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def opened(path, mode="r", **options):
-        file = open(path, mode, **options)
+        file = open(path, mode, **options)  # noqa: SIM115  its caller closes it
         return Halves(file, kind_of(path), point) if mode in ("wb", "a") else file
 
     def around(module, name: str, before: str, after: str | None = None):
@@ -104,14 +111,14 @@ def watch(log: Path, stop_at: int) -> None:
     point("at the start")
 
 
-def child(arguments: list[str], log: Path, stop_at: int) -> None:
+def child(arguments: list[str], log: Path, stop_at: int | tuple[str, int], full: bool) -> None:
     """A process of the command line."""
     from grpo_lib.__main__ import main
 
     with open(log.with_suffix(".output"), "a", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-        watch(log, stop_at)
+        watch(log, stop_at, full)
         status = main(arguments)
     os._exit(status)
 
@@ -124,10 +131,10 @@ def processes():
     return context
 
 
-def run(context, arguments: list[str], log: Path, stop_at: int = 0,
-        seconds: float | None = None) -> int:
+def run(context, arguments: list[str], log: Path, stop_at: int | tuple[str, int] = 0,
+        seconds: float | None = None, full: bool = False) -> int:
     """Start a process, kill it after ``seconds`` or let it do so at a point; its exit code."""
-    process = context.Process(target=child, args=(arguments, log, stop_at))
+    process = context.Process(target=child, args=(arguments, log, stop_at, full))
     process.start()
     process.join(LONGEST if seconds is None else seconds)
     if process.exitcode is None:
@@ -165,7 +172,7 @@ def differences(one: dict, other: dict) -> list[str]:
 
 
 def try_out(folder: Path, kills: int, rng: random.Random, of_time: bool = True,
-            at: list[int] | None = None) -> tuple[list[str], list[str]]:
+            at: list[int | tuple[str, int]] | None = None) -> tuple[list[str], list[str]]:
     """Kill runs so many times in all: (where each was killed, what was lost).
 
     ``at``: the points to be killed at, instead of random ones.
@@ -187,7 +194,7 @@ def try_out(folder: Path, kills: int, rng: random.Random, of_time: bool = True,
             from_outside = of_time and len(killed) % 2 == 0
             moment = at[len(killed)] if at else rng.randint(1, count // 2)
             code = run(context, command(out), log, 0 if from_outside else moment,
-                       rng.uniform(0, whole / 2) if from_outside else None)
+                       rng.uniform(0, whole) if from_outside else None)
             if code != -signal.SIGKILL:
                 break  # it came to its end first
             points = points_of(log)
@@ -202,16 +209,43 @@ def try_out(folder: Path, kills: int, rng: random.Random, of_time: bool = True,
     return killed, lost
 
 
+def fill(folder: Path, at: list[int] | None = None) -> tuple[list[str], list[str]]:
+    """A run whose disk is full from a write on, for each write in turn, and that goes on when
+    there is room again: (the writes, what was lost)."""
+    context, stopped, lost = processes(), [], []
+    assert run(context, command(folder / "straight"), folder / "straight.log") == 0
+    wanted, points = traces(folder / "straight"), points_of(folder / "straight.log")
+    for number, name in enumerate(points, start=1):
+        if not name.startswith(WRITES) or (at and number not in at):
+            continue
+        out, log = folder / f"run-{number}", folder / f"run-{number}.log"
+        code = run(context, command(out), log, number, full=True)
+        stopped.append(name)
+        said = log.with_suffix(".output").read_text(encoding="utf-8")
+        if code != 2 or "No space left on device" not in said or "Traceback" in said:
+            lost.append(f"write {number}, {name}: ended with {code}, see {said!r}")
+        again = run(context, command(out), log)
+        lost += [f"write {number}, {name}: ended with {again}"] if again else [
+            f"write {number}, {name}: {what} differs" for what in differences(traces(out), wanted)]
+        shutil.rmtree(out)
+    return stopped, lost
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("kills", type=int, nargs="?", default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full", action="store_true", help="full disks in place of kills")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        killed, lost = try_out(Path(folder), options.kills, random.Random(options.seed))
-    for where, count in sorted(Counter(killed).items()):
+        if options.full:
+            stopped, lost = fill(Path(folder))
+        else:
+            stopped, lost = try_out(Path(folder), options.kills, random.Random(options.seed))
+    for where, count in sorted(Counter(stopped).items()):
         print(f"{count:4} {where}")
-    print(f"{len(killed)} kills, {len(lost)} losses", *lost, sep="\n")
+    print(f"{len(stopped)} {'full disks' if options.full else 'kills'}, {len(lost)} losses", *lost,
+          sep="\n")
     return int(bool(lost))
 
 
