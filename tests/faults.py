@@ -781,8 +781,8 @@ FAULTS = [
     *faults_in(
         "grpo_lib/__main__.py", "tests/test_cli.py -k fails",
         ("failure-saves-nothing",
-         "                run.save(trainer)\n                saved =",
-         "                saved ="),
+         "                    run.save(trainer)\n                    saved =",
+         "                    saved ="),
         ("signal-breaks-off-the-saving", "with undisturbed():", "if True:",
          "tests/test_cli.py -k while_it_saves"),
         ("every-process-writes", "return follow(trainer)\n        out =", "pass\n        out =",

@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +32,6 @@ SETTINGS = ["--steps", "8", "--prompts-per-step", "4", "--group-size", "4", "--e
             "--eval-problems", "10", "--held-out", "20", "--save-every", "2", "--threads", "1"]
 A_RUN = 5  # kills of one run
 WRITES = ("half of", "before syncing", "before renaming")  # points that a full disk stops
-LONGEST = 300  # seconds that a run may take
 
 
 class Halves:
@@ -119,28 +118,65 @@ def child(arguments: list[str], log: Path, stop_at: int | tuple[str, int], full:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         watch(log, stop_at, full)
-        status = main(arguments)
-    os._exit(status)
+        os._exit(main(arguments))
 
 
-def processes():
-    """Forks of a process that has loaded what is slow to load."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "tqdm", "grpo_lib.__main__", "grpo_lib.training",
-                                    "grpo_lib.runs", "matplotlib.figure"])
-    return context
+class Forks:
+    """A process that has loaded what is slow to load, and forks the others."""
+
+    def __enter__(self):
+        self.server = subprocess.Popen([sys.executable, __file__, "--serve"], text=True,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
+
+    def __exit__(self, *_):
+        self.server.kill()
+        self.server.communicate()
+
+    def ask(self, *words) -> int:
+        self.server.stdin.write(json.dumps(words, default=str) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def start(self, arguments: list[str], log: Path, stop_at: int | tuple[str, int] = 0,
+              full: bool = False) -> int:
+        """Start a process that ``watch``es itself; its id."""
+        return self.ask("start", arguments, log, stop_at, full)
+
+    def wait(self, process: int) -> int:
+        """The exit code of a process, -9 if that killed it."""
+        return self.ask("wait", process)
+
+    def run(self, arguments: list[str], log: Path, stop_at: int | tuple[str, int] = 0,
+            seconds: float | None = None, full: bool = False) -> int:
+        """Start a process, kill it after ``seconds`` if they are given, and wait for it."""
+        process = self.start(arguments, log, stop_at, full)
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(process, signal.SIGKILL)
+        return self.wait(process)
 
 
-def run(context, arguments: list[str], log: Path, stop_at: int | tuple[str, int] = 0,
-        seconds: float | None = None, full: bool = False) -> int:
-    """Start a process, kill it after ``seconds`` or let it do so at a point; its exit code."""
-    process = context.Process(target=child, args=(arguments, log, stop_at, full))
-    process.start()
-    process.join(LONGEST if seconds is None else seconds)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    return process.exitcode
+def serve() -> None:
+    """The other end of ``Forks``."""
+    import matplotlib.figure  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    import tqdm  # noqa: F401
+
+    import grpo_lib.runs  # noqa: F401
+
+    for line in sys.stdin:
+        what, *words = json.loads(line)
+        if what == "wait":
+            print(os.waitstatus_to_exitcode(os.waitpid(words[0], 0)[1]), flush=True)
+            continue
+        arguments, log, stop_at, full = words
+        process = os.fork()
+        if process == 0:
+            os.close(0)
+            child(arguments, Path(log), stop_at if isinstance(stop_at, int) else tuple(stop_at),
+                  full)
+        print(process, flush=True)
 
 
 def command(folder: Path) -> list[str]:
@@ -171,29 +207,36 @@ def differences(one: dict, other: dict) -> list[str]:
     return [name for name in one if one[name] != other[name]]
 
 
-def try_out(folder: Path, kills: int, rng: random.Random, of_time: bool = True,
-            at: list[int | tuple[str, int]] | None = None) -> tuple[list[str], list[str]]:
+def try_out(forks: Forks, folder: Path, kills: int, rng: random.Random,
+            at: list[tuple[str, int]] | None = None, straight: Path | None = None,
+            ) -> tuple[list[str], list[str]]:
     """Kill runs so many times in all: (where each was killed, what was lost).
 
-    ``at``: the points to be killed at, instead of random ones.
+    ``at``: the points to be killed at, instead of random moments; ``straight``: a run that was
+    never stopped, if there is one.
     """
-    context, killed, lost = processes(), [], []
-    start = time.perf_counter()
-    assert run(context, command(folder / "straight"), folder / "straight.log") == 0
-    whole, wanted = time.perf_counter() - start, traces(folder / "straight")
-    count = len(points_of(folder / "straight.log"))
-    number = 0
+    killed, lost = [], []
+    number = count = whole = 0
+    if straight is None:
+        straight = folder / "straight"
+        for _ in range(2):  # the second one takes its usual time
+            shutil.rmtree(straight, ignore_errors=True)
+            start = time.perf_counter()
+            assert forks.run(command(straight), folder / "straight.log") == 0
+            whole = time.perf_counter() - start
+        count = len(points_of(folder / "straight.log")) // 2
+    wanted = traces(straight)
     while len(killed) < kills:
         number += 1
         out, left = folder / f"run-{number}", min(A_RUN, kills - len(killed))
         while True:
             log = folder / f"run-{number}-{len(killed)}.log"
             if left == 0:
-                code = run(context, command(out), log)
+                code = forks.run(command(out), log)
                 break
-            from_outside = of_time and len(killed) % 2 == 0
+            from_outside = at is None and len(killed) % 2 == 0
             moment = at[len(killed)] if at else rng.randint(1, count // 2)
-            code = run(context, command(out), log, 0 if from_outside else moment,
+            code = forks.run(command(out), log, 0 if from_outside else moment,
                        rng.uniform(0, whole) if from_outside else None)
             if code != -signal.SIGKILL:
                 break  # it came to its end first
@@ -209,22 +252,22 @@ def try_out(folder: Path, kills: int, rng: random.Random, of_time: bool = True,
     return killed, lost
 
 
-def fill(folder: Path, at: list[int] | None = None) -> tuple[list[str], list[str]]:
+def fill(forks: Forks, folder: Path) -> tuple[list[str], list[str]]:
     """A run whose disk is full from a write on, for each write in turn, and that goes on when
     there is room again: (the writes, what was lost)."""
-    context, stopped, lost = processes(), [], []
-    assert run(context, command(folder / "straight"), folder / "straight.log") == 0
+    stopped, lost = [], []
+    assert forks.run(command(folder / "straight"), folder / "straight.log") == 0
     wanted, points = traces(folder / "straight"), points_of(folder / "straight.log")
     for number, name in enumerate(points, start=1):
-        if not name.startswith(WRITES) or (at and number not in at):
+        if not name.startswith(WRITES):
             continue
         out, log = folder / f"run-{number}", folder / f"run-{number}.log"
-        code = run(context, command(out), log, number, full=True)
+        code = forks.run(command(out), log, number, full=True)
         stopped.append(name)
         said = log.with_suffix(".output").read_text(encoding="utf-8")
         if code != 2 or "No space left on device" not in said or "Traceback" in said:
             lost.append(f"write {number}, {name}: ended with {code}, see {said!r}")
-        again = run(context, command(out), log)
+        again = forks.run(command(out), log)
         lost += [f"write {number}, {name}: ended with {again}"] if again else [
             f"write {number}, {name}: {what} differs" for what in differences(traces(out), wanted)]
         shutil.rmtree(out)
@@ -236,12 +279,14 @@ def main() -> int:
     parser.add_argument("kills", type=int, nargs="?", default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="full disks in place of kills")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if options.full:
-            stopped, lost = fill(Path(folder))
-        else:
-            stopped, lost = try_out(Path(folder), options.kills, random.Random(options.seed))
+    if options.serve:
+        serve()
+        return 0
+    with tempfile.TemporaryDirectory() as name, Forks() as forks:
+        stopped, lost = fill(forks, Path(name)) if options.full else try_out(
+            forks, Path(name), options.kills, random.Random(options.seed))
     for where, count in sorted(Counter(stopped).items()):
         print(f"{count:4} {where}")
     print(f"{len(stopped)} {'full disks' if options.full else 'kills'}, {len(lost)} losses", *lost,

@@ -41,6 +41,12 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def forks():
+    with killed.Forks() as server:
+        yield server
+
+
 @pytest.fixture
 def stopped(finished, tmp_path):
     """The same run as if it had been stopped after its fourth step."""
@@ -67,9 +73,10 @@ def resume(folder):
 # --- killed, and full ---------------------------------------------------------------------
 
 @POSIX
-def test_kill_9_with_half_a_checkpoint_or_half_a_line_written_loses_nothing(tmp_path):
+def test_kill_9_with_half_a_checkpoint_or_half_a_line_written_loses_nothing(
+        forks, finished, tmp_path):
     at = [("half of a checkpoint written", 3), ("half of metrics.jsonl written", 2)]
-    where, lost = killed.try_out(tmp_path, 2, random.Random(0), of_time=False, at=at)
+    where, lost = killed.try_out(forks, tmp_path, 2, random.Random(0), at, finished)
     assert where == [name for name, _ in at]
     assert lost == []
 
@@ -180,23 +187,17 @@ def test_a_folder_into_which_another_process_writes_is_refused_until_that_ends(s
 
 @POSIX
 @pytest.mark.parametrize("way", ["out", "resume"])
-def test_of_two_runs_into_one_folder_at_once_one_is_refused(finished, stopped, tmp_path, way):
-    folder, context = stopped if way == "resume" else tmp_path / "new", killed.processes()
+def test_of_two_runs_into_one_folder_at_once_one_is_refused(forks, finished, stopped, tmp_path,
+                                                            way):
+    folder = stopped if way == "resume" else tmp_path / "new"
     arguments = killed.command(folder)
-    both = []
-    for number in (0, 1):
-        log = tmp_path / f"{number}.log"
-        both.append(context.Process(target=killed.child, args=(arguments, log, 0, False)))
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-    assert sorted(process.exitcode for process in both) == [0, 2]
-    said = [(tmp_path / f"{number}.output").read_text() for number in (0, 1)
-            if both[number].exitcode == 2]
-    assert any(line in said[0] for line in (
-        "another process is writing into this folder", "nothing was overwritten",
-        "is complete at step")) and "Traceback" not in said[0]
+    both = [forks.start(arguments, tmp_path / f"{number}.log") for number in (0, 1)]
+    codes = [forks.wait(process) for process in both]
+    assert sorted(codes) == [0, 2]
+    said = (tmp_path / f"{codes.index(2)}.output").read_text()
+    assert any(line in said for line in (
+        ("another process is writing into this folder", "is complete at step")
+        if way == "resume" else ("nothing was overwritten",))) and "Traceback" not in said
     assert killed.differences(killed.traces(folder), killed.traces(finished)) == []
 
 
