@@ -1,12 +1,12 @@
 """Cells run twice, alone and backwards: what a class does that a notebook's author never does.
 
-    python tests/cells.py                      the ten lessons in all three ways (see the README)
+    python tests/cells.py                      the ten lessons in all four ways (half an hour)
     python tests/cells.py alone 03 04          some lessons in one way
     python tests/cells.py --list               the ways
 
-Each lesson has a kernel of its own. An error is allowed only where it says what to run first:
-a NameError of a name that an earlier cell makes, or an AssertionError with a sentence. All else
-is printed and makes the exit status 1.
+Each lesson has a kernel of its own. An error is allowed only where it says what to run first: a
+NameError, of a name that an earlier cell makes, with the advice of ``grpo_lib.missing``, or an
+AssertionError with a sentence. All else is printed and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from typing import NamedTuple
 
 import nbformat
 
+from grpo_lib.missing import ADVICE
+
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))
 SET_UP = 2  # the first cells: set-up and device
 LONGEST = 300  # seconds that a cell may take
 WAYS = {"twice": "each cell twice in a row, from top to bottom",
         "alone": "each cell alone, after nothing but the set-up cells",
-        "reverse": "from the last cell to the first, after the set-up cells"}
+        "reverse": "from the last cell to the first, after the set-up cells",
+        "back": "from the last cell to the first, after all have been run"}
 
 
 class Failure(NamedTuple):
@@ -84,10 +87,15 @@ def names_used(source: str) -> set[str]:
     return used - inside - names_made(source) - set(dir(builtins)) - {"get_ipython", "display"}
 
 
+def names_made_before(source: str, node: ast.AST) -> set[str]:
+    """The names that a cell makes above one of its statements."""
+    return names_made("\n".join(source.splitlines()[: node.lineno - 1]) or "pass")
+
+
 def says_what_to_do(error: str, message: str, made_before: set[str]) -> bool:
     """Whether an error of a cell run out of turn is one that a reader can act on."""
     if error == "NameError":
-        return any(f"'{name}'" in message for name in made_before)
+        return message.endswith(ADVICE) and any(f"'{name}'" in message for name in made_before)
     return error == "AssertionError" and " " in message.strip()
 
 
@@ -118,6 +126,8 @@ def runs(way: str, count: int) -> Iterator[tuple[int, bool]]:
     elif way == "alone":
         yield from ((at, True) for at in range(SET_UP, count))
     else:
+        if way == "back":
+            yield from ((at, False) for at in range(SET_UP, count))
         yield from ((at, False) for at in reversed(range(SET_UP, count)))
 
 
