@@ -795,6 +795,39 @@ def test_a_surrogate_of_ones_own_returns_a_number_for_each_token_or_row(shape):
         grpo_lib.grpo_loss(zeros, zeros, torch.ones(2), surrogate=lambda *_: torch.zeros(shape))
 
 
+@pytest.mark.parametrize("ids", [[1.7], [True], [1, 2.0], [math.nan]])
+def test_token_ids_are_whole_numbers(ids):
+    with pytest.raises(ValueError, match=r"^sequences: got torch\.\w+ in row 1"):
+        grpo_lib.pad([[3, 4], ids], "left")
+
+
+def test_the_likeliest_token_of_no_numbers_is_not_taken(world):
+    class Nowhere(torch.nn.Module):
+        def new_cache(self, batch, length):
+            return None
+
+        def forward(self, tokens, mask=None, cache=None):
+            return torch.full((*tokens.shape, 5), math.nan)
+
+    for temperature in (0, 1.0):
+        with pytest.raises(FloatingPointError, match=r"^logits: "):
+            grpo_lib.sample_groups(Nowhere(), [[2]], 2, max_new_tokens=2, temperature=temperature)
+
+
+def test_lengths_of_few_bits_do_not_run_over():
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int64):
+        lengths = torch.tensor([0, 100, 127], dtype=dtype)
+        assert grpo_lib.soft_overlong_punishment(lengths, 120, 40).tolist() == [0, -0.5, -1]
+
+
+def test_groups_of_half_precision_have_the_advantages_of_all_others():
+    rewards = torch.tensor([[60000.0, -60000.0, 0.0]])
+    wanted = grpo_lib.group_advantages(rewards)
+    for dtype in HALF:
+        got = grpo_lib.group_advantages(rewards.to(dtype))
+        assert got.dtype == dtype and torch.allclose(got.float(), wanted, rtol=0.02)
+
+
 def test_a_permutation_test_does_not_depend_on_the_unit():
     first, second = [1.0, 2.0, 3.0], [2.5, 9.0, 9.5]
     for unit in (1e-20, 1e-9, 1.0, 1e12):

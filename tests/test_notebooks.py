@@ -122,6 +122,7 @@ def test_what_says_what_to_do(error, message, fine):
 
 def test_names_that_a_cell_makes_and_uses():
     source = ("import a.b as c, d.e\nfor i in range(3):\n    with x as y:\n"
-              "        z, *w = [q for q in p]\ndef f(u):\n    v = u + t\n    return v\nclass C:\n    pass\nlambda k: k + m\n")
+              "        z, *w = [q for q in p]\ndef f(u):\n    v = u + t\n    return v\n"
+              "class C:\n    pass\nlambda k: k + m\n")
     assert cells.names_made(source) == {"c", "d", "i", "y", "z", "w", "f", "C"}
     assert cells.names_used(source) == {"x", "p", "t", "m"}
