@@ -126,3 +126,22 @@ def test_names_that_a_cell_makes_and_uses():
               "class C:\n    pass\nlambda k: k + m\n")
     assert cells.names_made(source) == {"c", "d", "i", "y", "z", "w", "f", "C"}
     assert cells.names_used(source) == {"x", "p", "t", "m"}
+
+
+# Short cells on one batch, each with its own: run again they show a later cell's, without error.
+MADE_AGAIN = {"05_kl_and_entropy.ipynb": {"batch", "before", "new", "now", "ref", "some"}}
+
+
+@pytest.mark.parametrize("path", cells.LESSONS, ids=lambda p: p.name)
+def test_no_later_cell_takes_a_name_that_cells_before_it_need(path):
+    """Going back to a cell must not judge another run: lesson 07 had a second ``trainer``."""
+    sources = cells.code_cells(path)
+    made = [cells.names_made("\n".join(
+        ast.unparse(node) for node in ast.parse(source).body
+        if not isinstance(node, (ast.Import, ast.ImportFrom))) or "pass") for source in sources]
+    taken = set()
+    for name in set().union(*made):
+        first, *later = [at for at, names in enumerate(made) if name in names]
+        taken |= {name for end in later for source in sources[first + 1 : end]
+                  if name in cells.names_used(source)}
+    assert taken == MADE_AGAIN.get(path.name, set())
