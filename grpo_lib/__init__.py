@@ -6,7 +6,7 @@ the rooms that draw need matplotlib or ipywidgets.
 
 from importlib import import_module
 
-from grpo_lib import threads  # noqa: F401  before torch: settles how its threads wait
+from grpo_lib import missing, threads  # noqa: F401  threads before torch: how they wait
 
 __version__ = "0.1.0"
 
@@ -46,6 +46,8 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [*_HOME, *_ROOMS]
+
+missing.explain()  # in a notebook, where a cell may be run before the one that it needs
 
 
 def __getattr__(name: str):

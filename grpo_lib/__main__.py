@@ -356,18 +356,22 @@ def resume_command(path: Path) -> str:
 def train_in(run, trainer) -> int:
     """Measure, train to the last step, measure again; everything into the run's folder."""
     from grpo_lib.processes import undisturbed
-    from grpo_lib.runs import summary
+    from grpo_lib.runs import summary, unlock
 
     def said(what: str) -> None:
         """Save what is whole, and say what is saved and how to go on, whatever signals come."""
         with undisturbed():
-            run.record_all(trainer.history)
-            if trainer.half_updated:
-                saved = f"step {trainer.step_count + 1} was broken off and will be taken again " \
-                        f"from the last checkpoint"
-            else:
-                run.save(trainer)
-                saved = "everything is saved"
+            try:
+                run.record_all(trainer.history)
+                if trainer.half_updated:
+                    saved = f"step {trainer.step_count + 1} was broken off and will be taken " \
+                            f"again from the last checkpoint"
+                else:
+                    run.save(trainer)
+                    saved = "everything is saved"
+            except OSError as error:
+                saved = f"this could not be saved ({error.strerror or error}), so that it will " \
+                        f"go on from the last checkpoint"
             print(f"\n{what} after step {trainer.step_count}; {saved}. To go on:\n"
                   f"  {resume_command(run.path)}", flush=True)
 
@@ -380,6 +384,8 @@ def train_in(run, trainer) -> int:
     except Exception:
         said("failed")
         raise
+    finally:
+        unlock(run.path)
     print(summary(run.about["before"], run.about["after"], trainer.history))
     return 0
 

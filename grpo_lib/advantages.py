@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_choice, check_number
+from grpo_lib.checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_number,
+    check_same_shape,
+    check_whole,
+)
 
 BASELINES = ("mean", "leave_one_out", "batch", "none")
 SCALES = ("group", "batch", "mean", "none")
@@ -45,6 +52,12 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     if scale == "mean" and (rewards < 0).any():
         raise ValueError(f"rewards: got {rewards.min().item()}; scale='mean' divides by the mean "
                          f"reward, allowed are rewards from 0 up")
+    if rewards.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
+        return group_advantages(rewards.float(), baseline=baseline, scale=scale,
+                                std_eps=std_eps).to(rewards.dtype)
+    if rewards.abs().max() > (torch.finfo(rewards.dtype).max / rewards.numel()) ** 0.5 / 2:
+        raise ValueError(f"rewards: got {rewards.abs().max().item()} in size, whose squares are "
+                         f"beyond {rewards.dtype}; allowed are smaller ones")
     if baseline == "batch":
         advantages = rewards - rewards.mean()
     else:
@@ -60,6 +73,9 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
         advantages = (advantages / (mean + std_eps)).masked_fill(mean == 0, 0.0)
     if by_group:
         advantages = advantages.masked_fill(~spread[:, None], 0.0)
+    if not advantages.isfinite().all():
+        raise ValueError(f"std_eps: got {std_eps} with rewards that differ too little to be "
+                         f"divided by their spread in {rewards.dtype}; allowed is a larger one")
     return advantages
 
 
@@ -68,11 +84,24 @@ def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
     """A reward for each token: rewards (B,), mask (B, T) -> (B, T).
 
     -beta * kl at every token (``kl``: per-token estimates, (B, T)), and the completion's reward
-    on top at its last token, as PPO for language models has it (2203.02155).
+    on top at its last token, as PPO for language models has it (2203.02155). A completion
+    without a token has none to put it at.
     """
-    per_token = torch.zeros_like(mask) if kl is None else -beta * kl.masked_fill(mask == 0, 0.0)
-    last = (mask.sum(1).long() - 1).clamp(min=0)
-    return per_token.scatter_add(1, last[:, None], rewards[:, None].to(mask.dtype)) * mask
+    check_same_shape(2, mask=mask)
+    check_same_shape(1, rewards=rewards)
+    check_device("rewards", rewards, "mask", mask)
+    check_number("beta", beta)
+    if len(rewards) != len(mask) or mask.numel() == 0:
+        raise ValueError(f"rewards: got shape {tuple(rewards.shape)} with a mask "
+                         f"{tuple(mask.shape)}, allowed are (B,) and (B, T)")
+    counts = mask != 0
+    per_token = rewards.new_zeros(mask.shape)
+    if kl is not None:
+        check_same_shape(2, kl=kl, mask=mask)
+        per_token = -beta * kl.masked_fill(~counts, 0.0)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = places == places.masked_fill(~counts, -1).amax(1, keepdim=True)
+    return per_token + torch.where(last, rewards[:, None], 0.0).to(per_token.dtype)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
@@ -86,11 +115,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     """
     check_number("gamma", gamma, least=0, most=1)
     check_number("lam", lam, least=0, most=1)
-    for name, tensor in (("values", values), ("mask", mask)):
-        if rewards.dim() != 2 or tensor.shape != rewards.shape:
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is (B, T) as of "
-                             f"rewards, {tuple(rewards.shape)}")
-    values = values * mask
+    check_same_shape(2, rewards=rewards, values=values, mask=mask)
+    values, rewards = (t.masked_fill(mask == 0, 0.0) for t in (values, rewards))
     after = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), 1)
     delta = (rewards + gamma * after - values) * mask
     advantages, running = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
@@ -105,10 +131,19 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
     The variance is the unbiased one (n - 1), as in verl; REINFORCE++ (2501.03262) and most PPO
     codes do so. A long completion counts once for each of its tokens. 0 where mask is 0.
+    ValueError: shapes that differ, or values that are not finite or whose squares are not.
     """
+    check_same_shape(2, values=values, mask=mask)
+    if values.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
+        return whiten(values.float(), mask).to(values.dtype)
+    mask = (mask != 0).to(values.dtype)
+    values = values.masked_fill(mask == 0, 0.0)
     tokens = mask.sum()
     mean = (values * mask).sum() / tokens.clamp(min=1)
     variance = ((values - mean).square() * mask).sum() / (tokens - 1).clamp(min=1)
+    if not variance.isfinite():
+        raise ValueError(f"values: got nan, inf or numbers whose squares are beyond "
+                         f"{values.dtype}; allowed are finite ones")
     return (values - mean) * (variance + 1e-8).rsqrt() * mask
 
 
@@ -118,9 +153,14 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Te
     0 up to max_length - cache tokens, then falling in a line to -1 at max_length, and -1
     beyond (DAPO, 2503.14476 Eq. 13; TRL: ``get_soft_overlong_punishment``).
     """
-    if not 0 < cache <= max_length:
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: got a {type(lengths).__name__}, allowed is a tensor")
+    check_whole("max_length", max_length, 1)
+    if not isinstance(cache, int) or not 0 < cache <= max_length:
         raise ValueError(f"cache: got {cache!r}, allowed is a number above 0, up to max_length = "
-                         f"{max_length}")
+                         f"{max_length}, and whole")
+    if not lengths.is_floating_point():  # small whole numbers would run over
+        lengths = lengths.to(torch.get_default_dtype())
     return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0)
 
 
@@ -131,11 +171,10 @@ def informative_groups(rewards: Tensor) -> Tensor:
     |reward|: 0.1 + 0.2 equals 0.3 here. Only its mean could be learned from, and the group
     baseline has subtracted that. ValueError: not (N, G), or not finite.
     """
+    check_floating("rewards", rewards)
     if rewards.dim() != 2 or rewards.numel() == 0:
         raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is (N, G): one row "
                          f"a prompt, one column a completion")
-    if not rewards.is_floating_point():
-        raise ValueError(f"rewards: got {rewards.dtype}, allowed is a floating-point dtype")
     if not rewards.isfinite().all():
         n, g = (~rewards.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"rewards: got {rewards[n, g].item()} for prompt {n}, completion {g}; "
@@ -152,11 +191,13 @@ def informative_share(p: Tensor | float, group_size: int) -> Tensor | float:
     results, not the p: the formula at the mean p is larger (Jensen's inequality).
     ValueError: a p outside 0 to 1, a group_size that is no whole number from 1.
     """
-    values = torch.as_tensor(p)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"p: got {p!r}, allowed are numbers from 0 to 1")
-    if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
-        raise ValueError(f"group_size: got {group_size!r}, allowed is a whole number from 1")
+    if isinstance(p, Tensor):
+        check_floating("p", p)
+        if not ((p >= 0) & (p <= 1)).all():
+            raise ValueError(f"p: got {p!r}, allowed are numbers from 0 to 1")
+    else:
+        check_number("p", p, least=0, most=1)
+    check_whole("group_size", group_size, 1)
     return 1 - p**group_size - (1 - p) ** group_size
 
 
@@ -166,11 +207,15 @@ def signal_and_noise(estimates: Tensor) -> tuple[float, float]:
     estimates (N, K, D): K independent estimates of each of N gradients, D numbers long.
     Means over the N, both unbiased: the noise from the variance (K - 1) within each of the
     N, the signal from |mean|^2 less the noise / K that is left in a mean of K. (So a signal
-    near 0 may come out below it.) ValueError: not (N, K, D) with K of 2 or more.
+    near 0 may come out below it.) ValueError: not (N, K, D) with K of 2 or more, or not finite.
     """
+    check_floating("estimates", estimates)
     if estimates.dim() != 3 or estimates.shape[1] < 2 or estimates.numel() == 0:
         raise ValueError(f"estimates: got shape {tuple(estimates.shape)}, allowed is (N, K, D) "
                          f"with K of 2 or more")
     noise = estimates.var(1).sum(-1).mean()
     signal = estimates.mean(1).square().sum(-1).mean() - noise / estimates.shape[1]
+    if not (signal.isfinite() and noise.isfinite()):
+        raise ValueError(f"estimates: got nan, inf or numbers whose squares are beyond "
+                         f"{estimates.dtype}; allowed are finite ones")
     return signal.item(), noise.item()

@@ -1,13 +1,14 @@
 """Files of a run: weights and state in safetensors, everything else in JSON; never pickle.
 
 A file is written beside its place and then renamed, so that a full disk or a killed process
-leaves the old one whole.
+leaves the old one whole. A checksum tells whether a bit has changed since.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from grpo_lib.checks import check_choice
 from grpo_lib.policy import PolicyConfig, TransformerPolicy
 
 BASE_MODELS = Path(__file__).parent / "base_models"
@@ -47,8 +49,8 @@ def read_json(path: Path | str) -> dict:
     """A JSON object, or CheckpointError saying what is wrong with the file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({in_a_line(error)})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
     return content
@@ -57,7 +59,23 @@ def read_json(path: Path | str) -> dict:
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping) -> None:
     """Write tensors and a JSON-able description into one safetensors file."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    about = {**about, "checksum": checksum(tensors, about)}
+    # one entry alone: safetensors writes several in any order, and no file would be like another
     write_atomically(path, save(tensors, metadata={"grpo_lib": json.dumps(about)}))
+
+
+def checksum(tensors: Mapping[str, Tensor], about: Mapping) -> str:
+    """CRC-32 of all that a file says: every byte of every tensor, names, shapes, dtypes, and the
+    description. It finds damage, not malice. (Files of older versions have none.)"""
+    total = zlib.crc32(json.dumps(about).encode())
+    for name, tensor in sorted(tensors.items()):
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
+
+
+def in_a_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
@@ -68,8 +86,12 @@ def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("grpo_lib", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from None
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({in_a_line(error)})") from None
+    written = about.pop("checksum", None) if isinstance(about, dict) else None
+    if written is not None and written != checksum(tensors, about):
+        raise CheckpointError(f"{path}: not a readable checkpoint (its checksum does not fit: "
+                              f"it was damaged after it was written)")
     found = about.get("kind", "something") if isinstance(about, dict) else "something"
     if found != kind:
         raise CheckpointError(f"{path}: holds {found!r}, allowed is {kind!r}")
@@ -84,6 +106,9 @@ def check_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: 
         want = tuple(wanted[name].shape) if name in wanted else "nothing"
         if got != want:
             raise CheckpointError(f"{path}: {name} is {got}, allowed is {want}")
+        if tensors[name].is_floating_point() != wanted[name].is_floating_point():
+            raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, allowed is "
+                                  f"{wanted[name].dtype}")
         if not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} holds nan or inf, allowed are finite numbers")
 
@@ -107,6 +132,11 @@ def load_policy(path: Path | str, task_name: str | None = None) -> TransformerPo
         config = PolicyConfig(**about["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description does not fit ({error})") from None
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if max(config.n_layers, config.vocab_size * config.d_model,
+           config.d_model * config.d_hidden) > numbers:  # before memory is asked for
+        raise CheckpointError(f"{path}: its description is of a model with more weights than its "
+                              f"{numbers}")
     policy = TransformerPolicy(config)
     check_weights(policy, tensors, path)
     policy.load_state_dict(tensors)
@@ -119,5 +149,6 @@ def base_model_path(task_name: str) -> Path:
 
 
 def load_base_model(task_name: str = "chain") -> TransformerPolicy:
-    """The pre-trained policy that comes with the package."""
+    """The pre-trained policy that comes with the package. ValueError names those there are."""
+    check_choice("task_name", task_name, sorted(p.stem for p in BASE_MODELS.glob("*.safetensors")))
     return load_policy(base_model_path(task_name), task_name)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+HUGE = sys.float_info.max
+
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """ValueError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number. (A whole number may be beyond what a float holds.)"""
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and -HUGE <= value <= HUGE)
 
 
 def check_number(name: str, value: object, *, least: float | None = None,
                  above: float | None = None, most: float | None = None) -> None:
     """ValueError unless ``value`` is a finite number, from ``least`` or above ``above``, up to
     ``most``."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and (least is None or value >= least)
+    if not (is_number(value) and (least is None or value >= least)
             and (above is None or value > above) and (most is None or value <= most)):
         start = f" from {least}" if least is not None else f" above {above}" if above is not None \
             else ""
@@ -29,9 +36,60 @@ def check_number(name: str, value: object, *, least: float | None = None,
 
 
 def check_whole(name: str, value: object, least: int, why: str = "") -> None:
-    """ValueError unless ``value`` is a whole number from ``least``."""
+    """ValueError unless ``value`` is a whole number from ``least``, and one that counts things."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: got {value!r}, allowed is a whole number from {least}{why}")
+    if value >= 2**63:
+        raise ValueError(f"{name}: got {value!r}, allowed is a whole number below 2**63")
+
+
+def check_floating(name: str, tensor: object) -> None:
+    """TypeError unless ``tensor`` is one, ValueError unless it holds floating-point numbers: of
+    whole ones a result would be rounded without a word."""
+    if not hasattr(tensor, "is_floating_point"):
+        raise TypeError(f"{name}: got a {type(tensor).__name__}, allowed is a tensor")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: got {tensor.dtype}, allowed is a floating-point dtype")
+
+
+def check_same_shape(dimensions: int | None = None, **tensors) -> None:
+    """ValueError, or TypeError, unless all are tensors of one shape, of that many dimensions, on
+    one device. All but the one called mask hold floating-point numbers. Nothing is broadcast: a
+    mask of another shape would give another number without a word."""
+    (first_name, first), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if name != "mask" or not hasattr(tensor, "is_floating_point"):
+            check_floating(name, tensor)
+        if dimensions is not None and tensor.dim() != dimensions:
+            allowed = {1: "(B,)", 2: "(B, T)", 3: "(B, T, V)"}[dimensions]
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is {allowed}")
+        if tensor.shape != first.shape:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is that of "
+                             f"{first_name}, {tuple(first.shape)}")
+        check_device(name, tensor, first_name, first)
+
+
+def check_beside(**tensors) -> None:
+    """ValueError, or TypeError, unless they are floating-point tensors on one device that may be
+    spread over each other: as many dimensions each, of one size or of 1, or a single number. (B,)
+    beside (B, T) is none of these: a square batch would be read the wrong way round."""
+    (first_name, first), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        check_floating(name, tensor)
+        check_device(name, tensor, first_name, first)
+    shapes = [tensor.shape for tensor in tensors.values() if tensor.dim()]
+    if len({len(shape) for shape in shapes}) > 1 or any(
+            len(set(sizes) - {1}) > 1 for sizes in zip(*shapes)):
+        shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"{' and '.join(tensors)}: got shapes {shown}; allowed are equal ones, "
+                         f"and (B, 1) beside (B, T)")
+
+
+def check_device(name: str, tensor, other_name: str, other) -> None:
+    """ValueError unless both are on one device."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: is on {tensor.device}, allowed is {other.device}, where "
+                         f"{other_name} is")
 
 
 def usable_device(name: torch.device | str) -> torch.device:

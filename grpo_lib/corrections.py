@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_choice, check_number
+from grpo_lib.checks import check_beside, check_choice, check_number, check_same_shape
 
 SAMPLER_CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate",
                        "sequence_mask")
@@ -20,9 +20,15 @@ def top_entropy_mask(entropies: Tensor, mask: Tensor, quantile: float) -> Tensor
     (B, T), (B, T) -> (B, T).
 
     Only where the policy hesitates is there something to decide (2506.01939, which keeps 0.2;
-    TRL: ``top_entropy_quantile``). Ties at the threshold are kept. Padding does not count.
+    TRL: ``top_entropy_quantile``). Ties at the threshold are kept. Padding does not count. A
+    nan counts as low: its token is dropped.
     """
     check_number("top_entropy_quantile", quantile, above=0, most=1)
+    check_same_shape(2, entropies=entropies, mask=mask)
+    if entropies.numel() == 0:
+        return torch.zeros_like(entropies)
+    if entropies.dtype in (torch.float16, torch.bfloat16):  # which quantile does not take
+        return top_entropy_mask(entropies.float(), mask, quantile).to(entropies.dtype)
     counted = entropies.masked_fill(mask == 0, torch.nan)
     threshold = torch.nanquantile(counted, 1 - quantile)
     return ((entropies >= threshold) & (mask != 0)).to(entropies.dtype)
@@ -35,10 +41,16 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
     Moved away: the row's mean of log pi_old - log pi exceeds ``threshold``
     (DeepSeek-V3.2, 2512.02556 Eq. 9; TRL: ``off_policy_mask_threshold``). A row with A < 0 that
     is far from what the policy would now say teaches it nothing, and can harm. advantages
-    (B, 1), or (B, T), of which every token must be below 0.
+    (B, 1), or (B, T), of which every token must be below 0. A token whose difference is no
+    number has not moved.
     """
     check_number("off_policy_mask_threshold", threshold)
-    moved = (old_log_probs - log_probs).nan_to_num(0.0) * mask
+    check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
+    check_beside(log_probs=log_probs, advantages=advantages)
+    if advantages.shape not in (mask.shape, (len(mask), 1)):
+        raise ValueError(f"advantages: got shape {tuple(advantages.shape)}, allowed is "
+                         f"{tuple(mask.shape)} or {(len(mask), 1)}")
+    moved = (old_log_probs - log_probs).masked_fill(mask == 0, 0.0).nan_to_num(0.0)
     moved = moved.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     kept = (advantages >= 0).any(1, keepdim=True) | (moved <= threshold)
     return kept.to(log_probs.dtype)
@@ -55,8 +67,10 @@ def sampler_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tens
     ``ratio_min`` to ``ratio_max`` (IcePop, 2510.18855); "sequence_truncate" and
     "sequence_mask" do so with the product over the row. TRL:
     ``vllm_importance_sampling_mode``, "sequence_mask" with 3.0 by default; verl:
-    ``rollout_is``, 2.0. ``ratio_min`` None: no lower bound.
+    ``rollout_is``, 2.0. ``ratio_min`` None: no lower bound. A token for which the engine gave
+    no number (nan) has ratio 1, as in TRL.
     """
+    check_same_shape(2, old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs, mask=mask)
     check_choice("sampler_correction", correction, SAMPLER_CORRECTIONS)
     check_number("sampler_ratio_max", ratio_max, above=0)
     low = 0.0 if ratio_min is None else ratio_min

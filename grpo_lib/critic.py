@@ -7,10 +7,12 @@ warm-up of the critic alone.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from grpo_lib.checks import check_same_shape
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import TransformerPolicy
 from grpo_lib.rollout import Rollouts, completion_outputs
@@ -45,7 +47,31 @@ def completion_values(value_model: ValueModel, rollouts: Rollouts) -> Tensor:
 
 def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Mean over tokens of (V - return)^2 / 2: (B, T) each -> scalar."""
-    return aggregate((values - returns.detach()).square() / 2, mask, "token_mean")
+    check_same_shape(2, values=values, returns=returns, mask=mask)
+    # before it is squared: 0 times the slope of a nan would be a nan gradient
+    distance = (values - returns.detach()).masked_fill(mask == 0, 0.0)
+    return aggregate(distance.square() / 2, mask, "token_mean")
+
+
+def spoiled(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
+    """Names of those that hold nan or inf."""
+    return [name for name, tensor in tensors if tensor is not None and not tensor.isfinite().all()]
+
+
+def shorten_gradient(module: nn.Module, longest: float, what: str) -> Tensor:
+    """Shorten the gradient of a module's parameters to ``longest``; its length before.
+
+    FloatingPointError, and nothing is changed: nan or inf in it, with the parameters' names.
+    """
+    try:
+        return nn.utils.clip_grad_norm_(module.parameters(), longest, error_if_nonfinite=True)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        names = spoiled((name, p.grad) for name, p in module.named_parameters())
+        raise FloatingPointError(f"{what}: its length is non-finite, with nan or inf for "
+                                 f"{', '.join(names) or 'no single parameter'}; that gradient step "
+                                 f"was not taken") from None
 
 
 class Critic:
@@ -74,8 +100,7 @@ class Critic:
             raise FloatingPointError(f"value loss: got {loss.item()}; that step was not taken")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.value_model.parameters(), self.max_grad_norm,
-                                 error_if_nonfinite=True)
+        shorten_gradient(self.value_model, self.max_grad_norm, "value gradient")
         self.optimizer.step()
         return loss.item()
 

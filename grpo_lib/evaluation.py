@@ -11,10 +11,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import memory_explained
+from grpo_lib.checks import check_number, check_whole, memory_explained
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, sample_groups
 from grpo_lib.tasks.base import Problem, Task
+
+MOST = 1e300  # beyond it a sum may be beyond a float
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples
     ``sampler``: ``sample_groups``, or another of its kind."""
     if len(problems) == 0:
         raise ValueError("problems: got none, allowed is one or more")
-    if samples < 1:
-        raise ValueError(f"samples: got {samples}, allowed is a whole number from 1")
+    check_whole("samples", samples, 1)
+    check_whole("rows_at_once", rows_at_once, 1)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     right, lengths, completions = [], [], []
@@ -85,6 +87,8 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
     The unbiased estimator of 2107.03374 Eq. 1, from n = ``samples`` of which c = ``right``.
     """
+    for name, value, least in (("samples", samples, 1), ("right", right, 0), ("k", k, 1)):
+        check_whole(name, value, least)
     if not 0 <= right <= samples:
         raise ValueError(f"right: got {right}, allowed is 0 to samples = {samples}")
     if not 1 <= k <= samples:
@@ -110,8 +114,8 @@ def independent_guesses(p: float, k: int) -> float:
     mean over many problems it is at least their pass@k (Jensen): the curve of a policy that is
     equally good at all of them.
     """
-    if not 0 <= p <= 1 or k < 1:
-        raise ValueError(f"p, k: got {p!r}, {k!r}; allowed are 0 to 1, and a whole number from 1")
+    check_number("p", p, least=0, most=1)
+    check_whole("k", k, 1)
     return 1.0 - (1.0 - p) ** k
 
 
@@ -119,8 +123,13 @@ def estimate_moments(estimate: Callable[[int, int, int], float], p: float, sampl
                      k: int) -> tuple[float, float]:
     """Mean and standard deviation of ``estimate(samples, c, k)`` where each of the samples is
     right with probability p, independently: exact sums over c, which is binomial."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"p: got {p!r}, allowed is a number from 0 to 1")
+    if not callable(estimate):
+        raise TypeError(f"estimate: got {estimate!r}, allowed is a function of (samples, right, k)")
+    check_number("p", p, least=0, most=1)
+    check_whole("samples", samples, 1)
+    if samples > 1000:
+        raise ValueError(f"samples: got {samples}, allowed are up to 1000, whose binomial "
+                         f"coefficients a float can hold")
     chances = [math.comb(samples, c) * p**c * (1 - p) ** (samples - c) for c in range(samples + 1)]
     values = [estimate(samples, c, k) for c in range(samples + 1)]
     mean = math.fsum(w * v for w, v in zip(chances, values))
@@ -136,7 +145,10 @@ def majority_at_k(counts: Sequence[int], right: int, k: int) -> float:
     answer and t others with j votes as well, no other having more, the number of subsets is
     C(counts[right], j) * ways(j, t, k - j), and each wins with chance 1 / (t + 1).
     """
-    if not counts or any(not isinstance(c, int) or c < 0 for c in counts):
+    check_whole("right", right, 0)
+    check_whole("k", k, 1)
+    if not isinstance(counts, (list, tuple)) or not counts or any(
+            not isinstance(c, int) or c < 0 for c in counts):
         raise ValueError(f"counts: got {counts!r}, allowed are whole numbers from 0, one for each "
                          f"answer")
     if not 0 <= right < len(counts):
@@ -174,8 +186,12 @@ def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
     Fisher, 1935). Five runs against five have 252 ways, so no value is below 2 / 252.
     ValueError: fewer than two numbers in one, more than 20 in all, nan.
     """
+    for name, numbers in (("first", first), ("second", second)):
+        if not isinstance(numbers, Sequence):
+            raise TypeError(f"{name}: got {numbers!r}, allowed is a list of numbers")
     values = [*first, *second]
-    if min(len(first), len(second)) < 2 or len(values) > 20 or not all(map(math.isfinite, values)):
+    if (min(len(first), len(second)) < 2 or len(values) > 20
+            or not all(isinstance(v, (int, float)) and abs(v) < MOST for v in values)):
         raise ValueError(f"first, second: got {len(first)} and {len(second)} numbers; allowed are "
                          f"2 or more finite ones in each, 20 in all")
     total = math.fsum(values)
@@ -185,7 +201,7 @@ def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
         return abs(part / len(first) - (total - part) / len(second))
 
     # what differs by rounding alone is as far apart
-    least = apart(first) * (1 - 1e-9) - 1e-12
+    least = apart(first) * (1 - 1e-9) - 1e-12 * max(map(abs, values))
     ways = [apart(some) >= least for some in combinations(values, len(first))]
     return sum(ways) / len(ways)
 
@@ -196,8 +212,9 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     For means of several samples a problem it is too wide, never too narrow: the spread of
     such a mean is at most that of one yes-or-no sample.
     """
-    if not 0 <= share <= 1 or count < 1:
-        raise ValueError(f"share, count: got {share}, {count}; allowed are 0 to 1, and from 1")
+    check_number("share", share, least=0, most=1)
+    check_whole("count", count, 1)
+    check_number("z", z, least=0, most=100)
     centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count

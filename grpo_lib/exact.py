@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from grpo_lib.algorithms import Algorithm
-from grpo_lib.checks import check_whole
-from grpo_lib.objective import importance_ratio, kl_estimate
+from grpo_lib.checks import check_device, check_floating, check_same_shape, check_whole
+from grpo_lib.objective import at_least_float32, importance_ratio, kl_estimate
 from grpo_lib.policy import Policy, token_entropy
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits
 from grpo_lib.tokenizer import EOS, PAD
@@ -64,6 +64,7 @@ def kl_estimator_moments(logits: Tensor, ref_logits: Tensor, kl: str = "k3") -> 
     bias is mean - kl_divergence. The average of n samples has std / sqrt(n).
     """
     check_pair("logits", logits, "ref_logits", ref_logits)
+    logits, ref_logits = at_least_float32(logits), at_least_float32(ref_logits)
     log_probs, ref = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     probs, estimates = log_probs.exp(), kl_estimate(log_probs, ref, kl)
     mean = (probs * estimates).sum(-1)
@@ -78,6 +79,9 @@ def kl_estimator_slope(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3",
     r = pi / pi_old (``use_bias_correction_kl``), whose slope at 1 is 1: the estimate itself
     comes on top, so that k3's is -d. By autograd, of the functions the loss is made of.
     """
+    check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    if log_probs.isnan().any() or ref_log_probs.isnan().any():
+        raise ValueError("log_probs, ref_log_probs: got nan, which allows no slope")
     with torch.enable_grad():
         leaf = log_probs.detach().clone().requires_grad_()
         estimates = kl_estimate(leaf, ref_log_probs.detach(), kl)
@@ -96,6 +100,7 @@ def kl_estimator_gradient(logits: Tensor, ref_logits: Tensor, kl: str = "k3",
     root mean square, one sample's gradient lies from the mean.
     """
     check_pair("logits", logits, "ref_logits", ref_logits)
+    logits, ref_logits = at_least_float32(logits), at_least_float32(ref_logits)
     log_probs = logits.detach().log_softmax(-1)
     probs = log_probs.exp()
     slope = kl_estimator_slope(log_probs, ref_logits.log_softmax(-1), kl, use_bias_correction_kl)
@@ -109,11 +114,14 @@ def check_pair(name: str, values: Tensor, other_name: str, others: Tensor,
                finite: bool = True) -> None:
     """ValueError unless both are over the same vocabulary, in one shape, without nan or inf
     (``finite`` False: -inf is allowed, the log-prob of the impossible)."""
+    check_floating(name, values)
+    check_floating(other_name, others)
     if values.dim() == 0 or values.numel() == 0:
         raise ValueError(f"{name}: got shape {tuple(values.shape)}, allowed is (..., V), V >= 1")
     if values.shape != others.shape:
         raise ValueError(f"{other_name}: got shape {tuple(others.shape)}, allowed is that of "
                          f"{name}, {tuple(values.shape)}")
+    check_device(other_name, others, name, values)
     for which, tensor in ((name, values), (other_name, others)):
         if not (tensor.isfinite() | (not finite and tensor == -torch.inf)).all():
             raise ValueError(f"{which}: got nan or inf, allowed are finite numbers"
@@ -133,9 +141,13 @@ def enumerate_completions(policy: Policy, prompt: Sequence[int], max_new_tokens:
     the policy's. ValueError: more than 20,000 of them, a vocabulary without eos_id.
     """
     check_whole("max_new_tokens", max_new_tokens, 1)
+    check_whole("vocab_size", vocab_size, 1)
     if not 0 <= eos_id < vocab_size:
         raise ValueError(f"vocab_size: got {vocab_size!r}, allowed is a number above eos_id = "
                          f"{eos_id}")
+    known = policy(torch.tensor([[*prompt]]), None, None).shape[-1]
+    if known != vocab_size:
+        raise ValueError(f"vocab_size: got {vocab_size}, allowed is the policy's, {known}")
     others = [token for token in range(vocab_size) if token != eos_id]
     count = sum(len(others) ** n for n in range(max_new_tokens + 1))
     if count > MOST_COMPLETIONS:
@@ -166,7 +178,18 @@ def completion_probabilities(policy: Policy, completions: Rollouts) -> Tensor:
 
 def expected_reward(policy: Policy, completions: Rollouts, rewards: Tensor) -> Tensor:
     """J = sum_i pi(o_i) r_i over all completions, rewards (M,): scalar, differentiable."""
+    check_rewards(rewards, completions)
     return (completion_probabilities(policy, completions) * rewards).sum()
+
+
+def check_rewards(rewards: Tensor, completions: Rollouts) -> None:
+    """ValueError unless there is one finite reward for each completion."""
+    check_floating("rewards", rewards)
+    if rewards.shape != completions.mask.shape[:1]:
+        raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is one for each of "
+                         f"the {len(completions.mask)} completions")
+    if not rewards.isfinite().all():
+        raise ValueError("rewards: got nan or inf, allowed are finite numbers")
 
 
 def sequence_kl(policy: Policy, ref_policy: Policy, completions: Rollouts) -> Tensor:
@@ -272,6 +295,8 @@ def mean_of_prompts(estimators: Sequence[Estimator]) -> Estimator:
     """One estimator for a batch with a group of each prompt: exact and mean are averages, and
     the variance that of an average of independent groups."""
     count = len(estimators)
+    if count == 0:
+        raise ValueError("estimators: got none, allowed is one or more")
     return Estimator(sum(e.exact for e in estimators) / count,
                      sum(e.mean for e in estimators) / count,
                      sum(e.variance for e in estimators) / count**2)
@@ -286,9 +311,7 @@ def group_gradients(policy: Policy, completions: Rollouts, rewards: Tensor, algo
     if algorithm.critic or algorithm.entropy_coef != 0:
         raise ValueError(f"algorithm: got critic={algorithm.critic}, entropy_coef="
                          f"{algorithm.entropy_coef}; allowed is one without both")
-    if len(rewards) != len(completions.mask):
-        raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is one for each of "
-                         f"the {len(completions.mask)} completions")
+    check_rewards(rewards, completions)
     with torch.no_grad():
         old, now, ref = (completion_log_probs(p or policy, completions)
                          for p in (old_policy, policy, ref_policy))

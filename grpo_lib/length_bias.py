@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from grpo_lib.advantages import group_advantages
-from grpo_lib.checks import check_choice
+from grpo_lib.checks import check_choice, check_number, check_whole
 from grpo_lib.objective import PAPER_AGGREGATIONS
+
+GROUP_SCALES = ("group", "mean", "none")  # a std of the batch would be of all groups there are
 
 
 def length_distribution(stop: float, max_length: int) -> Tensor:
@@ -32,6 +34,7 @@ def length_distribution(stop: float, max_length: int) -> Tensor:
 
 def mean_length(stop: float, max_length: int) -> float:
     """Expected tokens in a completion."""
+    check_whole("max_length", max_length, 1)
     lengths = torch.arange(1, max_length + 1, dtype=torch.float64)
     return (length_distribution(stop, max_length) @ lengths).item()
 
@@ -43,6 +46,7 @@ def length_score(stop: float, max_length: int) -> Tensor:
     At the cut, where stopping and going on give the same length, -stop (max_length - 1).
     """
     check_stop("stop", stop)
+    check_whole("max_length", max_length, 1)
     lengths = torch.arange(1, max_length + 1, dtype=torch.float64)
     score = 1 - stop * lengths
     score[-1] = -stop * (max_length - 1)
@@ -62,8 +66,8 @@ def expected_push(aggregation: str, *, group_size: int, max_length: int, stop_ri
     check_choice("aggregation", aggregation, PAPER_AGGREGATIONS)
     check_whole("group_size", group_size, 2)
     check_whole("prompts", prompts, 1)
-    if not 0 <= share_right <= 1:
-        raise ValueError(f"share_right: got {share_right!r}, allowed is a number from 0 to 1")
+    check_number("share_right", share_right, least=0, most=1)
+    check_choice("scale", scale, GROUP_SCALES)
     chances = [length_distribution(stop, max_length) for stop in (stop_right, stop_wrong)]
     scores = [chance * length_score(stop, max_length)
               for chance, stop in zip(chances, (stop_right, stop_wrong))]
@@ -121,6 +125,8 @@ def follow_push(aggregation: str, steps: int, rate: float, *, group_size: int, m
     """Mean length of right and of wrong completions while both stop logits, equal at first,
     climb the expected push in steps of ``rate``: (steps + 1, 2)."""
     check_stop("stop", stop)
+    check_whole("steps", steps, 0)
+    check_number("rate", rate)
     logits = torch.logit(torch.tensor([stop, stop], dtype=torch.float64))
     course = []
     for _ in range(steps + 1):
@@ -133,10 +139,5 @@ def follow_push(aggregation: str, steps: int, rate: float, *, group_size: int, m
 
 
 def check_stop(name: str, value: float) -> None:
-    if not 0 < value < 1:
+    if not isinstance(value, (int, float)) or not 0 < value < 1:
         raise ValueError(f"{name}: got {value!r}, allowed is a number between 0 and 1")
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: got {value!r}, allowed is a whole number from {least}")

@@ -14,7 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_choice, check_number
+from grpo_lib.checks import (
+    check_beside,
+    check_choice,
+    check_device,
+    check_floating,
+    check_number,
+    check_same_shape,
+    check_whole,
+    is_number,
+)
 from grpo_lib.corrections import off_policy_mask, sampler_weights, top_entropy_mask
 
 RATIOS = ("token", "sequence", "sequence_token", "sequence_sum")
@@ -46,6 +55,7 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor,
                       probabilities of the whole completion; TRL's RLOOTrainer.
     TRL's name is ``importance_sampling_level`` (TRL 1.16 has dropped "sequence_token").
     """
+    check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     check_choice("ratio", ratio, RATIOS)
     difference = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0)
     if ratio == "token":
@@ -72,6 +82,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float,
     clipped too and could never move back. So only one side binds for each sign of A.
     """
     epsilon_high = check_clip(epsilon, epsilon_high, delta)
+    check_beside(ratio=ratio, advantages=advantages)
     unclipped = ratio if delta is None else ratio.clamp(max=delta)
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
     return torch.minimum(unclipped * advantages, clipped * advantages)
@@ -87,6 +98,7 @@ def cispo_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, epsilo
     would cap at 0.2).
     """
     epsilon_high = check_clip(epsilon, epsilon_high, None)
+    check_beside(log_probs=log_probs, ratio=ratio, advantages=advantages)
     return ratio.detach().clamp(1 - epsilon, 1 + epsilon_high) * advantages * log_probs
 
 
@@ -98,7 +110,9 @@ def sapo_surrogate(ratio: Tensor, advantages: Tensor, temperature_pos: float = 1
     for name, value in (("sapo_temperature_pos", temperature_pos),
                         ("sapo_temperature_neg", temperature_neg)):
         check_number(name, value, above=0)
-    tau = torch.where(advantages > 0, temperature_pos, temperature_neg).to(ratio.dtype)
+    check_beside(ratio=ratio, advantages=advantages)
+    tau = torch.where(advantages > 0, ratio.new_tensor(temperature_pos),
+                      ratio.new_tensor(temperature_neg))
     return advantages * torch.sigmoid(tau * (ratio - 1)) * 4 / tau
 
 
@@ -112,6 +126,12 @@ def gmpo_surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     epsilon 1 - exp(-.4) = 0.33.
     """
     epsilon_high = check_clip(epsilon, epsilon_high, None)
+    check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
+    check_floating("advantages", advantages)
+    check_device("advantages", advantages, "mask", mask)
+    if advantages.shape != (len(mask), 1):
+        raise ValueError(f"advantages: got shape {tuple(advantages.shape)}, allowed is "
+                         f"{(len(mask), 1)}, one for each row")
     low = math.log1p(-epsilon) if epsilon < 1 else -math.inf
     difference = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0)
     clipped = torch.where(advantages > 0, difference.clamp(max=math.log1p(epsilon_high)),
@@ -128,6 +148,9 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
     r > delta. On an edge itself it flows, as in autograd. By log pi it is r times this.
     """
     epsilon_high = check_clip(epsilon, epsilon_high, delta)
+    check_beside(ratio=ratio, advantages=advantages)
+    if ratio.isnan().any():
+        raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
     low, high = clip_binds(ratio, advantages, epsilon, epsilon_high)
     blocked = low | high
     if delta is not None:
@@ -138,8 +161,9 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
 def clip_binds(ratio: Tensor, advantages: Tensor, epsilon: float,
                epsilon_high: float | None = None) -> tuple[Tensor, Tensor]:
     """Where the clip cuts off the gradient, bool: at 1 - epsilon (A < 0), and at
-    1 + epsilon_high (A > 0). Strictly beyond the edge, as TRL counts."""
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    1 + epsilon_high (A > 0). Strictly beyond the edge, as TRL counts; at a nan nowhere."""
+    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    check_beside(ratio=ratio, advantages=advantages)
     return ((advantages < 0) & (ratio < 1 - epsilon),
             (advantages > 0) & (ratio > 1 + epsilon_high))
 
@@ -149,9 +173,12 @@ def outside_fraction(ratio: Tensor, mask: Tensor, epsilon: float,
     """Share of tokens with r outside 1 - epsilon to 1 + epsilon_high, whatever the sign of A.
 
     Some codes log this as the clip fraction. It is never below ``clip_stats``'s, since it
-    also counts tokens whose gradient flows.
+    also counts tokens whose gradient flows. ValueError: a nan among the tokens that count.
     """
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    check_same_shape(2, ratio=ratio, mask=mask)
+    if ratio.masked_fill(mask == 0, 0.0).isnan().any():
+        raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
     outside = ((ratio < 1 - epsilon) | (ratio > 1 + epsilon_high)) & (mask > 0)
     return outside.sum() / (mask > 0).sum().clamp(min=1)
 
@@ -164,6 +191,7 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3") -> Ten
     samples of pi, k1 and k3 are unbiased; what their gradients do is another matter.
     """
     check_choice("kl", kl, KLS)
+    check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
     d = ref_log_probs - log_probs
     if kl == "k1":
         return -d
@@ -182,8 +210,14 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
                      "luspo"; verl: "seq-mean-token-sum".
     "nonempty_sequence_mean": as "sequence_mean", over the rows that have something to count;
                      verl's "seq-mean-token-mean".
+    Half precision is added up in float32: a sum of 16 bits would count tokens wrongly.
     """
     check_choice("aggregation", aggregation, AGGREGATIONS)
+    check_same_shape(2, per_token=per_token, mask=mask)
+    if mask.numel() == 0:
+        raise ValueError(f"per_token: got shape {tuple(mask.shape)}, allowed is (B, T) with at "
+                         f"least one token")
+    per_token, mask = at_least_float32(per_token), at_least_float32(mask)
     values = per_token.masked_fill(mask == 0, 0.0) * mask
     if aggregation == "sequence_mean":
         return (values.sum(1) / mask.sum(1).clamp(min=1)).mean()
@@ -195,6 +229,11 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
         return values.sum() / mask.shape[0]
     check_max_length(max_length)
     return values.sum() / (mask.shape[0] * max_length)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The same numbers, half precision (16 bits) as float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def rows_with_tokens(mask: Tensor) -> Tensor:
@@ -209,6 +248,8 @@ def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None)
     "constant": 1 / (B * max_length);  "sequence_sum": 1 / B;  "nonempty_sequence_mean":
     1 / (rows with tokens * |o_i|); 0 where mask is 0.
     """
+    check_same_shape(2, mask=mask)
+    mask = at_least_float32(mask)
     counts = (mask != 0).to(torch.get_default_dtype() if not mask.is_floating_point()
                             else mask.dtype)
     lengths = counts.sum(1, keepdim=True)
@@ -235,11 +276,20 @@ def aggregation_share(part: Tensor, whole: Tensor, aggregation: str) -> Tensor:
     bug of many trainers: unsloth.ai/blog/gradient, transformers #34191).
     """
     check_choice("aggregation", aggregation, AGGREGATIONS)
+    for name, mask in (("part", part), ("whole", whole)):
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"{name}: got a {type(mask).__name__}, allowed is a mask")
+        check_device(name, mask, "part", part)
+        if mask.dim() != 2 or len(mask) == 0 or mask.shape[0] < part.shape[0]:
+            raise ValueError(f"{name}: got shape {tuple(mask.shape)}, allowed are masks (b, T) and "
+                             f"(B, T) with b up to B")
+    part, whole = at_least_float32(part), at_least_float32(whole)
     if aggregation == "token_mean":
         return part.sum() / whole.sum().clamp(min=1)
     if aggregation == "nonempty_sequence_mean":
         return (part.sum(1) > 0).sum() / rows_with_tokens(whole)
-    return part.new_tensor(part.shape[0] / whole.shape[0])
+    return torch.tensor(part.shape[0] / whole.shape[0], device=part.device,
+                        dtype=part.dtype if part.is_floating_point() else None)
 
 
 def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
@@ -290,8 +340,8 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     """
     check_loss_inputs(log_probs, old_log_probs, advantages, mask, ref_log_probs, entropies,
                       sampler_log_probs)
-    if check and not advantages.isfinite().all():
-        raise ValueError("advantages: got nan or inf, allowed are finite numbers")
+    if check:
+        check_loss_values(advantages, mask)
     check_number("beta", beta, least=0)
     check_number("entropy_coef", entropy_coef)
     check_number("top_entropy_quantile", top_entropy_quantile, above=0, most=1)
@@ -308,6 +358,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
         raise ValueError(f"surrogate: got 'gmpo' with ratio={ratio!r} and advantages of "
                          f"{advantages.dim()} dimensions; it makes its own ratio of each row, so "
                          f"allowed are ratio='token' and advantages (B,)")
+    log_probs = at_least_float32(log_probs)
     mask = torch.ones_like(log_probs) if mask is None else mask.to(log_probs.dtype)
     # Padding may hold anything: 0 times the infinite slope of exp(d) would be a nan gradient.
     log_probs = log_probs.masked_fill(mask == 0, 0.0)
@@ -333,6 +384,9 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
         gain = advantages * log_probs
     elif callable(surrogate):
         gain = surrogate(log_probs, r, advantages)
+        if gain.shape not in (log_probs.shape, (len(log_probs), 1)):
+            raise ValueError(f"surrogate: returned shape {tuple(gain.shape)}, allowed is (B, T) or "
+                             f"(B, 1) with (B, T) = {tuple(log_probs.shape)}")
     else:
         check_choice("surrogate", surrogate, SURROGATES)
     gain = gain.expand_as(log_probs)
@@ -370,8 +424,19 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
     """Share of tokens whose gradient the clip cuts off, and the extremes of the ratio.
 
     Counted by the sign of A, since each sign binds on one side; |r - 1| > epsilon alone
-    would overstate it.
+    would overstate it. An A that is nan has no sign, and a ratio that is nan shows in the extremes.
     """
+    check_same_shape(2, mask=mask)
+    if mask.numel() == 0:
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, allowed is (B, T) with at least "
+                         f"one token")
+    for name, tensor in (("ratio", ratio), ("advantages", advantages)):
+        check_floating(name, tensor)
+        check_device(name, tensor, "mask", mask)
+        if tensor.dim() != 2 or any(size not in (1, whole)
+                                    for size, whole in zip(tensor.shape, mask.shape)):
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is that of mask, "
+                             f"{tuple(mask.shape)}, or (B, 1)")
     counts = mask > 0
     low, high = (where & counts
                  for where in clip_binds(ratio, advantages, epsilon, epsilon_high))
@@ -384,19 +449,16 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
 
 
 def check_max_length(max_length: int | None) -> None:
-    if max_length is None or not max_length >= 1:
-        raise ValueError(f"max_length: got {max_length!r}; aggregation='constant' divides by it, "
-                         f"allowed is a whole number from 1")
+    check_whole("max_length", max_length, 1, "; aggregation='constant' divides by it")
 
 
 def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) -> float:
     """The upper clip width, after checking all three."""
-    if not (isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1):
-        raise ValueError(f"epsilon: got {epsilon!r}, allowed is a number from 0 to 1")
+    check_number("epsilon", epsilon, least=0, most=1)
     high = epsilon if epsilon_high is None else epsilon_high
-    if not (isinstance(high, (int, float)) and high >= 0):
-        raise ValueError(f"epsilon_high: got {high!r}, allowed is a number from 0")
-    if delta is not None and not (isinstance(delta, (int, float)) and delta > 1 + high):
+    if not (isinstance(high, float) and high == math.inf):  # which is no upper edge
+        check_number("epsilon_high", high, least=0)
+    if delta is not None and not (is_number(delta) and delta > 1 + high):
         raise ValueError(f"delta: got {delta!r}, allowed is a number above 1 + epsilon_high = "
                          f"{1 + high}")
     return high
@@ -405,6 +467,7 @@ def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) 
 def check_loss_inputs(log_probs, old_log_probs, advantages, mask=None, ref_log_probs=None,
                       entropies=None, sampler_log_probs=None) -> None:
     """ValueError with the argument's name if the tensors do not belong together."""
+    check_floating("log_probs", log_probs)
     if log_probs.dim() != 2 or log_probs.numel() == 0:
         raise ValueError(f"log_probs: got shape {tuple(log_probs.shape)}, allowed is (B, T) "
                          f"with at least one token")
@@ -417,9 +480,17 @@ def check_loss_inputs(log_probs, old_log_probs, advantages, mask=None, ref_log_p
                                   ("advantages", advantages, [shape[:1], shape])):
         if tensor is None and name not in ("old_log_probs", "advantages"):
             continue
+        if name != "mask" or not hasattr(tensor, "shape"):
+            check_floating(name, tensor)
         if tuple(tensor.shape) not in allowed:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is "
                              f"{' or '.join(map(str, allowed))}")
-        if tensor.device != log_probs.device:
-            raise ValueError(f"{name}: is on {tensor.device}, allowed is {log_probs.device}, "
-                             f"where log_probs is")
+        check_device(name, tensor, "log_probs", log_probs)
+
+
+def check_loss_values(advantages: Tensor, mask: Tensor | None) -> None:
+    """ValueError if an advantage is no number, or a mask says anything but 0 and 1."""
+    if not advantages.isfinite().all():
+        raise ValueError("advantages: got nan or inf, allowed are finite numbers")
+    if mask is not None and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("mask: got other numbers than 0 and 1, which alone are allowed")

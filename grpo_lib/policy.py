@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from grpo_lib import threads
+from grpo_lib.checks import check_device, check_floating, check_number
 
 threads.settle()
+
+LONGEST_CONTEXT = 2**20  # tokens, for which the table of rotary angles is made at once
 
 
 class Policy(Protocol):
@@ -41,10 +44,20 @@ def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     logits[:, t] scores tokens[:, t]: the caller has made the shift by one
     (``rollout.completion_logits`` is the one place that does).
     """
+    check_floating("logits", logits)
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens: got a {type(tokens).__name__}, allowed is a tensor")
+    check_device("tokens", tokens, "logits", logits)
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(f"tokens: shape {tuple(tokens.shape)} does not match logits "
                          f"{tuple(logits.shape)}; allowed is {tuple(logits.shape[:-1])}")
-    return F.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    log_probs = F.log_softmax(logits, dim=-1)
+    try:
+        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    except (RuntimeError, IndexError):
+        raise ValueError(f"tokens: got {tokens.dtype}, {tokens.min().item()} to "
+                         f"{tokens.max().item()}; allowed are whole numbers from 0 to "
+                         f"{logits.shape[-1] - 1}") from None
 
 
 def token_entropy(logits: Tensor) -> Tensor:
@@ -52,6 +65,9 @@ def token_entropy(logits: Tensor) -> Tensor:
 
     A token that cannot be sampled (logit -inf) contributes 0, its limit.
     """
+    check_floating("logits", logits)
+    if logits.dim() == 0:
+        raise ValueError("logits: got one number, allowed is (..., V)")
     log_probs = F.log_softmax(logits, dim=-1)
     return torch.special.entr(log_probs.exp()).sum(-1)
 
@@ -75,6 +91,12 @@ class PolicyConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, allowed is a whole number from 1")
+        if self.context_length > LONGEST_CONTEXT:
+            raise ValueError(f"context_length: got {self.context_length}, allowed is up to "
+                             f"{LONGEST_CONTEXT}")
+        check_number("rope_theta", self.rope_theta, above=0)
+        for name in ("norm_eps", "init_std"):
+            check_number(name, getattr(self, name), least=0)
         if self.d_model % (2 * self.n_heads):
             raise ValueError(f"d_model: got {self.d_model} with n_heads={self.n_heads}; allowed "
                              f"is a multiple of 2 * n_heads, for rotary pairs in every head")

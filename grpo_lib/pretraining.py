@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from grpo_lib.checks import check_number, check_whole
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import PolicyConfig, TransformerPolicy, token_log_probs
 from grpo_lib.tasks.base import Task
@@ -38,11 +39,12 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("skill_steps", "batch_size", "warmup_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, allowed is from 1")
-        if self.habit_steps < 0 or self.seed < 0 or not 0 <= self.skill_share <= 1:
-            raise ValueError("habit_steps, seed: allowed is from 0; skill_share: from 0 to 1")
+        for name, least in (("skill_steps", 1), ("batch_size", 1), ("warmup_steps", 1),
+                            ("habit_steps", 0), ("seed", 0)):
+            check_whole(name, getattr(self, name), least)
+        check_number("skill_share", self.skill_share, least=0, most=1)
+        for name in ("muon_lr", "adamw_lr", "habit_rate"):
+            check_number(name, getattr(self, name), above=0)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -66,6 +68,9 @@ def pretrain(task: Task, config: PretrainConfig, policy_config: PolicyConfig | N
                 optimizer.param_groups[0]["lr"] = base * factor
                 optimizer.zero_grad(set_to_none=True)
             loss = example_loss(policy, task, draw_examples(task, config.batch_size, share, rng))
+            if not loss.isfinite():
+                raise FloatingPointError(f"loss: got {loss.item()} at step {step + 1}; that step "
+                                         f"was not taken")
             loss.backward()
             for optimizer, _ in optimizers:
                 optimizer.step()
@@ -113,6 +118,7 @@ def one_step_accuracy(policy: TransformerPolicy, task: Task, count: int = 1000,
 
     None where the task has no probe.
     """
+    check_whole("count", count, 1)
     rng = random.Random(seed)
     probes = [task.probe(rng) for _ in range(count)]
     if None in probes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from grpo_lib.checks import check_number, check_whole
 from grpo_lib.policy import Policy, token_log_probs
 from grpo_lib.tokenizer import EOS, PAD, pad
 
@@ -180,6 +181,8 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     Temperature 0 is the limit: the most likely token, with log-prob 0.
     """
     if temperature == 0:
+        if logits.isnan().any():
+            raise FloatingPointError("logits: the policy's hold nan, of which none is the largest")
         return logits.argmax(-1), logits.new_zeros(len(logits))
     log_probs = F.log_softmax(logits / temperature, dim=-1)
     if log_probs.isnan().any():
@@ -219,6 +222,7 @@ def completion_log_probs(policy: Policy, rollouts: Rollouts,
     memory where no gradient is kept.
     """
     if rows_at_once is not None:
+        check_whole("rows_at_once", rows_at_once, 1)
         width = rollouts.mask.shape[1]
         rows = torch.arange(len(rollouts.mask), device=rollouts.mask.device).split(rows_at_once)
         parts = [completion_log_probs(policy, rollouts.select(some)) for some in rows]
@@ -253,7 +257,5 @@ def check_sampling(prompts, group_size, max_new_tokens, temperature) -> None:
         raise ValueError("prompts: got none, or an empty one; allowed is one or more, each of one "
                          "token or more")
     for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, allowed is a whole number from 1")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: got {temperature!r}, allowed is a number from 0")
+        check_whole(name, value, 1)
+    check_number("temperature", temperature, least=0)

@@ -5,16 +5,19 @@
     checkpoints/step-00010.safetensors   everything needed to go on, bit for bit
     policy.safetensors                the trained policy
     curves.png                        the picture of it
+    lock                              held by the process that is writing here (``lock``)
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -34,6 +37,8 @@ from grpo_lib.processes import Processes
 from grpo_lib.tasks import Problem, Task, get_task
 from grpo_lib.training import GRPOTrainer
 
+MOST = {"threads": 1024}  # of the numbers in run.json
+
 
 class RunFolder:
     """``RunFolder.create(path, ...)`` starts one, ``RunFolder.open(path)`` goes on with one."""
@@ -46,9 +51,15 @@ class RunFolder:
                save_every: int = 10, **about) -> RunFolder:
         """A new folder; FileExistsError if there is anything in it already."""
         path = Path(path)
+        taken = f"{path}: is not an empty folder; nothing was overwritten"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten")
-        (path / "checkpoints").mkdir(parents=True)
+            raise FileExistsError(taken)
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            (path / "checkpoints").mkdir()  # of two runs at once only one can make it
+        except FileExistsError:
+            raise FileExistsError(taken) from None
+        lock(path)
         run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
                          "policy_config": trainer.policy.config.to_dict(),
                          "held_out": held_out, "save_every": save_every, **about,
@@ -57,18 +68,25 @@ class RunFolder:
             run.save(trainer)
             run.write()  # last, so that a folder with a run.json has a checkpoint
         except BaseException:
-            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # an empty folder, as before
+            unlock(path)
+            for name in ("lock", "run.json"):  # an empty folder, as before
+                (path / name).unlink(missing_ok=True)
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)
             raise
         return run
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         """An existing run. CheckpointError: not a run's folder, or damaged."""
+        if (Path(path) / "checkpoints").is_dir() and not (Path(path) / "run.json").exists():
+            raise CheckpointError(f"{path}: has no run.json, so it was stopped before its first "
+                                  f"step and nothing is lost; remove the folder and start again")
         run = cls(path, read_json(Path(path) / "run.json"))
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
                            ("held_out", int), ("threads", int), ("save_every", int)):
             value = run.about.get(name)
-            if not isinstance(value, kind) or (kind is int and (value is True or value < 1)):
+            if not isinstance(value, kind) or (kind is int and (
+                    value is True or not 1 <= value <= MOST.get(name, 2**31))):
                 raise CheckpointError(f"{run.path / 'run.json'}: describes no run, its {name} is "
                                       f"{value!r}")
         for when in ("before", "after"):
@@ -145,7 +163,13 @@ class RunFolder:
 
     def restore(self, trainer: GRPOTrainer) -> None:
         """Bring a trainer made with this run's config to the newest checkpoint, and
-        metrics.jsonl with it: steps after the checkpoint will be taken again."""
+        metrics.jsonl with it: steps after the checkpoint will be taken again.
+
+        BlockingIOError: another process is writing into the folder."""
+        if trainer.processes.rank == 0:
+            lock(self.path)
+            for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
+                part.unlink()  # what a killed process had begun to write
         saved = sorted((self.path / "checkpoints").glob("step-*.safetensors"))
         if not saved:
             raise CheckpointError(f"{self.path}: has no checkpoint to resume from")
@@ -164,16 +188,63 @@ class RunFolder:
             lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         except ValueError as error:
             raise CheckpointError(f"{path}: cannot be read ({error})") from None
-        names, history = {f.name for f in fields(StepMetrics)}, []
+        kinds, history = {f.name: f.type for f in fields(StepMetrics)}, []
         for number, line in enumerate(lines[:-1], start=1):  # a whole line ends in a newline
             try:
                 values = json.loads(line)
-                if values.keys() != names or values["step"] != number:
+                if values.keys() != kinds.keys() or values["step"] != number:
                     raise ValueError("not the metrics of this step")
-            except (ValueError, AttributeError) as error:
+                wrong = [name for name, kind in kinds.items() if not fits(values[name], kind)]
+                if wrong:
+                    raise ValueError(f"{wrong[0]}: got {values[wrong[0]]!r}, allowed is "
+                                     f"{kinds[wrong[0]]}")
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise CheckpointError(f"{path}: line {number} cannot be read ({error})") from None
             history.append(StepMetrics(**values))
         return history
+
+
+def fits(value: object, kind: str) -> bool:
+    """Whether a value from a file is of the kind of a field: int, float or float | None."""
+    if value is None:
+        return kind.endswith("None")
+    return not isinstance(value, bool) and isinstance(value, int if kind == "int" else (int, float))
+
+
+LOCKS: dict[Path, IO] = {}  # the files that this process holds locked, by their run's folder
+
+
+def lock(path: Path) -> None:
+    """Keep all other processes from writing into a run's folder, until ``unlock`` or the end of
+    this process, however it ends. BlockingIOError: another one is writing there."""
+    path = path.resolve()
+    if path in LOCKS:
+        return
+    file = open(path / "lock", "a+", encoding="utf-8")  # noqa: SIM115  stays open: it is the lock
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            raise BlockingIOError(f"{path}: another process is writing into this folder; wait for "
+                                  f"it, or stop it, and start again") from None
+        return  # a file system that knows no locks
+    LOCKS[path] = file
+
+
+def unlock(path: Path) -> None:
+    """Let other processes write into a run's folder."""
+    file = LOCKS.pop(path.resolve(), None)
+    if file is not None:
+        file.close()
 
 
 def score(policy: Policy, task: Task, problems: list[Problem], device="cpu",

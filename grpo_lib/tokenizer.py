@@ -74,6 +74,9 @@ def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
     """
     if side not in ("left", "right"):
         raise ValueError(f"side: got {side!r}, allowed are 'left' and 'right'")
+    if not isinstance(sequences, Sequence) or isinstance(sequences, str):
+        raise TypeError(f"sequences: got a {type(sequences).__name__}, allowed is a list of lists "
+                        f"of token ids")
     if len(sequences) == 0 or any(len(s) == 0 for s in sequences):
         raise ValueError("sequences: need at least one sequence and no empty one")
     length = max(len(s) for s in sequences)
@@ -81,6 +84,10 @@ def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
     mask = torch.zeros(len(sequences), length, dtype=torch.long)
     for row, ids in enumerate(sequences):
         columns = slice(length - len(ids), None) if side == "left" else slice(len(ids))
-        tokens[row, columns] = torch.as_tensor(ids, dtype=torch.long)
+        ids = torch.as_tensor(ids)
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"sequences: got {ids.dtype} in row {row}, allowed are token ids, "
+                             f"which are whole numbers")
+        tokens[row, columns] = ids
         mask[row, columns] = 1
     return tokens, mask

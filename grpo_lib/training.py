@@ -25,7 +25,7 @@ from grpo_lib.advantages import informative_groups
 from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
 from grpo_lib.checks import memory_explained, usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
-from grpo_lib.critic import Critic, ValueModel
+from grpo_lib.critic import Critic, ValueModel, shorten_gradient, spoiled
 from grpo_lib.evaluation import evaluate
 from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
 from grpo_lib.policy import Policy, token_entropy, token_log_probs
@@ -109,6 +109,7 @@ class GRPOTrainer:
         self.held_out = task.held_out(config.eval_problems) if config.eval_every else []
         self.step_count = 0
         self.half_updated = False  # an update was broken off: weights belong to no step
+        self.stepped = False  # a gradient step of the newest update has been taken
         self.history: list[StepMetrics] = []
         self.problems: list[Problem] = []
         self.rollouts: Rollouts | None = None
@@ -152,8 +153,12 @@ class GRPOTrainer:
             self.critic.change(config.value_learning_rate, config.max_grad_norm)
 
     def step(self) -> StepMetrics:
-        """Sample, score, update, measure. An error before the update leaves no trace."""
-        with memory_explained(self.doing):
+        """Sample, score, update, measure. An error before the update leaves no trace.
+
+        FloatingPointError: something is nan or inf; it says what, and at which step. If no
+        gradient step of the update had been taken, that leaves no trace either.
+        """
+        with memory_explained(self.doing), culprit_named(self):
             return self._step()
 
     def doing(self) -> tuple[str, str]:
@@ -181,17 +186,27 @@ class GRPOTrainer:
             rewards = batch.rewards.to(rollouts.mask.device)
             if self.critic is not None:
                 values = self.critic.values(rollouts)
+            check_finite(log_probs=rollouts.log_probs, ref_log_probs=batch.ref_log_probs,
+                         values=values)
+            if self.critic is not None:
                 self.returns = self.algorithm.returns(rewards, rollouts.mask, values, kl=kl)
             advantages = self.algorithm.advantages(rewards, rollouts.mask, kl=kl, values=values)
+            check_finite(advantages=advantages)
         except BaseException:
             self.generator.set_state(state)
             raise
         self.problems, self.rollouts, self.rewards = batch.problems, rollouts, batch.rewards
         self.advantages = advantages if advantages.dim() == 2 else advantages.view_as(
             batch.rewards)
-        self.half_updated = True
+        self.half_updated, self.stepped = True, False
         scored = time.perf_counter()
-        updates = self.update(rollouts, self.advantages, batch.ref_log_probs)
+        try:
+            updates = self.update(rollouts, self.advantages, batch.ref_log_probs)
+        except FloatingPointError:
+            if self.half_updated and not self.stepped:
+                self.generator.set_state(state)
+                self.half_updated = False
+            raise
         updated = time.perf_counter()
         held_out = None
         if config.eval_every and (self.step_count + 1) % config.eval_every == 0:
@@ -222,7 +237,10 @@ class GRPOTrainer:
             problems, rollouts = self.sample()
             sampled = time.perf_counter()
             rewards, grades, ref_log_probs = self.score(problems, rollouts)
-            kept = informative_groups(rewards)
+            try:
+                kept = informative_groups(rewards)
+            except ValueError as error:
+                raise ValueError(f"{error}, at step {self.step_count + 1}") from None
             rewards = self.algorithm.shaped_rewards(rewards, rollouts.lengths.cpu(),
                                                     self.task.max_new_tokens)
             parts.append(Batch(problems, rollouts, rewards, grades, ref_log_probs))
@@ -288,6 +306,8 @@ class GRPOTrainer:
                 if iteration == 0:
                     entropy += step["entropy"] * rollouts.mask[rows].sum().item() / tokens
                 stats.append(step)
+        if self.spoiled_weights():
+            raise FloatingPointError("weights: the update has made them nan or inf")
         mean = {name: sum(s[name] for s in stats) / len(stats) for name in stats[0]}
         return {"entropy": entropy, "loss": mean["loss"], "grad_norm": mean["grad_norm"],
                 "clip_fraction_low": mean["clip_fraction_low"],
@@ -323,9 +343,11 @@ class GRPOTrainer:
                     ref_log_probs=ref_log_probs[part, :width],
                     entropies=token_entropy(logits) if algorithm.needs_entropies else None)
                 if not output.loss.isfinite():
-                    raise FloatingPointError(f"loss: got {output.loss.item()} at step "
-                                             f"{self.step_count + 1}; that gradient step was not "
-                                             f"taken")
+                    found = spoiled((("log_probs", token_log_probs(logits, batch.completions)
+                                      .masked_fill(batch.mask == 0, 0.0)),))
+                    raise FloatingPointError(
+                        f"loss: got {output.loss.item()} at step {self.step_count + 1}"
+                        f"{' from log_probs' if found else ''}; that gradient step was not taken")
                 # several processes: their gradients are averaged, and are to be added
                 (output.loss * share * processes.size).backward()
             entropy = output.loss.new_zeros(())
@@ -335,8 +357,8 @@ class GRPOTrainer:
                 "loss": output.loss.detach() * share,
                 "entropy": entropy * (batch.mask.sum() / tokens),
                 "of_tokens": aggregation_share(counted, whole, "token_mean")})
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.parameters(), self.config.max_grad_norm, error_if_nonfinite=True)
+        norm = shorten_gradient(self.policy, self.config.max_grad_norm, "gradient")
+        self.stepped = True
         self.optimizer.step()
         if self.critic is not None:
             self.critic.update(batch, self.returns[part, :width])
@@ -353,6 +375,11 @@ class GRPOTrainer:
         """What a checkpoint holds the weights of, by its name there."""
         critic = {} if self.critic is None else {"value_model": self.critic.value_model}
         return {"policy": self.policy, "ref_policy": self.ref_policy} | critic
+
+    def spoiled_weights(self) -> list[str]:
+        """Names of the weights that hold nan or inf, as in a checkpoint."""
+        return [f"{part}.{name}" for part, module in self.modules().items()
+                for name in spoiled(module.named_parameters())]
 
     def optimizers(self) -> dict[str, tuple]:
         """(module, optimizer) of what is trained, by the name of the state in a checkpoint."""
@@ -417,6 +444,26 @@ class GRPOTrainer:
         self.history = [m for m in self.history if m.step <= self.step_count]
 
 
+@contextmanager
+def culprit_named(trainer: GRPOTrainer) -> Iterator[None]:
+    """At which step a number went wrong, and which weights had."""
+    try:
+        yield
+    except FloatingPointError as error:
+        weights, step = trainer.spoiled_weights(), f"at step {trainer.step_count + 1}"
+        raise FloatingPointError(
+            f"{error}{'' if step in str(error) else ', ' + step}"
+            f"{'; nan or inf in ' + ', '.join(weights) if weights else ''}") from None
+
+
+def check_finite(**tensors: Tensor | None) -> None:
+    """FloatingPointError with the names of those that hold nan or inf."""
+    found = spoiled(tensors.items())
+    if found:
+        raise FloatingPointError(f"{', '.join(found)}: got nan or inf, allowed are finite numbers; "
+                                 f"no update was made")
+
+
 def check_processes(config: GRPOConfig, size: int) -> None:
     """ValueError if the work of these settings cannot be dealt out to ``size`` processes."""
     if size == 1:
@@ -454,7 +501,8 @@ def batch_metrics(batch: Batch) -> dict:
     lengths, right = rollouts.lengths.float().cpu(), grades.flatten() > 0
     distance = kl_estimate(rollouts.log_probs, ref_log_probs, "k3")
     return {
-        "reward_mean": rewards.mean().item(), "reward_std": rewards.std().item(),
+        "reward_mean": rewards.mean().item(),
+        "reward_std": rewards.std().item() if rewards.numel() > 1 else 0.0,
         "zero_variance_groups": 1 - informative_groups(rewards).float().mean().item(),
         "accuracy": grades.mean().item(), "length": lengths.mean().item(),
         "length_right": lengths[right].mean().item() if right.any() else None,

@@ -153,7 +153,7 @@ def test_following_the_push_lengthens_wrong_answers_and_shortens_right_ones():
     ({"max_length": 0}, "max_length: got 0, allowed is a whole number from 1"),
     ({"max_length": 2.5}, "max_length: got 2.5"),
     ({"prompts": 0}, "prompts: got 0"),
-    ({"share_right": 1.5}, "share_right: got 1.5, allowed is a number from 0 to 1"),
+    ({"share_right": 1.5}, "share_right: got 1.5, allowed is a finite number from 0 to 1"),
     ({"scale": "row"}, "scale: got 'row'"),
 ])
 def test_bad_settings_are_named(change, message):

@@ -1,9 +1,11 @@
 """What a saved notebook must and must not contain. That its outputs are true, nbval checks."""
 
+import ast
 import json
 import re
 from pathlib import Path
 
+import cells
 import nbformat
 import pytest
 
@@ -73,3 +75,73 @@ class TestNotebook:
         text = path.read_text(encoding="utf-8")
         assert text.count("<details>") == text.count("</details>")
         assert not re.search(r"/(home|root|Users|tmp)/", text)
+
+
+# --- cells out of order -------------------------------------------------------------------
+
+@pytest.mark.parametrize("path", cells.LESSONS, ids=lambda p: p.name)
+def test_whatever_a_cell_needs_a_cell_above_it_makes(path):
+    """So that the advice to run what is above it is right; and no cell needs what comes after."""
+    sources = cells.code_cells(path)
+    made = [cells.names_made(source) for source in sources]
+    for at, source in enumerate(sources):
+        assert cells.names_used(source) <= set().union(*made[:at], {"__file__"}), f"cell {at + 1}"
+
+
+@pytest.mark.parametrize("path", cells.LESSONS, ids=lambda p: p.name)
+def test_no_cell_builds_on_what_it_made_itself(path):
+    """``x = x + 1`` at the top of a cell gives another result each time it is run."""
+    for source in cells.code_cells(path):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) for t in node.targets):
+                names = {t.id for t in node.targets}
+                read = {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)}
+                assert not names & read - cells.names_made_before(source, node), source
+            assert not (isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
+                        and node.target.id not in cells.names_made_before(source, node)), source
+
+
+def test_a_lesson_from_its_last_cell_to_its_first_says_what_to_run_first():
+    """One lesson here; tests/cells.py runs them all, in four ways."""
+    [path] = [p for p in cells.LESSONS if p.name.startswith("06")]
+    ran, told, failures = cells.try_out(path, "reverse")
+    assert failures == []
+    assert ran == len(cells.code_cells(path)) - cells.SET_UP and told > 5
+
+
+@pytest.mark.parametrize(("error", "message", "fine"), [
+    ("NameError", f"name 'task' is not defined; {cells.ADVICE}", True),
+    ("NameError", "name 'task' is not defined", False),
+    ("NameError", f"name 'tusk' is not defined; {cells.ADVICE}", False),
+    ("AssertionError", "step 3: finish the run", True), ("AssertionError", "", False),
+    ("IndexError", f"'task' {cells.ADVICE}", False),
+])
+def test_what_says_what_to_do(error, message, fine):
+    assert cells.says_what_to_do(error, message, {"task"}) is fine
+
+
+def test_names_that_a_cell_makes_and_uses():
+    source = ("import a.b as c, d.e\nfor i in range(3):\n    with x as y:\n"
+              "        z, *w = [q for q in p]\ndef f(u):\n    v = u + t\n    return v\n"
+              "class C:\n    pass\nlambda k: k + m\n")
+    assert cells.names_made(source) == {"c", "d", "i", "y", "z", "w", "f", "C"}
+    assert cells.names_used(source) == {"x", "p", "t", "m"}
+
+
+# Short cells on one batch, each with its own: run again they show a later cell's, without error.
+MADE_AGAIN = {"05_kl_and_entropy.ipynb": {"batch", "before", "new", "now", "ref", "some"}}
+
+
+@pytest.mark.parametrize("path", cells.LESSONS, ids=lambda p: p.name)
+def test_no_later_cell_takes_a_name_that_cells_before_it_need(path):
+    """Going back to a cell must not judge another run: lesson 07 had a second ``trainer``."""
+    sources = cells.code_cells(path)
+    made = [cells.names_made("\n".join(
+        ast.unparse(node) for node in ast.parse(source).body
+        if not isinstance(node, (ast.Import, ast.ImportFrom))) or "pass") for source in sources]
+    taken = set()
+    for name in set().union(*made):
+        first, *later = [at for at, names in enumerate(made) if name in names]
+        taken |= {name for end in later for source in sources[first + 1 : end]
+                  if name in cells.names_used(source)}
+    assert taken == MADE_AGAIN.get(path.name, set())

@@ -215,3 +215,18 @@ def test_a_bad_setting_is_named(name, value):
 
 def test_the_recipe_survives_its_dict():
     assert PretrainConfig(**QUICK.to_dict()) == QUICK
+
+
+def test_a_loss_that_is_no_number_stops_at_that_batch_and_changes_nothing(monkeypatch):
+    loss, calls = pretraining.example_loss, []
+
+    def spoiled(*arguments):
+        calls.append(1)
+        return loss(*arguments) * (math.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(pretraining, "example_loss", spoiled)
+    before = {}
+    with pytest.raises(FloatingPointError, match=r"loss: got nan at step 3; that step was not"):
+        for _, _, policy in pretrain(TASK, QUICK, SMALL):
+            before = {name: t.clone() for name, t in policy.state_dict().items()}
+    assert all(torch.equal(t, before[name]) for name, t in policy.state_dict().items())

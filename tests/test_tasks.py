@@ -75,27 +75,6 @@ def test_the_verifier_wants_one_right_digit_after_the_first_arrow(completion, ri
     assert CHAIN.reward(Problem("+0 4 :", "4"), completion) == float(right)
 
 
-@pytest.mark.parametrize("task", [CHAIN, SortTask()])
-def test_the_verifier_survives_any_string_and_believes_only_the_right_form(task):
-    rng = random.Random(2)
-    [problem] = task.problems(1, rng)
-    pieces = [*task.tokenizer.words, " ", "=>", "=> ", problem.answer, f"=> {problem.answer}",
-              "\n", "\x00", "é", "９", "'", "(", "{}", "%s", "\\"]
-    believed = 0
-    for _ in range(20_000):
-        text = "".join(rng.choices(pieces, k=rng.randrange(6)))
-        right = task.correct(problem, text)
-        assert isinstance(right, bool)
-        if task is CHAIN:
-            at = text.find("=>")
-            assert right == (at >= 0 and text[at:] == "=> " + problem.answer)
-        else:
-            assert right == (text == problem.answer)
-        assert 0 <= task.reward(problem, text) <= 1
-        believed += right
-    assert believed > 10
-
-
 @pytest.mark.parametrize("style", ["skill", "habit"])
 def test_every_label_of_a_worked_example_is_right_and_the_answer_too(style):
     rng = random.Random(3)

@@ -15,6 +15,7 @@ from grpo_lib.advantages import informative_groups
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
 from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.critic import ValueModel
 from grpo_lib.objective import LossOutput, grpo_loss
 from grpo_lib.policy import TinyPolicy
 from grpo_lib.rollout import sample_groups
@@ -782,28 +783,143 @@ def test_rewards_of_another_shape_leave_no_trace(make_trainer, shape):
     assert same(state_of(trainer), before)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_anything_is_updated(make_trainer, monkeypatch,
-                                                                   value):
-    trainer = make_trainer()
-    before = state_of(trainer)
-    monkeypatch.setattr(algorithms, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
+WITH_CRITIC = replace(SMALL, algorithm="ppo")
+
+
+def in_weights(trainer, patch, value):
+    with torch.no_grad():
+        trainer.policy.lm_head.weight[0, 0] = value
+
+
+def in_reference(trainer, patch, value):
+    with torch.no_grad():
+        trainer.ref_policy.lm_head.weight[0, 0] = value
+
+
+def in_values(trainer, patch, value):
+    with torch.no_grad():
+        trainer.critic.value_model.transformer.lm_head.weight[0, 0] = value
+
+
+def in_reward(trainer, patch, value):
+    patch.setattr(trainer.task, "reward", lambda problem, text: value)
+
+
+def in_logits(trainer, patch, value):
+    forward = trainer.policy.forward
+    patch.setattr(trainer.policy, "forward", lambda *a, **k: forward(*a, **k) * value)
+
+
+def in_logits_of_the_update(trainer, patch, value):
+    forward = trainer.policy.forward
+    patch.setattr(trainer.policy, "forward", lambda *a, **k: forward(*a, **k) * (
+        value if torch.is_grad_enabled() else 1))
+
+
+def in_sampled_log_probs(trainer, patch, value):
+    sampler = trainer.sampler
+
+    def spoiled(*arguments, **options):
+        rollouts = sampler(*arguments, **options)
+        return replace(rollouts, log_probs=rollouts.log_probs + value)
+
+    patch.setattr(trainer, "sampler", spoiled)
+
+
+def in_advantages(trainer, patch, value):
+    patch.setattr(algorithms, "group_advantages", lambda rewards, **_: rewards * value)
+
+
+def in_loss(trainer, patch, value):
+    patch.setattr(algorithms, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
         log_probs.sum() * value, {}))
-    with pytest.raises(FloatingPointError, match=r"loss: got .* at step 1"):
-        trainer.step()
-    for key in ("policy", "optimizer", "step", "history"):
-        assert same(state_of(trainer)[key], before[key])
 
 
-def test_a_gradient_that_is_no_number_stops_before_anything_is_updated(make_trainer, monkeypatch):
-    trainer = make_trainer()
-    before = state_of(trainer)
-    monkeypatch.setattr(algorithms, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
+def in_gradient(trainer, patch, value):
+    patch.setattr(algorithms, "grpo_loss", lambda log_probs, *_, **__: LossOutput(
         (log_probs * 0).sum().sqrt(), {}))
-    with pytest.raises(RuntimeError, match="non-finite"):
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("spoil", "error", "culprit", "config"), [
+    (in_reward, ValueError, "rewards: got", SMALL),
+    (in_weights, FloatingPointError, r"logits: .*policy\.lm_head\.weight", SMALL),
+    (in_logits, FloatingPointError, "logits: ", SMALL),
+    (in_logits_of_the_update, FloatingPointError, "loss: got .* from log_probs", SMALL),
+    (in_sampled_log_probs, FloatingPointError, "log_probs: got", SMALL),
+    (in_reference, FloatingPointError, r"ref_log_probs: .*ref_policy\.lm_head\.weight", SMALL),
+    (in_values, FloatingPointError, r"values: .*value_model\.transformer\.lm_head\.weight",
+     WITH_CRITIC),
+    (in_advantages, FloatingPointError, "advantages: got", SMALL),
+    (in_loss, FloatingPointError, "loss: got", SMALL),
+    (in_gradient, FloatingPointError, "gradient: .* non-finite, .* lm_head.weight", SMALL),
+], ids=lambda x: getattr(x, "__name__", ""))
+def test_what_is_no_number_stops_the_run_at_that_step_and_leaves_no_trace(
+        make_trainer, tmp_path, monkeypatch, spoil, error, culprit, config, value):
+    """The culprit and the step are named, and the run can go on as if nothing had been."""
+    def made():
+        critic = ValueModel(make_trainer().policy) if config.choices.critic else None
+        return make_trainer(config, value_model=critic)
+
+    healthy, trainer = made(), made()
+    list(healthy.run(2))
+    trainer.step()
+    trainer.save(tmp_path / "before")
+    with monkeypatch.context() as patch:
+        spoil(trainer, patch, value)
+        before = state_of(trainer)
+        with pytest.raises(error, match=f"^{culprit}") as caught:
+            trainer.step()
+        assert "at step 2" in str(caught.value) and "\n" not in str(caught.value)
+        for key in ("optimizer", "generator", "step", "history"):
+            assert same(state_of(trainer)[key], before[key])
+        for key in ("policy", "ref"):  # nan is not equal to itself
+            assert same(*({n: t.nan_to_num(7, 8, 9) for n, t in state[key].items()}
+                          for state in (state_of(trainer), before)))
+        assert not trainer.half_updated
+        trainer.save(tmp_path / "after")
+    if spoil in (in_weights, in_reference, in_values):  # which no checkpoint may bring back
+        with pytest.raises(CheckpointError, match="holds nan or inf"):
+            trainer.load(tmp_path / "after")
+        trainer.load(tmp_path / "before")
+    else:
+        trainer.load(tmp_path / "after")
+    trainer.step()
+    assert timeless(healthy.history) == timeless(trainer.history)
+    assert same(state_of(healthy)["policy"], state_of(trainer)["policy"])
+
+
+def test_a_learning_rate_that_makes_weights_infinite_stops_before_they_are_saved(make_trainer,
+                                                                               tmp_path):
+    trainer = make_trainer(replace(SMALL, learning_rate=1e308, minibatches=1))
+    with pytest.raises(FloatingPointError, match=r"weights: the update has .* at step 1; nan or "
+                                                 r"inf in policy\.model\.embed_tokens\.weight"):
         trainer.step()
-    for key in ("policy", "optimizer", "step", "history"):
-        assert same(state_of(trainer)[key], before[key])
+    assert trainer.half_updated and trainer.history == []
+    with pytest.raises(RuntimeError, match="broken off"):
+        trainer.save(tmp_path / "no")
+
+
+def test_a_number_that_goes_wrong_in_the_second_gradient_step_forbids_saving(
+        make_trainer, monkeypatch, tmp_path):
+    trainer, calls = make_trainer(), []
+    trainer.save(tmp_path / "start")
+    loss = algorithms.grpo_loss
+
+    def second(*arguments, **options):
+        calls.append(1)
+        output = loss(*arguments, **options)
+        return output if len(calls) == 1 else LossOutput(output.loss * math.nan, output.stats)
+
+    monkeypatch.setattr(algorithms, "grpo_loss", second)
+    with pytest.raises(FloatingPointError, match="loss: got nan at step 1"):
+        trainer.step()
+    with pytest.raises(RuntimeError, match="broken off"):
+        trainer.save(tmp_path / "no")
+    monkeypatch.undo()
+    trainer.load(tmp_path / "start")
+    trainer.step()
+    assert_same_run(trainer, (healthy := make_trainer(), healthy.step())[0])
 
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta:x"])

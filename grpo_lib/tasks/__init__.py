@@ -1,5 +1,6 @@
 """The built-in tasks by name; ``base.Task`` says what a task is."""
 
+from grpo_lib.checks import check_choice
 from grpo_lib.tasks.base import Problem, Task, is_held_out
 from grpo_lib.tasks.chain import ChainTask
 from grpo_lib.tasks.sorting import SortTask
@@ -9,8 +10,7 @@ TASKS = {"chain": ChainTask, "sort": SortTask}
 
 def get_task(name: str) -> Task:
     """A built-in task with its usual settings. ValueError lists the names."""
-    if name not in TASKS:
-        raise ValueError(f"task: got {name!r}, allowed are {', '.join(TASKS)}")
+    check_choice("task", name, TASKS)
     return TASKS[name]()
 
 
