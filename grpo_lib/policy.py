@@ -7,7 +7,9 @@ weight names. Left out of Llama: grouped-query attention, tied embeddings, biase
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -92,15 +94,14 @@ class KVCache:
 
     def __init__(self, config: PolicyConfig, batch: int, length: int, like: Tensor):
         shape = (config.n_layers, batch, config.n_heads, length, config.d_model // config.n_heads)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.mask = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.filled = 0
         self.config = config
 
-    def extend(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for mask.shape[1] more tokens: their positions (B, t), and which of the
-        cached columns each may look at (B, 1, t, filled)."""
+    def extend(self, mask: Tensor) -> Tensor:
+        """Make room for mask.shape[1] more tokens: their positions (B, t)."""
         new = mask.shape[1]
         start = self.filled
         if start + new > self.mask.shape[1]:
@@ -110,15 +111,33 @@ class KVCache:
         self.mask[:, start : self.filled] = mask
         positions = self.positions[:, None] + token_positions(mask)
         self.positions = self.positions + mask.long().sum(1)
-        if new == 1:
-            return positions, self.mask[:, None, None, : self.filled]
-        return positions, attention_mask(self.mask[:, : self.filled])[:, :, start:]
+        if new == 1:  # over all columns, also those that are free yet (see ``attend``)
+            hidden = ~self.mask
+            hidden[:, start] = False  # itself: see ``attention_mask``
+            self.allowed = self.keys.new_zeros(hidden.shape).masked_fill_(
+                hidden, -torch.inf)[:, None, None]
+        else:
+            self.allowed = attention_mask(self.mask[:, : self.filled])[:, :, start:]
+        return positions
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest keys and values of a layer; returns all of that layer's."""
-        new = slice(self.filled - keys.shape[2], self.filled)
-        self.keys[layer, :, :, new], self.values[layer, :, :, new] = keys, values
-        return self.keys[layer, :, :, : self.filled], self.values[layer, :, :, : self.filled]
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the newest keys and values of a layer, and let the newest queries look at all:
+        (B, t, n_heads, head_width) each.
+
+        One query a row goes through two batched products, in half the time of
+        scaled_dot_product_attention, which makes a call of each row and head. All columns take
+        part, so that the products have one shape.
+        """
+        new = slice(self.filled - k.shape[1], self.filled)
+        self.keys[layer, :, :, new] = k.transpose(1, 2)
+        self.values[layer, :, :, new] = v.transpose(1, 2)
+        keys, values, q = self.keys[layer], self.values[layer], q.transpose(1, 2)
+        if q.shape[2] == 1:
+            scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(2, 3) + self.allowed
+            return (scores.softmax(-1) @ values).transpose(1, 2)
+        seen = slice(self.filled)
+        return F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen],
+                                              attn_mask=self.allowed).transpose(1, 2)
 
     def repeat(self, times: int, length: int) -> KVCache:
         """A cache of ``length`` columns in which every row stands ``times`` times in a row:
@@ -161,6 +180,17 @@ def attention_mask(mask: Tensor) -> Tensor:
     return ((mask[:, None, :].bool() & causal) | itself)[:, None]
 
 
+def attention(allowed: Tensor | None) -> Callable:
+    """Attention among the tokens at hand, (B, T, n_heads, head_width), where ``allowed`` says so
+    (see ``attention_mask``); None: each looks at itself and all before it."""
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None)
+        return out.transpose(1, 2)
+
+    return attend
+
+
 def rotary_table(config: PolicyConfig) -> Tensor:
     """cos and sin of every position's angles: (2, context_length, head_width).
 
@@ -174,7 +204,7 @@ def rotary_table(config: PolicyConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + width/2) of x (B, H, T, width) by its position's angle."""
+    """Turn each pair (i, i + width/2) of x (..., width) by its position's angle."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin
 
@@ -186,14 +216,16 @@ class Attention(nn.Module):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             setattr(self, name, nn.Linear(config.d_model, config.d_model, bias=False))
 
-    def forward(self, x, cos, sin, allowed, cache, layer):
-        heads = [proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-                 for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        q, k, v = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
-        if cache is not None:
-            k, v = cache.write(layer, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable) -> Tensor:
+        """x (..., d_model) -> (..., d_model); cos and sin (..., 1, head_width) of its positions.
+
+        ``attend`` takes queries, keys and values (..., n_heads, head_width), and knows who may
+        look at whom."""
+        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        heads = F.linear(x, weight).unflatten(-1, (3 * self.n_heads, -1))  # one product for all
+        q_and_k, v = heads.split((2 * self.n_heads, self.n_heads), -2)
+        q, k = rotate(q_and_k, cos, sin).chunk(2, -2)
+        return self.o_proj(attend(q, k, v).flatten(-2))
 
 
 class SwiGLU(nn.Module):
@@ -217,8 +249,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, cos, sin, allowed, cache, layer):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache, layer)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -252,9 +284,13 @@ class TransformerPolicy(nn.Module):
                              f"{self.config.context_length} (the policy's context_length)")
         return KVCache(self.config, batch, length, self.lm_head.weight)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None,
+                scored_from: int | None = None) -> Tensor:
+        """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``.
+
+        ``scored_from``: only the logits that score the tokens from this column on, prompts
+        standing before it: (B, T - scored_from, V), in less work (``packing``).
+        """
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, allowed is (B, T), T >= 1")
         if mask is not None and mask.shape != tokens.shape:
@@ -263,17 +299,27 @@ class TransformerPolicy(nn.Module):
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(f"tokens: got {tokens.shape[1]} a row, allowed are "
                              f"{self.config.context_length} (the policy's context_length)")
+        if scored_from is not None:
+            from grpo_lib.packing import packed_outputs
+
+            return packed_outputs(self, tokens, mask, scored_from)
         if cache is not None:
-            positions, allowed = cache.extend(torch.ones_like(tokens) if mask is None else mask)
+            positions = cache.extend(torch.ones_like(tokens) if mask is None else mask)
+            attend = cache.attend
         elif mask is not None:
-            positions, allowed = token_positions(mask), attention_mask(mask)
+            positions, attend = token_positions(mask), attention(attention_mask(mask))
         else:  # no padding: one row of positions serves all, and attention is plain causal
-            positions, allowed = torch.arange(tokens.shape[1], device=tokens.device)[None], None
-        cos, sin = self.rotary[:, positions, :].unsqueeze(2)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            attend = attention(None)
+        return self.lm_head(self.hidden(tokens, positions, attend))
+
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Callable) -> Tensor:
+        """What the head reads: tokens (...), their positions (...) -> (..., d_model)."""
+        cos, sin = self.rotary[:, positions].unsqueeze(-2)
         x = self.model.embed_tokens(tokens)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, cos, sin, allowed, cache, layer)
-        return self.lm_head(self.model.norm(x))
+            x = block(x, cos, sin, partial(attend, layer))
+        return self.model.norm(x)
 
 
 class TinyPolicy(nn.Module):
