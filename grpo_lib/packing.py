@@ -51,15 +51,14 @@ class Packed:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Prompts look at themselves, completions at their prompt too: (n, n_heads, head_width)
         each."""
-        prompts, inner = (
-            rows(part, *where).unbind(2) for part, *where in
-            zip(torch.stack((q, k, v), 1).split(self.counts), self.places, self.shapes))
-        prompts, inner = ([t.transpose(1, 2) for t in part] for part in (prompts, inner))
-        inner[1:] = [torch.cat((shared[self.prompt_of], own), 2)
+        split = [part.split(self.counts) for part in (q, k, v)]
+        prompts, inner = ([rows(part[i], self.places[i], self.shapes[i]).transpose(1, 2)
+                           for part in split] for i in (0, 1))
+        inner[1:] = [torch.cat((shared.index_select(0, self.prompt_of), own), 2)
                      for shared, own in zip(prompts[1:], inner[1:])]
         return torch.cat([
             F.scaled_dot_product_attention(*heads, attn_mask=allowed).transpose(1, 2).flatten(
-                0, 1)[places]
+                0, 1).index_select(0, places)
             for heads, allowed, places in ((prompts, self.allowed, self.places[0]),
                                            (inner, self.allowed_inner, self.places[1]))])
 
@@ -73,4 +72,4 @@ class Packed:
 def rows(listed: Tensor, places: Tensor, shape: tuple[int, int]) -> Tensor:
     """A list (n, ...) put into rows, 0 where it has nothing: (B, T, ...)."""
     empty = listed.new_zeros(shape[0] * shape[1], *listed.shape[1:])
-    return empty.index_copy(0, places, listed).unflatten(0, shape)
+    return empty.index_copy_(0, places, listed).unflatten(0, shape)
