@@ -20,8 +20,6 @@ from grpo_lib import threads
 
 threads.settle()
 
-SMALL_PRODUCT = 400  # torch's bmm takes a slow path below so many multiplications
-
 
 class Policy(Protocol):
     """What sampling, scoring and evaluation need of a model (training: of an nn.Module).
@@ -101,45 +99,37 @@ class KVCache:
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.filled = 0
         self.config = config
+        self.decoder = None  # the policy's weights for sampling; see ``decoding``
 
-    def extend(self, mask: Tensor) -> Tensor:
-        """Make room for mask.shape[1] more tokens: their positions (B, t)."""
-        new = mask.shape[1]
-        start = self.filled
-        if start + new > self.mask.shape[1]:
-            raise ValueError(f"cache: {start + new} tokens do not fit its length "
-                             f"{self.mask.shape[1]}")
-        self.filled = start + new
-        self.mask[:, start : self.filled] = mask
-        positions = self.positions[:, None] + token_positions(mask)
+    def extend(self, mask: Tensor | None) -> Tensor:
+        """Make room for mask.shape[1] more tokens (None: one in every row): their positions
+        (B, t)."""
+        start, self.filled = self.filled, self.filled + (1 if mask is None else mask.shape[1])
+        if self.filled > self.mask.shape[1]:
+            wanted, self.filled = self.filled, start
+            raise ValueError(f"cache: {wanted} tokens do not fit its length {self.mask.shape[1]}")
+        self.mask[:, start : self.filled] = True if mask is None else mask
+        before = self.positions[:, None]
+        if mask is None:
+            self.positions = self.positions + 1
+            return before
         self.positions = self.positions + mask.long().sum(1)
-        if new == 1:  # over more columns than are filled, where ``attend`` is faster for it
-            hidden = ~self.mask[:, : max(self.filled, SMALL_PRODUCT // self.keys.shape[-1] + 1)]
-            hidden[:, start] = False  # itself: see ``attention_mask``
-            self.allowed = self.keys.new_zeros(hidden.shape).masked_fill_(
-                hidden, -torch.inf)[:, None, None]
-        else:
-            self.allowed = attention_mask(self.mask[:, : self.filled])[:, :, start:]
-        return positions
+        return before + token_positions(mask)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store the newest keys and values of a layer, and let the newest queries look at all:
-        (B, t, n_heads, head_width) each.
+    def attention(self, new: int) -> Callable:
+        """Attention of the ``new`` newest tokens to all, whose keys and values it stores; see
+        ``attention``."""
+        seen, newest = slice(self.filled), slice(self.filled - new, self.filled)
+        allowed = attention_mask(self.mask[:, seen])[:, :, newest]
 
-        One query a row goes through two batched products, which take two thirds of the time of
-        scaled_dot_product_attention: that makes two calls for each row and head.
-        """
-        new = slice(self.filled - k.shape[1], self.filled)
-        self.keys[layer, :, :, new] = k.transpose(1, 2)
-        self.values[layer, :, :, new] = v.transpose(1, 2)
-        keys, values, q = self.keys[layer], self.values[layer], q.transpose(1, 2)
-        seen = slice(self.allowed.shape[-1])
-        keys, values = keys[:, :, seen], values[:, :, seen]
-        if q.shape[2] > 1:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.keys[layer], self.values[layer]
+            keys[:, :, newest], values[:, :, newest] = k.transpose(1, 2), v.transpose(1, 2)
             return F.scaled_dot_product_attention(
-                q, keys, values, attn_mask=self.allowed).transpose(1, 2)
-        scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(2, 3) + self.allowed
-        return (scores.softmax(-1) @ values).transpose(1, 2)
+                q.transpose(1, 2), keys[:, :, seen], values[:, :, seen],
+                attn_mask=allowed).transpose(1, 2)
+
+        return attend
 
     def repeat(self, times: int, length: int) -> KVCache:
         """A cache of ``length`` columns in which every row stands ``times`` times in a row:
@@ -150,7 +140,7 @@ class KVCache:
             new[:, :, :, : self.filled] = old[:, :, :, : self.filled].repeat_interleave(times, 1)
         copy.mask[:, : self.filled] = self.mask[:, : self.filled].repeat_interleave(times, 0)
         copy.positions = self.positions.repeat_interleave(times, 0)
-        copy.filled = self.filled
+        copy.filled, copy.decoder = self.filled, self.decoder
         return copy
 
     def keep(self, rows: Tensor) -> None:
@@ -221,16 +211,20 @@ class Attention(nn.Module):
         """x (..., d_model) -> (..., d_model); turns (..., 1, head_width / 2) of its positions.
 
         ``attend`` takes queries, keys and values (..., n_heads, head_width), and knows who may
-        look at whom. Llama's pairs are i and i + head_width / 2; the rows of both matrices are
-        put next to each other instead, which changes no product of a query and a key.
+        look at whom.
         """
-        paired = torch.cat((self.q_proj.weight, self.k_proj.weight)).unflatten(
-            0, (2 * self.n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-        heads = F.linear(x, torch.cat((paired, self.v_proj.weight))).unflatten(
-            -1, (3 * self.n_heads, -1))
+        heads = F.linear(x, self.paired_weight()).unflatten(-1, (3 * self.n_heads, -1))
         q_and_k, v = heads.split((2 * self.n_heads, self.n_heads), -2)
         q, k = rotate(q_and_k, turns).chunk(2, -2)
         return self.o_proj(attend(q, k, v).flatten(-2))
+
+    def paired_weight(self) -> Tensor:
+        """Queries', keys' and values' matrices as one. Llama's pairs, which are to be turned, are i
+        and i + head_width / 2; here they stand next to each other, in queries as in keys, which
+        changes no product of the two."""
+        paired = torch.cat((self.q_proj.weight, self.k_proj.weight)).unflatten(
+            0, (2 * self.n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        return torch.cat((paired, self.v_proj.weight))
 
 
 class SwiGLU(nn.Module):
@@ -308,9 +302,15 @@ class TransformerPolicy(nn.Module):
             from grpo_lib.packing import packed_outputs
 
             return packed_outputs(self, tokens, mask, scored_from)
+        if (cache is not None and mask is None and tokens.shape[1] == 1
+                and not torch.is_grad_enabled()):
+            from grpo_lib.decoding import Decoder
+
+            cache.decoder = cache.decoder or Decoder(self)
+            return cache.decoder.step(tokens[:, 0], cache)[:, None]
         if cache is not None:
             positions = cache.extend(torch.ones_like(tokens) if mask is None else mask)
-            attend = cache.attend
+            attend = cache.attention(tokens.shape[1])
         elif mask is not None:
             positions, attend = token_positions(mask), attention(attention_mask(mask))
         else:  # no padding: one row of positions serves all, and attention is plain causal
