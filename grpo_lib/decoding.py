@@ -3,7 +3,7 @@
 The same numbers as ``policy(tokens, None, cache)``, which calls this where no gradient is kept.
 Sampling takes many small steps, in which starting an operation costs as much as its work. So the
 weights are put together once for a whole rollout: queries, keys and values in one matrix, with
-the norm before it and the scores' scale multiplied in; the same for the SwiGLU.
+the norm before it multiplied in; the same for the SwiGLU.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-SMALL_PRODUCT = 400  # torch's bmm takes a slow path below so many multiplications
 
 
 class Decoder:
@@ -25,7 +23,6 @@ class Decoder:
         for block in policy.model.layers:
             attention, mlp = block.self_attn, block.mlp
             heads = attention.paired_weight() * block.input_layernorm.weight
-            heads[: policy.config.d_model] *= width**-0.5
             both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
             self.blocks.append((heads.T, attention.o_proj.weight.T,
                                 (both * block.post_attention_layernorm.weight).T,
@@ -38,18 +35,18 @@ class Decoder:
         """tokens (B,), each after what the cache holds -> logits (B, V)."""
         count, start = len(tokens), cache.filled
         turns = torch.view_as_complex(self.rotary[cache.extend(None)])
-        columns = min(cache.mask.shape[1], max(cache.filled, SMALL_PRODUCT // self.width + 1))
-        allowed = self.embedding.new_zeros(count, columns).masked_fill_(
-            ~cache.mask[:, :columns], -torch.inf)[:, None, None]
+        seen = slice(cache.filled)
+        allowed = cache.mask[:, None, None, seen]
         x = self.embedding[tokens]
-        for layer, (heads, out, gate_and_up, down) in enumerate(self.blocks):
+        for layer, (heads, o_proj, gate_and_up, down) in enumerate(self.blocks):
             q, k, v = torch.mm(self.normed(x), heads).view(count, 3, -1, self.width).unbind(1)
             q, k = (torch.view_as_real(torch.view_as_complex(
                 part.unflatten(-1, (-1, 2))) * turns).flatten(-2) for part in (q, k))
             cache.keys[layer, :, :, start], cache.values[layer, :, :, start] = k, v
-            keys, values = (part[layer, :, :, :columns] for part in (cache.keys, cache.values))
-            scores = (q[:, :, None] @ keys.transpose(2, 3)).add_(allowed)
-            x = torch.addmm(x, (scores.softmax(-1) @ values).view(count, -1), out)
+            out = F.scaled_dot_product_attention(
+                q[:, :, None], cache.keys[layer, :, :, seen], cache.values[layer, :, :, seen],
+                attn_mask=allowed)
+            x = torch.addmm(x, out.reshape(count, -1), o_proj)
             gate, up = torch.mm(self.normed(x), gate_and_up).chunk(2, -1)
             x = torch.addmm(x, F.silu(gate).mul_(up), down)
         return torch.mm(self.normed(x), self.head)
