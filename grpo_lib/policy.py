@@ -260,6 +260,8 @@ class TransformerPolicy(nn.Module):
     matrices N(0, init_std); without one they differ from call to call.
     """
 
+    packs = True  # ``forward`` knows ``scored_from``
+
     def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
@@ -295,7 +297,7 @@ class TransformerPolicy(nn.Module):
         if mask is not None and mask.shape != tokens.shape:
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, allowed is that of tokens, "
                              f"{tuple(tokens.shape)}")
-        if tokens.shape[1] > self.config.context_length:
+        if tokens.shape[1] - (scored_from is not None) > self.config.context_length:
             raise ValueError(f"tokens: got {tokens.shape[1]} a row, allowed are "
                              f"{self.config.context_length} (the policy's context_length)")
         if scored_from is not None:

@@ -197,7 +197,7 @@ def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
     The one place where the shift by one is made: the token in column P + t is scored by the
     output at column P + t - 1, the last place that has not seen it.
     """
-    if hasattr(getattr(model, "module", model), "hidden"):  # it can leave out padding (packing)
+    if getattr(getattr(model, "module", model), "packs", False):  # leaves out padding (packing)
         mask = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
         return model(rollouts.tokens, mask, None, rollouts.prompt_length)
     seen = rollouts.tokens[:, :-1]
