@@ -21,6 +21,7 @@ from benchmarks.beside import (
     policy_of,
     ratio,
     side_by_side,
+    thread_counts,
     told,
 )
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, Rollouts, sample_groups
@@ -111,7 +112,7 @@ def measure() -> dict:
     if why_not() is not None:
         raise SystemExit(f"benchmarks engine: {why_not()}")
     about, threads, rows = machine(), torch.get_num_threads(), []
-    for count in sorted({1, about["cpus"] if about["cpus"] < 4 else 4}):
+    for count in thread_counts():
         torch.set_num_threads(count)
         peak = matmul_peak()
         for size in SIZES:

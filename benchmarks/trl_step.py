@@ -5,14 +5,23 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import time
 import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.beside import REPEATS, SIZES, machine, ms, policy_of, ratio, told
+from benchmarks.beside import (
+    REPEATS,
+    SIZES,
+    clock,
+    machine,
+    ms,
+    policy_of,
+    ratio,
+    thread_counts,
+    told,
+)
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, sample_groups
 
 # name: (prompts, whether all completions have to be as long as allowed)
@@ -59,13 +68,13 @@ def in_turns(size: str, prompts: int, full: bool, folder: Path) -> dict:
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            self.begun = time.perf_counter()
+            self.begun = clock()
 
         def on_step_end(self, *args, **kwargs):
-            taken["trl"].append(time.perf_counter() - self.begun)
-            begun = time.perf_counter()
+            taken["trl"].append(clock() - self.begun)
+            begun = clock()
             lengths["ours"] = trainer.step().length
-            taken["ours"].append(time.perf_counter() - begun)
+            taken["ours"].append(clock() - begun)
 
     class Spy(TRLTrainer):
         def _generate_and_score_completions(self, inputs):
@@ -95,7 +104,7 @@ def measure() -> dict:
     import trl
 
     about, threads, rows = machine(), torch.get_num_threads(), []
-    for count in (1, 2):
+    for count in thread_counts():
         torch.set_num_threads(count)
         for size in SIZES:
             for name, case in CASES.items():
