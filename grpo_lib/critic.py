@@ -36,11 +36,11 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.transformer.lm_head.weight)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: None = None,
-                scored_from: int | None = None) -> Tensor:
+                packed=None) -> Tensor:
         """tokens (B, T), mask (B, T) -> values (B, T): of the state after each token.
 
-        ``scored_from``: see ``TransformerPolicy.forward``."""
-        return self.transformer(tokens, mask, cache, scored_from).squeeze(-1)
+        ``packed``: see ``TransformerPolicy.forward``."""
+        return self.transformer(tokens, mask, cache, packed).squeeze(-1)
 
 
 def completion_values(value_model: ValueModel, rollouts: Rollouts) -> Tensor:

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from grpo_lib.policy import TransformerPolicy, attention_mask, token_positions
+from grpo_lib.policy import attention_mask, token_positions
 
 
-def packed_outputs(policy: TransformerPolicy, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
-    """What the head says before each completion token: (B, T, V), 0 where there is none.
+def pack(tokens: Tensor, mask: Tensor, start: int) -> Packed:
+    """tokens, mask (B, start + T): prompts, padded on the left, then completions, padded on the
+    right, for ``policy(tokens, mask, None, packed)``.
 
-    tokens, mask (B, start + T): prompts, padded on the left, then completions, padded on the
-    right. Equals ``policy(tokens, mask)[:, start - 1 : -1]`` wherever ``mask[:, start:]`` is 1.
+    That is what the head says before each completion token, (B, T, V), 0 where there is none:
+    ``policy(tokens, mask)[:, start - 1 : -1]`` wherever ``mask[:, start:]`` is 1.
     """
     texts = torch.stack((tokens[:, :start], mask[:, :start].to(tokens.dtype)), 1)
     texts, prompt_of = torch.unique(texts, dim=0, return_inverse=True)
-    batch = Packed(texts[:, 0], texts[:, 1] > 0, prompt_of, tokens[:, start:], mask[:, start:] > 0)
-    return batch.in_rows(policy.lm_head(policy.hidden(batch.tokens, batch.positions, batch.attend)))
+    return Packed(texts[:, 0], texts[:, 1] > 0, prompt_of, tokens[:, start:], mask[:, start:] > 0)
 
 
 class Packed:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from grpo_lib import threads
+from grpo_lib.decoding import Decoder
 
 threads.settle()
 
@@ -260,7 +261,7 @@ class TransformerPolicy(nn.Module):
     matrices N(0, init_std); without one they differ from call to call.
     """
 
-    packs = True  # ``forward`` knows ``scored_from``
+    packs = True  # ``forward`` takes ``packed``
 
     def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None):
         super().__init__()
@@ -286,28 +287,25 @@ class TransformerPolicy(nn.Module):
         return KVCache(self.config, batch, length, self.lm_head.weight)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None,
-                scored_from: int | None = None) -> Tensor:
+                packed=None) -> Tensor:
         """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``.
 
-        ``scored_from``: only the logits that score the tokens from this column on, prompts
-        standing before it: (B, T - scored_from, V), in less work (``packing``).
+        ``packed``: the same tokens as ``packing.pack`` puts them. Then only the logits that score
+        their completions are returned, in less work.
         """
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, allowed is (B, T), T >= 1")
         if mask is not None and mask.shape != tokens.shape:
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, allowed is that of tokens, "
                              f"{tuple(tokens.shape)}")
-        if tokens.shape[1] - (scored_from is not None) > self.config.context_length:
+        if tokens.shape[1] - (packed is not None) > self.config.context_length:
             raise ValueError(f"tokens: got {tokens.shape[1]} a row, allowed are "
                              f"{self.config.context_length} (the policy's context_length)")
-        if scored_from is not None:
-            from grpo_lib.packing import packed_outputs
-
-            return packed_outputs(self, tokens, mask, scored_from)
+        if packed is not None:
+            return packed.in_rows(self.lm_head(
+                self.hidden(packed.tokens, packed.positions, packed.attend)))
         if (cache is not None and mask is None and tokens.shape[1] == 1
                 and not torch.is_grad_enabled()):
-            from grpo_lib.decoding import Decoder
-
             cache.decoder = cache.decoder or Decoder(self)
             return cache.decoder.step(tokens[:, 0], cache)[:, None]
         if cache is not None:

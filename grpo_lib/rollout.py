@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from grpo_lib.packing import pack
 from grpo_lib.policy import Policy, token_log_probs
 from grpo_lib.tokenizer import EOS, PAD, pad
 
@@ -199,7 +200,8 @@ def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
     """
     if getattr(getattr(model, "module", model), "packs", False):  # leaves out padding (packing)
         mask = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
-        return model(rollouts.tokens, mask, None, rollouts.prompt_length)
+        return model(rollouts.tokens, mask, None,
+                     pack(rollouts.tokens, mask, rollouts.prompt_length))
     seen = rollouts.tokens[:, :-1]
     seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask[:, :-1].long()), 1)
     return model(seen, seen_mask)[:, rollouts.prompt_length - 1 :]

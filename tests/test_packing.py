@@ -6,7 +6,7 @@ import torch
 
 from grpo_lib import ValueModel, grpo_loss
 from grpo_lib.critic import completion_values
-from grpo_lib.packing import packed_outputs
+from grpo_lib.packing import pack
 from grpo_lib.policy import token_log_probs
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, completion_outputs
 
@@ -85,7 +85,7 @@ def test_each_prompt_is_computed_once_and_no_padding_at_all(uneven, sample, prom
 def test_prompts_that_differ_in_their_padding_alone_are_different(uneven):
     tokens = torch.tensor([[0, 3, 5, 6], [0, 3, 5, 6]])
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-    packed = packed_outputs(uneven, tokens, mask, 2)
+    packed = uneven(tokens, mask, None, pack(tokens, mask, 2))
     assert (packed - uneven(tokens, mask)[:, 1:-1]).abs().max() < 1e-12
     assert (packed[0] - packed[1]).abs().max() > 1e-3
 
@@ -94,7 +94,7 @@ def test_what_stands_in_the_padding_is_never_seen(uneven, sample):
     rollouts = sample(uneven)
     everything = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
     other = torch.where(everything > 0, rollouts.tokens, 7)
-    one, two = (packed_outputs(uneven, tokens, everything, rollouts.prompt_length)
+    one, two = (uneven(tokens, everything, None, pack(tokens, everything, rollouts.prompt_length))
                 for tokens in (rollouts.tokens, other))
     assert torch.allclose(one, two, rtol=0, atol=1e-12)
 
