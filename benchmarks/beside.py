@@ -106,4 +106,4 @@ def told(data: dict) -> str:
     return (f"{at['cpu']}, {at['cpus']} cores, load {at['load']} at the start, torch "
             f"{at['torch']}; medians of {REPEATS}, least and most in brackets."
             + (" Seconds are the process's own (BENCHMARK_CLOCK=cpu), since the machine was busy."
-               if at["clock"] == "cpu" else ""))
+               if at.get("clock") == "cpu" else ""))

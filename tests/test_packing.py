@@ -65,6 +65,13 @@ def test_loss_and_gradient_are_those_of_the_padded_way(uneven, sample, rows, agg
     assert max(slope.abs().max() for slope in plain_slopes.values()) > 1e-4
 
 
+def test_a_policy_that_does_not_pack_is_scored_alike(uneven, sample):
+    rollouts = sample(uneven)
+    packed, plain = (completion_log_probs(policy, rollouts)
+                     for policy in (uneven, lambda tokens, mask: uneven(tokens, mask)))
+    assert (packed - plain).abs().max() < 1e-12
+
+
 def test_completions_of_one_token_have_only_their_prompts(uneven, sample):
     rollouts = sample(uneven, max_new_tokens=1)
     assert (completion_outputs(uneven, rollouts) - plainly(uneven, rollouts)).abs().max() < 1e-12
