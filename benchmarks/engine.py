@@ -1,108 +1,169 @@
-"""Sampling with the cache against encoding everything again, and shares of the matmul peak."""
+"""A step's two works, rollout and update, each beside what does the same without this library.
+
+Rollout: with the cache, by encoding everything again, and by transformers' generate on the same
+weights. Update: the trainer's beside a loop of plain PyTorch with the same loss. Both as a share
+of the best matrix product on the same threads. Needs the ``llm`` extra.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import random
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model, sample_groups
-from grpo_lib.runs import versions
+from benchmarks.beside import (
+    SIZES,
+    flops,
+    machine,
+    matmul_peak,
+    ms,
+    policy_of,
+    ratio,
+    side_by_side,
+    thread_counts,
+    told,
+)
+from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, Rollouts, sample_groups
 
-REPEATS = 7
+PROMPTS, GROUP = 32, 16
+LOST = (
+    "What is lost to the peak, by torch.profiler at one thread. Rollout: attention of one query a "
+    "row is two products for each row and head, too small for any kernel, and bound by reading "
+    "keys and values (at the flagship's size 15 MB a token, more than the second cache holds): two "
+    "fifths of the time. Matrix products are 15% of it at the flagship's size and 26% at a million "
+    "parameters; norms, copies into the cache, draws and the housekeeping of finished rows are the "
+    "rest. Update: matrix products are 30% and 49% of the time before packing; the rest is single "
+    "passes over activations (SwiGLU, norms, residuals and their gradients), which a compiler "
+    "could fuse and eager PyTorch cannot. Packing takes away products and not only passes: it "
+    "makes the update faster and the share no larger.")
+# tried while it was built and given up: seconds of the process before and after, or ratios
+TRIED = {
+    "an update in parts of 128 rows (natural; full), ms": ["110; 195", "129; 244"],
+    "an update in parts of 64 rows, whose activations fit the second cache": ["110; 195",
+                                                                             "154; 283"],
+    "gate and up, queries, keys and values as one product in updates": ["243; 259", "257; 271"],
+    "decoding by batched products over all columns (natural; full), times as fast as before":
+        ["scaled_dot_product_attention: 1.09; 1.02", "0.96; 1.08"],
+    "a group's queries against one copy of its prompt's keys, microseconds at 20 tokens":
+        ["1263", "1316"],
+    "glibc's thresholds for giving back memory (natural; full)": ["110; 195", "110; 219"],
+}
 
 
-def seconds(work: Callable) -> float:
-    """Median of ``REPEATS`` runs, after one to warm up."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def why_not() -> str | None:
+    """Why it cannot be measured here, or None."""
+    return None if importlib.util.find_spec("transformers") else "transformers is not installed"
 
 
-def matmul_peak() -> float:
-    """Best float32 rate of a square product, in FLOP/s, for sizes from 256 to 2048."""
-    best = 0.0
-    for size in (256, 512, 1024, 2048):
-        a, b = torch.randn(size, size), torch.randn(size, size)
-        best = max(best, 2 * size**3 / seconds(lambda a=a, b=b: a @ b))
-    return best
+def plain_update(policy, optimizer, rollouts: Rollouts, advantages, minibatches: int = 2):
+    """GRPO's update as a textbook has it, with nothing of this library but the policy."""
+    tokens = rollouts.tokens
+    seen = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
+    for rows in torch.randperm(len(tokens)).chunk(minibatches):
+        logits = policy(tokens[rows, :-1], seen[rows, :-1])[:, rollouts.prompt_length - 1 :]
+        log_probs = torch.log_softmax(logits, -1).gather(
+            -1, rollouts.completions[rows].unsqueeze(-1)).squeeze(-1)
+        ratio = (log_probs - rollouts.log_probs[rows]).exp()
+        a, mask = advantages.flatten()[rows, None], rollouts.mask[rows]
+        loss = -(torch.min(ratio * a, ratio.clamp(0.8, 1.2) * a) * mask).sum() / mask.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
 
 
-def flops(work: Callable) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
+def generate(model, rollouts: Rollouts, max_new_tokens: int, eos_id: int | None):
+    """transformers' sampling of the same prompts, with its cache."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=True, top_k=0, top_p=1.0,
+                              eos_token_id=eos_id, pad_token_id=0)
+    model.generation_config = config
+    prompts = rollouts.tokens[:, : rollouts.prompt_length]
+    with torch.no_grad():
+        return model.generate(input_ids=prompts, attention_mask=rollouts.prompt_mask,
+                              generation_config=config)
+
+
+def measure_one(size: str, full: bool, peak: float) -> dict:
+    """One policy, completions that end where they end or (full) all as long as allowed."""
+    from grpo_lib.export import llama
+
+    task, policy = ChainTask(), policy_of(size)
+    prompts = [task.encode(p) for p in task.problems(PROMPTS, random.Random(0))]
+    eos = None if full else task.tokenizer.eos_id
+
+    def sample(use_cache: bool = True) -> Rollouts:
+        return sample_groups(policy, prompts, GROUP, max_new_tokens=task.max_new_tokens,
+                             generator=torch.Generator().manual_seed(0), use_cache=use_cache,
+                             eos_id=-1 if full else eos)
+
+    rollouts, model = sample(), llama(policy)
+    generated = generate(model, rollouts, task.max_new_tokens, eos)[:, rollouts.prompt_length :]
+    trainer = GRPOTrainer(policy_of(size), task, GRPOConfig())
+    advantages, plain = torch.randn(PROMPTS, GROUP), policy_of(size)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=5e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    works = {"rollout": sample,
+             "generate": lambda: generate(model, rollouts, task.max_new_tokens, eos),
+             "update": lambda: trainer.update(rollouts, advantages, rollouts.log_probs),
+             "plain": lambda: plain_update(plain, optimizer, rollouts, advantages)}
+    if size == "flagship":
+        works["again"] = lambda: sample(use_cache=False)
+    return {"size": size, "full": full, "tokens": int(rollouts.mask.sum()),
+            "generated": int((generated != 0).sum()),
+            "parameters": sum(p.numel() for p in policy.parameters()),
+            "seconds": side_by_side(works), "peak_gflops": round(peak / 1e9),
+            "flops": {name: flops(works[name]) for name in ("rollout", "update", "plain")}}
 
 
 def measure() -> dict:
-    threads = torch.get_num_threads()
-    rows = []
-    for count in sorted({1, threads}):
+    if why_not() is not None:
+        raise SystemExit(f"benchmarks engine: {why_not()}")
+    about, threads, rows = machine(), torch.get_num_threads(), []
+    for count in thread_counts():
         torch.set_num_threads(count)
-        rows.append({"threads": count, **measure_one()})
+        peak = matmul_peak()
+        for size in SIZES:
+            for full in (False, True):
+                rows.append({"threads": count, **measure_one(size, full, peak)})
+                print(count, size, full, rows[-1]["seconds"], flush=True)
     torch.set_num_threads(threads)
-    return {"rows": rows, "versions": versions()}
+    return {"rows": rows, "tried": TRIED, "machine": about}
 
 
-def measure_one() -> dict:
-    """Base model (short, ragged completions) and rollouts of a step of the flagship run."""
-    task, policy = ChainTask(), load_base_model("chain")
-    problems = task.problems(32, random.Random(0))
-    prompts = [task.tokenizer.encode(p.prompt) for p in problems]
-
-    def sample(use_cache=True, full=False):
-        # full: no end-of-sequence, so that every completion has all 19 tokens
-        return sample_groups(policy, prompts, 16, max_new_tokens=task.max_new_tokens,
-                             generator=torch.Generator().manual_seed(0), use_cache=use_cache,
-                             eos_id=-1 if full else task.tokenizer.eos_id)
-
-    peak = matmul_peak()
-    natural, full = sample(), sample(full=True)
-    result = {"peak_gflops": peak / 1e9}
-    for name, rollouts, options in (("natural", natural, {}), ("full", full, {"full": True})):
-        tokens = int(rollouts.mask.sum())
-        cached = seconds(lambda o=options: sample(**o))
-        again = seconds(lambda o=options: sample(use_cache=False, **o))
-        result[name] = {
-            "tokens": tokens, "tokens_per_second": tokens / cached,
-            "without_cache_tokens_per_second": tokens / again, "speedup": again / cached,
-            "share_of_peak": flops(lambda o=options: sample(**o)) / cached / peak}
-        trainer = GRPOTrainer(load_base_model("chain"), task, GRPOConfig())
-        advantages = torch.randn(32, 16)
-
-        def update(t=trainer, r=rollouts, a=advantages):
-            return t.update(r, a, r.log_probs)
-
-        spent = seconds(update)
-        result[name] |= {"update_ms": 1e3 * spent, "rollout_ms": 1e3 * cached,
-                         "update_share_of_peak": flops(update) / spent / peak}
-    return result
+def share(row: dict, name: str) -> str:
+    """Of the peak."""
+    spent = sorted(row["seconds"][name])[len(row["seconds"][name]) // 2]
+    return f"{row['flops'][name] / spent / row['peak_gflops'] / 1e9:.0%}"
 
 
 def report(data: dict) -> str:
     lines = [
-        "## The engine at the flagship's size", "",
-        f"32 prompts x 16 completions, 104,512 parameters, torch {data['versions']['torch']}, "
-        f"medians of {REPEATS}. \"Natural\": completions of the base model, about 6 tokens; "
-        f"\"full\": 19 tokens each. Shares are of the best square float32 product on the same "
-        f"threads; FLOPs as counted by torch's FlopCounterMode.", "",
-        "| threads | completions | rollout | tokens/s | without the cache | cache is faster by "
-        "| rollout share of peak | update | update share of peak | peak GFLOP/s |",
-        "|---|---|---|---|---|---|---|---|---|---|"]
+        "## The engine", "",
+        f"{PROMPTS} prompts x {GROUP} completions; the shipped base model, and one of "
+        f"{max(r['parameters'] for r in data['rows']):,} random parameters. \"Natural\": "
+        f"completions that end where they end (the base model's after 6 tokens); \"full\": 19 "
+        f"tokens each. {told(data)} Times in ms; FLOPs as counted by torch's FlopCounterMode. A "
+        f"ratio is of turns, round by round; generate's is of tokens a second, since it draws "
+        f"other completions.", "",
+        "| threads | policy | completions | rollout | tokens/s | times generate's tokens/s | "
+        "without the cache: times longer | share of peak | update | a plain loop: times longer | "
+        "share of peak | the plain loop's share | peak GFLOP/s |",
+        "|" + "---|" * 13]
     for row in data["rows"]:
-        for name in ("natural", "full"):
-            r = row[name]
-            lines.append(
-                f"| {row['threads']} | {name}, {r['tokens']} tokens | {r['rollout_ms']:.0f} ms "
-                f"| {r['tokens_per_second']:,.0f} | {r['without_cache_tokens_per_second']:,.0f} "
-                f"| {r['speedup']:.1f}x | {r['share_of_peak']:.0%} | {r['update_ms']:.0f} ms "
-                f"| {r['update_share_of_peak']:.0%} | {row['peak_gflops']:.0f} |")
+        taken = row["seconds"]
+        a_token = [s * row["tokens"] / row["generated"] for s in taken["generate"]]
+        lines.append(
+            f"| {row['threads']} | {row['size']} | {'full' if row['full'] else 'natural'}, "
+            f"{row['tokens']:,} tokens | {ms(taken['rollout'])} "
+            f"| {row['tokens'] / sorted(taken['rollout'])[len(taken['rollout']) // 2]:,.0f} "
+            f"| {ratio(a_token, taken['rollout'])} "
+            f"| {ratio(taken['again'], taken['rollout']) if 'again' in taken else '-'} "
+            f"| {share(row, 'rollout')} | {ms(taken['update'])} "
+            f"| {ratio(taken['plain'], taken['update'])} | {share(row, 'update')} "
+            f"| {share(row, 'plain')} | {row['peak_gflops']} |")
+    lines += ["", LOST, "", "Tried and given up:", "", "| what | before | after |", "|---|---|---|"]
+    lines += [f"| {what} | {before} | {after} |"
+              for what, (before, after) in data.get("tried", TRIED).items()]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,8 @@ _ROOMS = {
     "policy": ["Policy", "PolicyConfig", "TransformerPolicy", "TinyPolicy", "KVCache",
                "token_log_probs", "token_entropy"],
     "tasks": ["Task", "Problem", "ChainTask", "SortTask", "TASKS", "get_task", "is_held_out"],
+    "packing": [],
+    "decoding": [],
     "rollout": ["Rollouts", "sample_groups", "completion_logits", "completion_log_probs"],
     "advantages": ["group_advantages", "informative_groups", "informative_share",
                    "signal_and_noise", "token_rewards", "gae", "whiten",

@@ -25,6 +25,8 @@ class ValueModel(nn.Module):
     It starts from the policy's weights, as is usual, and with a head of 0: every value 0.
     """
 
+    packs = True
+
     def __init__(self, policy: TransformerPolicy):
         super().__init__()
         if not isinstance(policy, TransformerPolicy):
@@ -35,9 +37,12 @@ class ValueModel(nn.Module):
         self.transformer.lm_head = nn.Linear(head.in_features, 1, bias=False).to(head.weight)
         nn.init.zeros_(self.transformer.lm_head.weight)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T), mask (B, T) -> values (B, T): of the state after each token."""
-        return self.transformer(tokens, mask).squeeze(-1)
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: None = None,
+                packed=None) -> Tensor:
+        """tokens (B, T), mask (B, T) -> values (B, T): of the state after each token.
+
+        ``packed``: see ``TransformerPolicy.forward``."""
+        return self.transformer(tokens, mask, cache, packed).squeeze(-1)
 
 
 def completion_values(value_model: ValueModel, rollouts: Rollouts) -> Tensor:

@@ -7,7 +7,9 @@ weight names. Left out of Llama: grouped-query attention, tied embeddings, biase
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 from grpo_lib import threads
 from grpo_lib.checks import check_device, check_floating, check_number
+from grpo_lib.decoding import Decoder
 
 threads.settle()
 
@@ -114,33 +117,42 @@ class KVCache:
 
     def __init__(self, config: PolicyConfig, batch: int, length: int, like: Tensor):
         shape = (config.n_layers, batch, config.n_heads, length, config.d_model // config.n_heads)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.mask = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.filled = 0
         self.config = config
+        self.decoder = None  # the policy's weights for sampling; see ``decoding``
 
-    def extend(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for mask.shape[1] more tokens: their positions (B, t), and which of the
-        cached columns each may look at (B, 1, t, filled)."""
-        new = mask.shape[1]
-        start = self.filled
-        if start + new > self.mask.shape[1]:
-            raise ValueError(f"cache: {start + new} tokens do not fit its length "
-                             f"{self.mask.shape[1]}")
-        self.filled = start + new
-        self.mask[:, start : self.filled] = mask
-        positions = self.positions[:, None] + token_positions(mask)
+    def extend(self, mask: Tensor | None) -> Tensor:
+        """Make room for mask.shape[1] more tokens (None: one in every row): their positions
+        (B, t)."""
+        start, self.filled = self.filled, self.filled + (1 if mask is None else mask.shape[1])
+        if self.filled > self.mask.shape[1]:
+            wanted, self.filled = self.filled, start
+            raise ValueError(f"cache: {wanted} tokens do not fit its length {self.mask.shape[1]}")
+        self.mask[:, start : self.filled] = True if mask is None else mask
+        before = self.positions[:, None]
+        if mask is None:
+            self.positions = self.positions + 1
+            return before
         self.positions = self.positions + mask.long().sum(1)
-        if new == 1:
-            return positions, self.mask[:, None, None, : self.filled]
-        return positions, attention_mask(self.mask[:, : self.filled])[:, :, start:]
+        return before + token_positions(mask)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest keys and values of a layer; returns all of that layer's."""
-        new = slice(self.filled - keys.shape[2], self.filled)
-        self.keys[layer, :, :, new], self.values[layer, :, :, new] = keys, values
-        return self.keys[layer, :, :, : self.filled], self.values[layer, :, :, : self.filled]
+    def attention(self, new: int) -> Callable:
+        """Attention of the ``new`` newest tokens to all, whose keys and values it stores; see
+        ``attention``."""
+        seen, newest = slice(self.filled), slice(self.filled - new, self.filled)
+        allowed = attention_mask(self.mask[:, seen])[:, :, newest]
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.keys[layer], self.values[layer]
+            keys[:, :, newest], values[:, :, newest] = k.transpose(1, 2), v.transpose(1, 2)
+            return F.scaled_dot_product_attention(
+                q.transpose(1, 2), keys[:, :, seen], values[:, :, seen],
+                attn_mask=allowed).transpose(1, 2)
+
+        return attend
 
     def repeat(self, times: int, length: int) -> KVCache:
         """A cache of ``length`` columns in which every row stands ``times`` times in a row:
@@ -151,7 +163,7 @@ class KVCache:
             new[:, :, :, : self.filled] = old[:, :, :, : self.filled].repeat_interleave(times, 1)
         copy.mask[:, : self.filled] = self.mask[:, : self.filled].repeat_interleave(times, 0)
         copy.positions = self.positions.repeat_interleave(times, 0)
-        copy.filled = self.filled
+        copy.filled, copy.decoder = self.filled, self.decoder
         return copy
 
     def keep(self, rows: Tensor) -> None:
@@ -183,22 +195,32 @@ def attention_mask(mask: Tensor) -> Tensor:
     return ((mask[:, None, :].bool() & causal) | itself)[:, None]
 
 
-def rotary_table(config: PolicyConfig) -> Tensor:
-    """cos and sin of every position's angles: (2, context_length, head_width).
+def attention(allowed: Tensor | None) -> Callable:
+    """Attention among the tokens at hand, (B, T, n_heads, head_width), where ``allowed`` says so
+    (see ``attention_mask``); None: each looks at itself and all before it."""
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None)
+        return out.transpose(1, 2)
 
-    RoFormer (2104.09864) Eq. 15, in Llama's half-split layout: pair (i, i + width/2).
+    return attend
+
+
+def rotary_table(config: PolicyConfig) -> Tensor:
+    """e^(i angle) of every position's pairs, as (cos, sin): (context_length, head_width / 2, 2).
+
+    RoFormer (2104.09864) Eq. 15.
     """
     half = config.d_model // config.n_heads // 2
     frequencies = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
-    angles = torch.cat((angles, angles), -1)
-    return torch.stack((angles.cos(), angles.sin())).float()
+    return torch.stack((angles.cos(), angles.sin()), -1).float()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + width/2) of x (B, H, T, width) by its position's angle."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each pair of neighbours in x (..., width) by its position's angle: as complex numbers,
+    times ``turns`` (..., width / 2), which is one pass over memory where sines are five."""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -208,14 +230,24 @@ class Attention(nn.Module):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             setattr(self, name, nn.Linear(config.d_model, config.d_model, bias=False))
 
-    def forward(self, x, cos, sin, allowed, cache, layer):
-        heads = [proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-                 for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        q, k, v = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
-        if cache is not None:
-            k, v = cache.write(layer, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, turns: Tensor, attend: Callable) -> Tensor:
+        """x (..., d_model) -> (..., d_model); turns (..., 1, head_width / 2) of its positions.
+
+        ``attend`` takes queries, keys and values (..., n_heads, head_width), and knows who may
+        look at whom.
+        """
+        heads = F.linear(x, self.paired_weight()).unflatten(-1, (3 * self.n_heads, -1))
+        q_and_k, v = heads.split((2 * self.n_heads, self.n_heads), -2)
+        q, k = rotate(q_and_k, turns).chunk(2, -2)
+        return self.o_proj(attend(q, k, v).flatten(-2))
+
+    def paired_weight(self) -> Tensor:
+        """Queries', keys' and values' matrices as one. Llama's pairs, which are to be turned, are i
+        and i + head_width / 2; here they stand next to each other, in queries as in keys, which
+        changes no product of the two."""
+        paired = torch.cat((self.q_proj.weight, self.k_proj.weight)).unflatten(
+            0, (2 * self.n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        return torch.cat((paired, self.v_proj.weight))
 
 
 class SwiGLU(nn.Module):
@@ -239,8 +271,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, cos, sin, allowed, cache, layer):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache, layer)
+    def forward(self, x: Tensor, turns: Tensor, attend: Callable) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turns, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -250,6 +282,8 @@ class TransformerPolicy(nn.Module):
     ``TransformerPolicy(config, generator)``: the generator makes the initial weights, all
     matrices N(0, init_std); without one they differ from call to call.
     """
+
+    packs = True  # ``forward`` takes ``packed``
 
     def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None):
         super().__init__()
@@ -274,28 +308,45 @@ class TransformerPolicy(nn.Module):
                              f"{self.config.context_length} (the policy's context_length)")
         return KVCache(self.config, batch, length, self.lm_head.weight)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None,
+                packed=None) -> Tensor:
+        """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``.
+
+        ``packed``: the same tokens as ``packing.pack`` puts them. Then only the logits that score
+        their completions are returned, in less work.
+        """
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, allowed is (B, T), T >= 1")
         if mask is not None and mask.shape != tokens.shape:
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, allowed is that of tokens, "
                              f"{tuple(tokens.shape)}")
-        if tokens.shape[1] > self.config.context_length:
+        if tokens.shape[1] - (packed is not None) > self.config.context_length:
             raise ValueError(f"tokens: got {tokens.shape[1]} a row, allowed are "
                              f"{self.config.context_length} (the policy's context_length)")
+        if packed is not None:
+            return packed.in_rows(self.lm_head(
+                self.hidden(packed.tokens, packed.positions, packed.attend)))
+        if (cache is not None and mask is None and tokens.shape[1] == 1
+                and not torch.is_grad_enabled()):
+            cache.decoder = cache.decoder or Decoder(self)
+            return cache.decoder.step(tokens[:, 0], cache)[:, None]
         if cache is not None:
-            positions, allowed = cache.extend(torch.ones_like(tokens) if mask is None else mask)
+            positions = cache.extend(torch.ones_like(tokens) if mask is None else mask)
+            attend = cache.attention(tokens.shape[1])
         elif mask is not None:
-            positions, allowed = token_positions(mask), attention_mask(mask)
+            positions, attend = token_positions(mask), attention(attention_mask(mask))
         else:  # no padding: one row of positions serves all, and attention is plain causal
-            positions, allowed = torch.arange(tokens.shape[1], device=tokens.device)[None], None
-        cos, sin = self.rotary[:, positions, :].unsqueeze(2)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            attend = attention(None)
+        return self.lm_head(self.hidden(tokens, positions, attend))
+
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Callable) -> Tensor:
+        """What the head reads: tokens (...), their positions (...) -> (..., d_model)."""
+        turns = torch.view_as_complex(self.rotary[positions])[..., None, :]
         x = self.model.embed_tokens(tokens)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, cos, sin, allowed, cache, layer)
-        return self.lm_head(self.model.norm(x))
+            x = block(x, turns, partial(attend, layer))
+        return self.model.norm(x)
 
 
 class TinyPolicy(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from grpo_lib.checks import check_number, check_whole
+from grpo_lib.packing import pack
 from grpo_lib.policy import Policy, token_log_probs
 from grpo_lib.tokenizer import EOS, PAD, pad
 
@@ -200,6 +201,10 @@ def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
     The one place where the shift by one is made: the token in column P + t is scored by the
     output at column P + t - 1, the last place that has not seen it.
     """
+    if getattr(getattr(model, "module", model), "packs", False):  # leaves out padding (packing)
+        mask = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
+        return model(rollouts.tokens, mask, None,
+                     pack(rollouts.tokens, mask, rollouts.prompt_length))
     seen = rollouts.tokens[:, :-1]
     seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask[:, :-1].long()), 1)
     return model(seen, seen_mask)[:, rollouts.prompt_length - 1 :]

@@ -102,12 +102,12 @@ def test_logits_are_those_of_the_formulas_in_loops(make_policy, seeded):
 
 def test_rotary_positions_turn_each_pair_by_position_times_frequency():
     config = PolicyConfig(12, d_model=24, n_heads=3, context_length=20, rope_theta=500.0)
-    cos, sin = rotary_table(config)
+    turns = torch.view_as_complex(rotary_table(config))
     x = torch.randn(2, 3, 20, 8, generator=torch.Generator().manual_seed(0))
     angles = torch.tensor([[p * 500.0 ** (-i / 4) for i in range(4)] for p in range(20)])
-    turned = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angles)
-    expected = torch.cat((turned.real, turned.imag), -1)
-    assert torch.allclose(rotate(x, cos, sin), expected, rtol=0, atol=1e-5)
+    turned = torch.complex(x[..., ::2], x[..., 1::2]) * torch.exp(1j * angles)
+    expected = torch.stack((turned.real, turned.imag), -1).flatten(-2)
+    assert torch.allclose(rotate(x, turns), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [True, False])

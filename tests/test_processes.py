@@ -137,7 +137,7 @@ class TestAlone:
                             algorithm=algorithm, num_iterations=2, max_grad_norm=1e9)
         # with a reward that random weights earn: where all gradients are 0, AdamW makes steps of
         # what is left by rounding
-        task = sort_task.with_reward(lambda p, text: float(len(text) % 4 == 1))
+        task = sort_task.with_reward(lambda p, text: 1 + float(len(text) % 4 == 1))
         weights, seen = [], []
         for size in (None, 1, 3):
             trainer = GRPOTrainer(make_policy(len(sort_task.tokenizer)), task,
