@@ -35,7 +35,10 @@ def run(name, processes):
         policy = TransformerPolicy(PolicyConfig(len(task.tokenizer), init_std=0.3),
                                    torch.Generator().manual_seed(processes.rank)).double()
     else:
-        task, policy = ChainTask(3, 5), load_base_model("chain").double()
+        # a reward that groups differ in: where none does, gradients are rounding, which AdamW's
+        # first steps blow up
+        task = ChainTask(3, 5).with_reward(lambda problem, text: len(text) % 7 / 6)
+        policy = load_base_model("chain").double()
     trainer = GRPOTrainer(policy, task, config, processes=processes)
     history = [asdict(m) for m in trainer.run()]
     weights = torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])
