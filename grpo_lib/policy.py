@@ -117,7 +117,7 @@ class KVCache:
 
     def __init__(self, config: PolicyConfig, batch: int, length: int, like: Tensor):
         shape = (config.n_layers, batch, config.n_heads, length, config.d_model // config.n_heads)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.mask = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.filled = 0
