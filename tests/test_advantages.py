@@ -398,3 +398,11 @@ def test_the_batchs_mean_is_a_baseline_for_silent_groups_too():
     assert got.tolist() == [[0.5, 0.5], [-0.5, -0.5]]
     with pytest.raises(ValueError, match="rewards: got a single one"):
         group_advantages(numbers([[1.0]]), baseline="batch", scale="none")
+
+
+@pytest.mark.parametrize("bad", [1e30, math.inf, math.nan])
+def test_whitening_what_is_too_large_to_square_is_refused(bad):
+    """Its spread would be infinite, and all of it 0."""
+    values = torch.tensor([[bad, -1.0], [2.0, 3.0]])
+    with pytest.raises(ValueError, match="values: got nan, inf or numbers whose squares"):
+        whiten(values, torch.ones(2, 2))
