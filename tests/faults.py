@@ -94,7 +94,8 @@ FAULTS = [
         "grpo_lib/objective.py", "tests/test_every_function.py",
         ("half-precision-counts", "per_token, mask = at_least_float32(per_token), "
          "at_least_float32(mask)", "pass"),
-        ("half-precision-loss", "log_probs = at_least_float32(log_probs)\n", "pass\n"),
+        ("half-precision-loss", "log_probs = at_least_float32(log_probs)\n", "pass\n",
+         "tests/test_objective.py -k half_precision"),
         ("share-of-whole-numbers", "dtype=part.dtype if part.is_floating_point() else None)",
          "dtype=part.dtype)"),
         ("mask-that-weighs", "if mask is not None and not ((mask == 0) | (mask == 1)).all():",
@@ -148,7 +149,8 @@ FAULTS = [
          "total = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), total)",
          "pass"),
         ("whole-numbers-as-weights",
-         "if tensors[name].is_floating_point() != wanted[name].is_floating_point():", "if False:"),
+         "if tensors[name].is_floating_point() != wanted[name].is_floating_point():", "if False:",
+         "tests/test_checkpoint.py -k whole_numbers"),
     ),
     *faults_in(
         "grpo_lib/runs.py", "tests/test_run_faults.py",

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from grpo_lib import checkpoint
 from grpo_lib.checkpoint import (
     CheckpointError,
+    check_weights,
     load_policy,
     load_tensors,
     read_json,
@@ -238,3 +239,10 @@ def test_nothing_is_pickled(saved):
     whole = saved.read_bytes()
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
     assert json.loads(header["__metadata__"]["grpo_lib"])["kind"] == "policy"
+
+
+def test_whole_numbers_are_no_weights(policy, tmp_path):
+    tensors = {name: t.to(torch.int64) for name, t in policy.state_dict().items()}
+    first = min(tensors)
+    with pytest.raises(CheckpointError, match=rf"x: {first} is torch\.int64, allowed is torch\.f"):
+        check_weights(policy, tensors, "x")

@@ -618,3 +618,16 @@ def test_token_mean_over_micro_batches_of_one_row_is_sequence_mean(on_policy):
     assert sum(rows).item() / 6 == pytest.approx(
         aggregate(values, mask, "sequence_mean").item(), abs=1e-6)
     assert abs(sum(rows).item() / 6 - aggregate(values, mask, "token_mean").item()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_half_precision_is_counted_in_float32(dtype):
+    """Log-probs of 16 bits are taken as they are; ratios and sums are not rounded again."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = -torch.rand(4, 50, generator=generator).to(dtype)
+    old = (log_probs.float() - 0.1 * torch.rand(4, 50, generator=generator)).to(dtype)
+    advantages, mask = torch.randn(4, generator=generator), torch.ones(4, 50)
+    half = grpo_loss(log_probs, old, advantages.to(dtype), mask.to(dtype)).loss
+    whole = grpo_loss(log_probs.float(), old.float(), advantages.to(dtype).float(), mask).loss
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(whole.item(), rel=1e-6)
