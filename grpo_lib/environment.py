@@ -33,14 +33,18 @@ def lab(root, arguments):
     return call([python, "-m", "jupyterlab", *as_root, notebook, *arguments], root)
 
 
+# pytest-xdist: two processes, a file's tests and a notebook's cells in one of them
+BY_TWO = ["-n", "2", "--dist", "loadfile"]
+
+
 def test(root, arguments):
     """Run all tests, the notebooks among them. Returns pytest's exit status.
 
     --wheels FOLDER installs from a folder that ``wheels`` has filled, with no network. What else is
-    given goes to pytest.
+    given goes to pytest; -n 0 is for one process (and a debugger).
     """
     wheels, arguments = take_wheels(arguments)
-    return call([prepare(root, wheels), "-m", "pytest", "--nbval", *arguments], root)
+    return call([prepare(root, wheels), "-m", "pytest", "--nbval", *BY_TWO, *arguments], root)
 
 
 def wheels(root, arguments):
