@@ -60,7 +60,10 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 def spoiled(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
     """Names of those that hold nan or inf."""
-    return [name for name, tensor in tensors if tensor is not None and not tensor.isfinite().all()]
+    named = [(name, tensor.detach()) for name, tensor in tensors if tensor is not None]
+    if nn.utils.get_total_norm([tensor for _, tensor in named]).isfinite():  # in one operation
+        return []
+    return [name for name, tensor in named if not tensor.isfinite().all()]
 
 
 def shorten_gradient(module: nn.Module, longest: float, what: str) -> Tensor:

@@ -111,13 +111,13 @@ class PolicyConfig:
 class KVCache:
     """Keys and values of the tokens seen so far, in memory allocated once.
 
-    keys, values: (n_layers, B, n_heads, length, head_width); mask: (B, length), 1 on real
-    tokens; positions: (B,) position of the next token; ``filled`` columns are in use.
+    memory: keys and values, (2, n_layers, B, n_heads, length, head_width); mask: (B, length), 1
+    on real tokens; positions: (B,) position of the next token; ``filled`` columns are in use.
     """
 
     def __init__(self, config: PolicyConfig, batch: int, length: int, like: Tensor):
         shape = (config.n_layers, batch, config.n_heads, length, config.d_model // config.n_heads)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.memory = like.new_zeros(2, *shape)  # no nan, where decoding multiplies by 0
         self.mask = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.filled = 0
@@ -146,11 +146,10 @@ class KVCache:
         allowed = attention_mask(self.mask[:, seen])[:, :, newest]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.keys[layer], self.values[layer]
-            keys[:, :, newest], values[:, :, newest] = k.transpose(1, 2), v.transpose(1, 2)
-            return F.scaled_dot_product_attention(
-                q.transpose(1, 2), keys[:, :, seen], values[:, :, seen],
-                attn_mask=allowed).transpose(1, 2)
+            self.memory[:, layer, :, :, newest] = torch.stack((k, v)).transpose(2, 3)
+            keys, values = self.memory[:, layer, :, :, seen]
+            return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values,
+                                                  attn_mask=allowed).transpose(1, 2)
 
         return attend
 
@@ -158,21 +157,22 @@ class KVCache:
         """A cache of ``length`` columns in which every row stands ``times`` times in a row:
         how a prompt that was encoded once is shared by its whole group."""
         batch = self.mask.shape[0]
-        copy = KVCache(self.config, batch * times, length, self.keys)
-        for new, old in ((copy.keys, self.keys), (copy.values, self.values)):
-            new[:, :, :, : self.filled] = old[:, :, :, : self.filled].repeat_interleave(times, 1)
+        copy = KVCache(self.config, batch * times, length, self.memory)
+        old = self.memory[:, :, :, None, :, : self.filled]
+        copy.memory.unflatten(2, (batch, times))[..., : self.filled, :] = old
         copy.mask[:, : self.filled] = self.mask[:, : self.filled].repeat_interleave(times, 0)
         copy.positions = self.positions.repeat_interleave(times, 0)
         copy.filled, copy.decoder = self.filled, self.decoder
         return copy
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but ``rows`` (indices), so that finished completions stop costing."""
+        """Drop all rows but ``rows`` (indices), so that finished completions stop costing. A row
+        that stays at its place is not copied."""
         count, used = len(rows), slice(self.filled)
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            old[:, :count, :, used] = old[:, rows, :, used]
-            setattr(self, name, old[:, :count])
+        places = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(1)
+        moved = rows[places]
+        self.memory[:, :, places, :, used] = self.memory[:, :, moved, :, used]
+        self.memory = self.memory[:, :, :count]
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
 

@@ -134,34 +134,41 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
                                   for t in (prompt_tokens, prompt_mask))
 
     completions = torch.full((batch, max_new_tokens), PAD, device=device)
-    mask = torch.zeros(batch, max_new_tokens, dtype=logits.dtype, device=device)
-    log_probs = torch.zeros_like(mask)
-    finished = torch.zeros(batch, dtype=torch.bool, device=device)
-    rows = torch.arange(batch, device=device)  # the rows in work, a few of them finished
+    log_probs = torch.zeros(batch, max_new_tokens, dtype=logits.dtype, device=device)
+    rows = torch.arange(batch, device=device)  # the rows in work, a few of them ended
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)  # of the rows in work
     for step in range(max_new_tokens):
-        chosen, chosen_log_probs = choose(logits, uniforms[rows, step], temperature)
-        live = ~finished[rows]
-        completions[rows, step] = torch.where(live, chosen, PAD)
-        log_probs[rows, step] = torch.where(live, chosen_log_probs, 0.0)
-        mask[rows, step] = live.to(mask.dtype)
-        finished[rows] |= torch.isin(chosen, ends)
-        live = ~finished[rows]
-        count = int(live.sum())
+        chosen, log_probs[rows, step] = choose(logits, uniforms[rows, step], temperature)
+        completions[rows, step] = chosen
+        ended |= torch.isin(chosen, ends)
+        count = len(rows) - int(ended.sum())
         if count == 0 or step + 1 == max_new_tokens:
             break
         if count <= (1 - DROP_SHARE) * len(rows):
-            rows, chosen = rows[live], chosen[live]
+            kept = closed_up(~ended, count)
+            rows, chosen, ended = rows[kept], chosen[kept], ended[kept]
             if cache is not None:
-                cache.keep(live.nonzero().squeeze(1))
+                cache.keep(kept)
         if cache is not None:
             logits = policy(chosen[:, None], None, cache)[:, -1]
         else:
             seen = torch.cat((prompt_tokens[rows], completions[rows, : step + 1]), 1)
             seen_mask = torch.cat((prompt_mask[rows], torch.ones_like(seen[:, width:])), 1)
             logits = policy(seen, seen_mask)[:, -1]
-    used = step + 1
-    return Rollouts(torch.cat((prompt_tokens, completions[:, :used]), 1), prompt_mask,
-                    mask[:, :used], log_probs[:, :used], finished, group_size, temperature)
+    completions, log_probs = completions[:, : step + 1], log_probs[:, : step + 1]
+    is_end = torch.isin(completions, ends)
+    after = is_end.cumsum(1) > is_end  # what a row in work drew after its end
+    return Rollouts(torch.cat((prompt_tokens, completions.masked_fill(after, PAD)), 1),
+                    prompt_mask, (~after).to(log_probs.dtype), log_probs.masked_fill(after, 0.0),
+                    is_end.any(1), group_size, temperature)
+
+
+def closed_up(live: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` rows that are live (B,), the last ones at the places of those that
+    are not: the fewest rows move."""
+    order = torch.arange(count, device=live.device)
+    order[~live[:count]] = count + live[count:].nonzero().squeeze(1)
+    return order
 
 
 def part_of(count: int, part: tuple[int, int]) -> slice:

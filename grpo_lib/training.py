@@ -102,7 +102,8 @@ class GRPOTrainer:
         self.task, self.config = task, config
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate,
-                                           betas=(0.9, 0.95), weight_decay=0.0)
+                                           betas=(0.9, 0.95), weight_decay=0.0,
+                                           fused=self.device.type == "cpu" or None)
         self.critic = None if value_model is None else Critic(
             value_model.to(self.device), config.value_learning_rate, config.max_grad_norm)
         self.generator = torch.Generator().manual_seed(config.seed)
