@@ -63,7 +63,7 @@ def in_turns(size: str, prompts: int, full: bool, folder: Path) -> dict:
 
     task, steps = task_of(), REPEATS + 1
     config = GRPOConfig(steps=steps, prompts_per_step=prompts, group_size=GROUP, minibatches=1,
-                        eval_every=0)
+                        eval_every=0, measure_kl=False)
     trainer, taken, lengths = ours(size, config, full), {"ours": [], "trl": []}, {}
 
     class Turns(TrainerCallback):

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
             default = "none" if f.default is None else f.default
             kinds = {"int": int, "float": float, "str": str, "float | None": optional_float,
                      "int | None": optional_int, "str | None": str,
-                     "bool | None": true_or_false}
+                     "bool": true_or_false, "bool | None": true_or_false}
             sub.add_argument(
                 "--" + f.name.replace("_", "-"), type=kinds[f.type], default=argparse.SUPPRESS,
                 help=f.metadata["about"] + (" (default: the algorithm's)" if f.name in CHOICES

@@ -78,6 +78,8 @@ class GRPOConfig:
     learning_rate: float = setting(5e-4, "of AdamW, betas .9 and .95, no weight decay")
     value_learning_rate: float = setting(1e-3, "the same for a critic's value model")
     max_grad_norm: float = setting(1.0, "gradients longer than this are shortened to it")
+    measure_kl: bool = setting(True, "at beta 0 too, score completions with the base model for the "
+                                     "metric kl (no: a step takes less time)")
     eval_every: int = setting(5, "steps between held-out evaluations (0: none)")
     eval_problems: int = setting(200, "held-out problems in each of them")
     seed: int = setting(0, "of the generator that everything random in the run is drawn from")
@@ -101,6 +103,8 @@ class GRPOConfig:
                         if name == "group_size" and least == 2 else "")
         for name in ("temperature", "learning_rate", "value_learning_rate", "max_grad_norm"):
             check_number(name, getattr(self, name), above=0)
+        if not isinstance(self.measure_kl, bool):
+            raise ValueError(f"measure_kl: got {self.measure_kl!r}, allowed are True and False")
         if self.seed >= 2**63 or not isinstance(self.device, str):
             raise ValueError(f"seed, device: got {self.seed!r}, {self.device!r}; allowed are a "
                              f"seed below 2**63 and a device's name")
@@ -181,7 +185,8 @@ class StepMetrics:
     finished: float = metric("share of completions that ended with end-of-sequence")
     entropy: float = metric("mean entropy of the next-token distributions, in nats, over the "
                             "first pass of the update")
-    kl: float = metric("mean k3 estimate per token of KL(policy || base model), in nats")
+    kl: float | None = metric("mean k3 estimate per token of KL(policy || base model), in nats; "
+                              "null where not measured")
     ratio_min: float = metric("smallest importance ratio of any token in the update")
     ratio_max: float = metric("largest importance ratio of any token in the update")
     clip_fraction_low: float = metric("share of tokens blocked at 1 - epsilon (advantage < 0), "

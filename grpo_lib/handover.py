@@ -177,6 +177,7 @@ def translate(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> li
         to("overlong_share", "off here")
     for name in OF_CRITIC:
         lost(name, "no critic in GRPOTrainer; trl.experimental.ppo has one", row.critic)
+    to("measure_kl", "TRL measures it if beta is above 0")
     to("eval_every", "not in the script: TRL's evaluation samples with the training settings")
     to("eval_problems", "see eval_every")
 

@@ -153,6 +153,7 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
     if compare is not None:
         behind = compare[1]
         if panel == "kl":  # the same statistic as this run's thick line
+            behind = [m for m in behind if m["kl"] is not None]
             behind = [m | {"kl": kl} for m, kl in zip(
                 behind, running_median([m["kl"] for m in behind]))]
         line(main[panel], GREY, compare[0], behind, linestyle="--")
@@ -180,10 +181,14 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
         axis.set_ylim(0, 1.03)
         label(axis, "Groups that teach nothing", "step", "share", legend=compare is not None)
     elif panel == "kl":
-        axis.plot([m["step"] for m in history], [m["kl"] for m in history], color=BLUE, alpha=0.3,
-                  linewidth=1, label="each step (k3)")
-        axis.plot([m["step"] for m in history], running_median([m["kl"] for m in history]),
-                  color=BLUE, linewidth=2.2, label="running median of 5")
+        measured = [m for m in history if m["kl"] is not None]
+        steps, values = ([m[field] for m in measured] for field in ("step", "kl"))
+        axis.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1, label="each step (k3)")
+        axis.plot(steps, running_median(values), color=BLUE, linewidth=2.2,
+                  label="running median of 5")
+        if history and not measured:
+            axis.text(0.5, 0.5, "not measured (measure_kl)", transform=axis.transAxes,
+                      fontsize=FONT, color=GREY, ha="center")
         axis.set_ylim(bottom=0)
         label(axis, "Distance from the base model", "step", "KL, nats a token")
     elif panel == "reward":

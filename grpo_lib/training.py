@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     rollouts: Rollouts
     rewards: Tensor  # (N, G)
     grades: Tensor  # (N, G), 1 where right
-    ref_log_probs: Tensor  # (N * G, T)
+    ref_log_probs: Tensor | None  # (N * G, T)
 
     @staticmethod
     def join(parts: list[Batch]) -> Batch:
@@ -51,10 +51,10 @@ class Batch(NamedTuple):
         rollouts = Rollouts.join([part.rollouts for part in parts])
         width = rollouts.mask.shape[1]
         ref = [torch.nn.functional.pad(p.ref_log_probs, (0, width - p.ref_log_probs.shape[1]))
-               for p in parts]
+               for p in parts if p.ref_log_probs is not None]
         return Batch([problem for p in parts for problem in p.problems], rollouts,
                      torch.cat([p.rewards for p in parts]), torch.cat([p.grades for p in parts]),
-                     torch.cat(ref))
+                     torch.cat(ref) if ref else None)
 
     def groups(self, which: Tensor) -> Batch:
         """Some of its groups: indices (n,)."""
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
         rows = (which[:, None] * size + torch.arange(size)).flatten().to(self.rollouts.mask.device)
         rollouts = self.rollouts.select(rows)
         return Batch([self.problems[n] for n in which.tolist()], rollouts, self.rewards[which],
-                     self.grades[which], self.ref_log_probs[rows][:, : rollouts.mask.shape[1]])
+                     self.grades[which], rows_of(self.ref_log_probs, rows, rollouts.mask.shape[1]))
 
 
 class GRPOTrainer:
@@ -182,8 +182,9 @@ class GRPOTrainer:
             everything, batch, seconds_rollout, seconds_scoring = self.gather()
             start = time.perf_counter()
             rollouts = batch.rollouts
-            kl, values = kl_estimate(rollouts.log_probs, batch.ref_log_probs,
-                                     self.algorithm.kl), None
+            kl = values = None
+            if batch.ref_log_probs is not None:
+                kl = kl_estimate(rollouts.log_probs, batch.ref_log_probs, self.algorithm.kl)
             rewards = batch.rewards.to(rollouts.mask.device)
             if self.critic is not None:
                 values = self.critic.values(rollouts)
@@ -269,8 +270,9 @@ class GRPOTrainer:
         return problems, rollouts
 
     @torch.no_grad()
-    def score(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
-        """Rewards (N, G), grades (N, G) and the base model's log-probs (N*G, T)."""
+    def score(self, problems: list[Problem], rollouts: Rollouts,
+              ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rewards (N, G), grades (N, G) and the base model's log-probs (N*G, T), if needed."""
         texts = self.task.tokenizer.decode_rows(rollouts.completions, rollouts.mask)
         finished = rollouts.finished.tolist()
         rewards = self.task.rewards(problems, texts, finished)
@@ -278,13 +280,15 @@ class GRPOTrainer:
         if rewards.shape != (len(problems), rollouts.group_size):
             raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is one for each "
                              f"completion, {(len(problems), rollouts.group_size)}")
+        if not self.config.measure_kl and self.algorithm.beta == 0:
+            return rewards, grades, None
         rows = self.processes.split(torch.arange(len(texts), device=self.device))
         mine = rollouts if len(rows) == len(texts) else rollouts.select(rows)
         ref = completion_log_probs(self.ref_policy, mine, self.config.micro_batch_size)
         missing = rollouts.mask.shape[1] - ref.shape[1]
         return rewards, grades, self.processes.gather(torch.nn.functional.pad(ref, (0, missing)))
 
-    def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor) -> dict:
+    def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor | None) -> dict:
         """The gradient steps on one batch; returns its share of the metrics.
 
         Advantages belong to whole groups and are fixed before the rows are shuffled; a
@@ -317,7 +321,7 @@ class GRPOTrainer:
                 "ratio_max": max(s["ratio_max"] for s in stats)}
 
     def gradient_step(self, rollouts: Rollouts, rows: Tensor, advantages: Tensor,
-                      loss_mask: Tensor, ref_log_probs: Tensor, with_entropy: bool,
+                      loss_mask: Tensor, ref_log_probs: Tensor | None, with_entropy: bool,
                       ) -> dict[str, float]:
         """One step of the optimizer on some rows of a batch; what the metrics need of it.
 
@@ -341,7 +345,7 @@ class GRPOTrainer:
                     token_log_probs(logits, batch.completions), batch.log_probs,
                     advantages[part, :width] if advantages.dim() == 2 else advantages[part],
                     counted, max_length=self.task.max_new_tokens,
-                    ref_log_probs=ref_log_probs[part, :width],
+                    ref_log_probs=rows_of(ref_log_probs, part, width),
                     entropies=token_entropy(logits) if algorithm.needs_entropies else None)
                 if not output.loss.isfinite():
                     found = spoiled((("log_probs", token_log_probs(logits, batch.completions)
@@ -445,6 +449,11 @@ class GRPOTrainer:
         self.history = [m for m in self.history if m.step <= self.step_count]
 
 
+def rows_of(tensor: Tensor | None, rows: Tensor, width: int) -> Tensor | None:
+    """Some rows of (B, T), cut to ``width`` columns, if there is a tensor."""
+    return None if tensor is None else tensor[rows, :width]
+
+
 @contextmanager
 def culprit_named(trainer: GRPOTrainer) -> Iterator[None]:
     """At which step a number went wrong, and which weights had."""
@@ -500,7 +509,10 @@ def batch_metrics(batch: Batch) -> dict:
     """The metrics that describe a batch of scored rollouts."""
     _, rollouts, rewards, grades, ref_log_probs = batch
     lengths, right = rollouts.lengths.float().cpu(), grades.flatten() > 0
-    distance = kl_estimate(rollouts.log_probs, ref_log_probs, "k3")
+    kl = None
+    if ref_log_probs is not None:
+        distance = kl_estimate(rollouts.log_probs, ref_log_probs, "k3")
+        kl = aggregate(distance, rollouts.mask, "token_mean").item()
     return {
         "reward_mean": rewards.mean().item(),
         "reward_std": rewards.std().item() if rewards.numel() > 1 else 0.0,
@@ -509,7 +521,7 @@ def batch_metrics(batch: Batch) -> dict:
         "length_right": lengths[right].mean().item() if right.any() else None,
         "length_wrong": lengths[~right].mean().item() if (~right).any() else None,
         "finished": rollouts.finished.float().mean().item(),
-        "kl": aggregate(distance, rollouts.mask, "token_mean").item(),
+        "kl": kl,
         "tokens": int(rollouts.mask.sum())}
 
 

@@ -1465,8 +1465,8 @@ FAULTS = [
         ("critic-trained-on-other-rows", "self.critic.update(batch, self.returns[part,",
          "self.critic.update(batch, self.returns[: len(part),",
          "tests/test_training.py tests/test_critic.py"),
-        ("minibatch-takes-other-references", "ref_log_probs=ref_log_probs[part,",
-         "ref_log_probs=ref_log_probs[: len(part),"),
+        ("minibatch-takes-other-references", "rows_of(ref_log_probs, part, width)",
+         "rows_of(ref_log_probs, slice(len(part)), width)"),
         ("ratio-always-one", "token_log_probs(logits, batch.completions), batch.log_probs,",
          "token_log_probs(logits, batch.completions),\n"
          "                    token_log_probs(logits, batch.completions).detach(),",
@@ -1491,6 +1491,11 @@ FAULTS = [
          "tests/test_tasks.py -k rl_never"),
         ("reference-moves-along", "ref_policy if own else copy.deepcopy(policy)",
          "ref_policy if own else policy"),
+        ("base-model-scored-for-nothing", "if not self.config.measure_kl and", "if False and",
+         "tests/test_training.py -k base_model"),
+        ("base-model-not-scored-for-the-loss", "not self.config.measure_kl and "
+         "self.algorithm.beta == 0", "not self.config.measure_kl",
+         "tests/test_training.py -k base_model"),
         ("reference-ignored", "completion_log_probs(self.ref_policy, mine,",
          "completion_log_probs(self.policy, mine,", "tests/test_training.py -k frozen"),
         ("entropy-weighs-minibatches-alike", "rollouts.mask[rows].sum().item() / tokens",

@@ -24,8 +24,8 @@ BAD = [
                                  "algorithm") for value in ("other", "", 1)),
     ("minibatches", 513),
     *((name, value) for name in ("use_bias_correction_kl", "kl_in_reward", "critic", "whiten",
-                                 "dynamic_sampling", "mask_truncated_completions")
-      for value in (0, 1, "true", "False")),
+                                 "dynamic_sampling", "mask_truncated_completions", "measure_kl")
+      for value in (0, 1, "true", "False")), ("measure_kl", None),
     *((name, value) for name in ("gamma", "gae_lambda", "overlong_share", "top_entropy_quantile")
       for value in (-0.1, 1.1, math.nan, "x")),
     *((name, value) for name in ("sapo_temperature_pos", "sapo_temperature_neg",

@@ -34,6 +34,18 @@ def test_training_curves_draw_the_metrics():
                for axis in figure.axes)
 
 
+def test_kl_that_was_not_measured_is_left_out_and_said():
+    some = [m | {"kl": None if m["step"] < 3 else m["kl"]} for m in HISTORY]
+    none = [m | {"kl": None} for m in HISTORY]
+    [axis] = plots.training_curves(some, ("kl",), compare=("other", some[1:])).axes
+    values = [m["kl"] for m in some[2:]]
+    assert drawn(axis)["each step (k3)"] == values and not axis.texts
+    assert drawn(axis)["running median of 5"] == drawn(axis)["other"] == plots.running_median(values)
+    [axis] = plots.training_curves(none, ("kl",), compare=("other", none)).axes
+    assert [t.get_text() for t in axis.texts] == ["not measured (measure_kl)"]
+    assert set(map(len, drawn(axis).values())) == {0}
+
+
 def test_the_reward_panel_draws_reward_beside_truth_and_fits_rewards_above_one():
     history = [m | {"reward_mean": 2 * m["accuracy"] + 1} for m in HISTORY]
     [axis] = plots.training_curves(history, ("reward",)).axes

@@ -283,6 +283,33 @@ def test_the_kl_term_pulls_towards_the_base_model(make_trainer):
     assert held.history[-1].kl < 0.5 * free.history[-1].kl
 
 
+@pytest.mark.parametrize("config", [
+    SMALL, replace(SMALL, dynamic_sampling=True), replace(SMALL, micro_batch_size=2)])
+def test_without_kl_the_base_model_is_left_alone_and_nothing_else_changes(make_trainer, config):
+    measured, other = (make_trainer(replace(config, measure_kl=m)) for m in (True, False))
+    other.ref_policy.forward = None  # cannot be called
+    list(measured.run(3))
+    list(other.run(3))
+    assert same(measured.policy.state_dict(), other.policy.state_dict())
+    assert [m.kl for m in other.history] == [None] * 3
+    assert all(m.kl is not None for m in measured.history)
+    assert timeless([replace(m, kl=None) for m in measured.history]) == timeless(other.history)
+
+
+@pytest.mark.parametrize("change", [{"beta": 0.5}, {"beta": 0.5, "kl_in_reward": True},
+                                    {"measure_kl": True}])
+def test_the_base_model_is_scored_from_the_step_on_that_needs_it(make_trainer, change):
+    trainer = make_trainer(replace(SMALL, measure_kl=False))
+    trainer.step()
+    trainer.change(replace(trainer.config, **change))
+    assert trainer.step().kl > 1e-6
+    always = make_trainer(SMALL)
+    always.step()
+    always.change(replace(SMALL, **change))
+    assert always.step().kl == trainer.history[-1].kl
+    assert same(always.policy.state_dict(), trainer.policy.state_dict())
+
+
 # --- which of the samples count ---------------------------------------------------------
 
 @pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if not row.critic])

@@ -293,7 +293,8 @@ class Cockpit(Shown):
         if history:
             last = history[-1]
             text += (f": reward {last.reward_mean:.2f}, right {last.accuracy:.0%}, length "
-                     f"{last.length:.1f}, entropy {last.entropy:.2f}, KL {last.kl:.3f}, clipped "
+                     f"{last.length:.1f}, entropy {last.entropy:.2f}, KL "
+                     f"{'not measured' if last.kl is None else f'{last.kl:.3f}'}, clipped "
                      f"{last.clip_fraction_low + last.clip_fraction_high:.1%}, silent groups "
                      f"{last.zero_variance_groups:.0%}")
         if run.moves:
