@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import os
@@ -245,6 +246,13 @@ def unlock(path: Path) -> None:
     file = LOCKS.pop(path.resolve(), None)
     if file is not None:
         file.close()
+
+
+@atexit.register
+def unlock_all() -> None:
+    """Leave no file open, which Python would warn of."""
+    for path in list(LOCKS):
+        unlock(path)
 
 
 def score(policy: Policy, task: Task, problems: list[Problem], device="cpu",

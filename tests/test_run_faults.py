@@ -210,6 +210,14 @@ def test_one_process_may_lock_a_folder_twice_and_lets_go_of_it(tmp_path):
     assert tmp_path.resolve() not in LOCKS
 
 
+def test_a_process_that_ends_leaves_no_lock_open(tmp_path):
+    code = "import sys; from pathlib import Path; from grpo_lib.runs import lock; " \
+           "lock(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], cwd=HERE.parent,
+                          capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == ""
+
+
 @POSIX
 def test_where_there_are_no_locks_a_run_goes_on_without(tmp_path, monkeypatch):
     import errno
