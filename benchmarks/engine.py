@@ -28,27 +28,16 @@ from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, Rollouts, sample_groups
 
 PROMPTS, GROUP = 32, 16
 LOST = (
-    "What is lost to the peak, by torch.profiler at one thread. Rollout: attention of one query a "
-    "row is two products for each row and head, too small for any kernel, and bound by reading "
-    "keys and values (at the flagship's size 15 MB a token, more than the second cache holds): two "
-    "fifths of the time. Matrix products are 15% of it at the flagship's size and 26% at a million "
-    "parameters; norms, copies into the cache, draws and the housekeeping of finished rows are the "
-    "rest. Update: matrix products are 30% and 49% of the time before packing; the rest is single "
-    "passes over activations (SwiGLU, norms, residuals and their gradients), which a compiler "
-    "could fuse and eager PyTorch cannot. Packing takes away products and not only passes: it "
-    "makes the update faster and the share no larger.")
-# tried while it was built and given up: seconds of the process before and after, or ratios
-TRIED = {
-    "an update in parts of 128 rows (natural; full), ms": ["110; 195", "129; 244"],
-    "an update in parts of 64 rows, whose activations fit the second cache": ["110; 195",
-                                                                             "154; 283"],
-    "gate and up, queries, keys and values as one product in updates": ["243; 259", "257; 271"],
-    "decoding by batched products over all columns (natural; full), times as fast as before":
-        ["scaled_dot_product_attention: 1.09; 1.02", "0.96; 1.08"],
-    "a group's queries against one copy of its prompt's keys, microseconds at 20 tokens":
-        ["1263", "1316"],
-    "glibc's thresholds for giving back memory (natural; full)": ["110; 195", "110; 219"],
-}
+    "What is lost to the peak (the shares are in \"Where the time goes\"). Rollout: attention of one "
+    "query a row is two products for each row and head, too small for any kernel, and bound by "
+    "reading keys and values; a token more for every row is about twenty operations a layer, most "
+    "of them single passes over little memory, and at natural lengths ever fewer rows share what "
+    "starting them costs. Update: beside the products there are single passes over activations "
+    "(SwiGLU, norms, residuals, rotary positions, and two or three for the gradient of each), which "
+    "torch runs one by one, and taking tokens into rows for attention and back. Leaving out padding "
+    "takes away products, which ran near the peak, and few passes: it makes the update faster and "
+    "its share of the peak smaller. What was tried against all this is in \"Tried beside what is "
+    "used\".")
 
 
 def why_not() -> str | None:
@@ -129,7 +118,7 @@ def measure() -> dict:
                 rows.append({"threads": count, **measure_one(size, full, peak)})
                 print(count, size, full, rows[-1]["seconds"], flush=True)
     torch.set_num_threads(threads)
-    return {"rows": rows, "tried": TRIED, "machine": about}
+    return {"rows": rows, "machine": about}
 
 
 def share(row: dict, name: str) -> str:
@@ -163,7 +152,5 @@ def report(data: dict) -> str:
             f"| {share(row, 'rollout')} | {ms(taken['update'])} "
             f"| {ratio(taken['plain'], taken['update'])} | {share(row, 'update')} "
             f"| {share(row, 'plain')} | {row['peak_gflops']} |")
-    lines += ["", LOST, "", "Tried and given up:", "", "| what | before | after |", "|---|---|---|"]
-    lines += [f"| {what} | {before} | {after} |"
-              for what, (before, after) in data.get("tried", TRIED).items()]
+    lines += ["", LOST]
     return "\n".join(lines) + "\n"
