@@ -27,17 +27,17 @@ from benchmarks.beside import (
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, Rollouts, sample_groups
 
 PROMPTS, GROUP = 32, 16
-LOST = (
-    "What is lost to the peak (the shares are in \"Where the time goes\"). Rollout: attention of one "
-    "query a row is two products for each row and head, too small for any kernel, and bound by "
-    "reading keys and values; a token more for every row is about twenty operations a layer, most "
-    "of them single passes over little memory, and at natural lengths ever fewer rows share what "
-    "starting them costs. Update: beside the products there are single passes over activations "
-    "(SwiGLU, norms, residuals, rotary positions, and two or three for the gradient of each), which "
-    "torch runs one by one, and taking tokens into rows for attention and back. Leaving out padding "
-    "takes away products, which ran near the peak, and few passes: it makes the update faster and "
-    "its share of the peak smaller. What was tried against all this is in \"Tried beside what is "
-    "used\".")
+LOST = """\
+What is lost to the peak (the shares are in "Where the time goes"). Rollout: attention of one query
+a row is two products for each row and head, too small for any kernel, and bound by reading keys and
+values; a token more for every row is about twenty operations a layer, most of them single passes
+over little memory, and at natural lengths ever fewer rows share what starting them costs. Update:
+beside the products there are single passes over activations (SwiGLU, norms, residuals, rotary
+positions, and two or three for the gradient of each), which torch runs one by one, and taking
+tokens into rows for attention and back. Leaving out padding takes away products, which ran near the
+peak, and few passes: it makes the update faster and its share of the peak smaller. What was tried
+against all this is in "Tried beside what is used".\
+"""
 
 
 def why_not() -> str | None:

@@ -116,8 +116,8 @@ def compared() -> dict[str, dict[str, Callable]]:
     return {
         "attention while sampling": attentions(),
         "an update": {
-            "used": update, "rows of attention no longer than the longest completion": lambda: update(
-                size=1),
+            "used": update,
+            "rows of attention no longer than the longest completion": lambda: update(size=1),
             "rows of attention of 64 tokens": lambda: update(size=64),
             "in parts of 128 completions": lambda: update(trainers[128]),
             "in parts of 64, whose activations fit the second cache": lambda: update(trainers[64]),

@@ -41,7 +41,7 @@ class Decoder:
         count, start = len(tokens), cache.filled
         turns = torch.view_as_complex(F.embedding(cache.extend(None), self.rotary).unflatten(
             -1, (-1, 2)))[:, None]
-        seen = slice(max(cache.filled, -(-FEWEST // self.width)))
+        seen = cache.in_use(-(-FEWEST // self.width))
         x = F.embedding(tokens, self.embedding)
         allowed = torch.where(cache.mask[:, seen], x.new_zeros(()), -torch.inf)
         allowed = allowed.repeat_interleave(self.n_heads, 0)[:, None]

@@ -117,10 +117,10 @@ class KVCache:
 
     def __init__(self, config: PolicyConfig, batch: int, length: int, like: Tensor):
         shape = (config.n_layers, batch, config.n_heads, length, config.d_model // config.n_heads)
-        self.memory = like.new_zeros(2, *shape)  # no nan, where decoding multiplies by 0
+        self.memory = like.new_empty(2, *shape)
         self.mask = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
-        self.filled = 0
+        self.filled, self.widened = 0, False
         self.config = config
         self.decoder = None  # the policy's weights for sampling; see ``decoding``
 
@@ -138,6 +138,13 @@ class KVCache:
             return before
         self.positions = self.positions + mask.long().sum(1)
         return before + token_positions(mask)
+
+    def in_use(self, least: int) -> slice:
+        """The columns in use and, until they are ``least``, some after them, which are masked."""
+        if self.filled < least and not self.widened:
+            self.memory[..., self.filled : least, :] = 0  # times a weight of 0: nan would stay nan
+            self.widened = True
+        return slice(max(self.filled, least))
 
     def attention(self, new: int) -> Callable:
         """Attention of the ``new`` newest tokens to all, whose keys and values it stores; see

@@ -1382,6 +1382,8 @@ FAULTS = [
          "cache.memory[1:, layer, :, :, start] = parts[:, 2:]"),
         ("decoding-heads-of-other-rows", "repeat_interleave(self.n_heads, 0)",
          "repeat(self.n_heads, 1)"),
+        ("decoding-reads-new-memory", "cache.in_use(-(-FEWEST // self.width))",
+         "slice(max(cache.filled, -(-FEWEST // self.width)))"),
         ("decoding-queries-not-scaled", "/= width**0.5", "/= 1"),
         ("decoding-eps-of-another", "config.d_model * config.norm_eps", "1e-2"),
     ),

@@ -120,6 +120,7 @@ def test_decoding_gives_the_numbers_of_the_plain_way(uneven, rows):
     prompts = torch.tensor([[0, 0, 3], [4, 5, 6], [0, 7, 8]])
     mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]])
     cache = uneven.new_cache(3, 6)
+    cache.memory.fill_(torch.nan)  # what new memory may hold
     with torch.no_grad():
         uneven(prompts, mask, cache)
         cache.keep(torch.tensor(rows))
