@@ -110,6 +110,9 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
+OTHER_LAYERS = ("conv", "linear", "mamba", "recurrent")  # transformers 5.0 knows by name alone
+
+
 class HuggingFaceCache:
     """The keys and values of a transformers model, in the manner of ``KVCache``."""
 
@@ -208,8 +211,10 @@ class HuggingFacePolicy(nn.Module):
         self.check_length(length)
         device, past = next(self.parameters()).device, DynamicCache(config=self.config)
         kinds = {type(layer) for layer in past.layers}
-        if self._cache is None or not all(hasattr(kind, "batch_repeat_interleave")
-                                          for kind in kinds):
+        layers = getattr(self.config, "layer_types", None) or []
+        if self._cache is None or not all(
+                hasattr(kind, "batch_repeat_interleave") for kind in kinds) or any(
+                part in layer for layer in layers for part in OTHER_LAYERS):
             raise ValueError(f"policy: {type(self.model).__name__} keeps more than keys and values "
                              f"of the text, which sample_groups cannot share in a group; allowed "
                              f"is GRPOTrainer(sampler=generate_groups)")
