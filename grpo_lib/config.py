@@ -79,7 +79,7 @@ class GRPOConfig:
     value_learning_rate: float = setting(1e-3, "the same for a critic's value model")
     max_grad_norm: float = setting(1.0, "gradients longer than this are shortened to it")
     measure_kl: bool = setting(True, "at beta 0 too, score completions with the base model for the "
-                                     "metric kl (no: a step takes less time)")
+                                     "metric kl (False: a step takes less time)")
     eval_every: int = setting(5, "steps between held-out evaluations (0: none)")
     eval_problems: int = setting(200, "held-out problems in each of them")
     seed: int = setting(0, "of the generator that everything random in the run is drawn from")

@@ -60,7 +60,8 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 def spoiled(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
     """Names of those that hold nan or inf."""
-    named = [(name, tensor.detach()) for name, tensor in tensors if tensor is not None]
+    named = [(name, tensor.detach()) for name, tensor in tensors
+             if tensor is not None and (tensor.is_floating_point() or tensor.is_complex())]
     if nn.utils.get_total_norm([tensor for _, tensor in named]).isfinite():  # in one operation
         return []
     return [name for name, tensor in named if not tensor.isfinite().all()]
@@ -88,7 +89,8 @@ class Critic:
     def __init__(self, value_model: ValueModel, learning_rate: float, max_grad_norm: float):
         self.value_model, self.max_grad_norm = value_model, max_grad_norm
         self.optimizer = torch.optim.AdamW(value_model.parameters(), lr=learning_rate,
-                                           betas=(0.9, 0.95), weight_decay=0.0)
+                                           betas=(0.9, 0.95), weight_decay=0.0,
+                                           fused=next(value_model.parameters()).is_cpu or None)
 
     def change(self, learning_rate: float, max_grad_norm: float) -> None:
         """Other settings from the next update on."""

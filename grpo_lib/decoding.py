@@ -34,7 +34,8 @@ class Decoder:
         self.head = after_norm(policy.model.norm, policy.lm_head.weight)
         self.embedding, self.rotary = policy.model.embed_tokens.weight, policy.rotary.flatten(1)
         self.width, self.n_heads = width, config.n_heads
-        self.least = self.embedding.new_tensor(config.d_model * config.norm_eps) ** 0.5
+        wide = torch.promote_types(self.embedding.dtype, torch.float32)
+        self.least = self.embedding.new_tensor(config.d_model * config.norm_eps, dtype=wide) ** 0.5
 
     def step(self, tokens: Tensor, cache) -> Tensor:
         """tokens (B,), each after what the cache holds -> logits (B, V)."""
@@ -60,7 +61,8 @@ class Decoder:
     def normed(self, x: Tensor) -> Tensor:
         """RMSNorm but for its weight and sqrt(width), which ``after_norm`` has:
         x / sqrt(|x|^2 + width * eps)."""
-        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.least)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.least.dtype)
+        return (x / torch.hypot(length, self.least)).to(x.dtype)
 
 
 def after_norm(norm, weight: Tensor) -> Tensor:

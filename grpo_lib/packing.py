@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from grpo_lib.policy import attention_mask, token_positions
 
-ROW = 24  # tokens of completions that attend together, if they are no longer; measured
+ROW = 24  # tokens for which a row of completions has room, where none is longer; as measured
 
 
 def pack(tokens: Tensor, mask: Tensor, start: int) -> Packed:
     """tokens, mask (B, start + T): prompts, padded on the left, then completions, padded on the
     right, for ``policy(tokens, mask, None, packed)``.
 
-    That is what the head says before each completion token, (B, T, V), 0 where there is none:
+    That is what the head says before each completion token, (B, T, V):
     ``policy(tokens, mask)[:, start - 1 : -1]`` wherever ``mask[:, start:]`` is 1.
     """
     texts = torch.stack((tokens[:, :start], mask[:, :start].to(tokens.dtype)), 1)
@@ -33,9 +33,12 @@ class Packed:
     """Prompts (N, P) and completions (B, T) of the prompts ``prompt_of`` (B,), as one list of n
     tokens at their ``positions``. A completion's last token is left out: it scores nothing.
 
-    For attention they stand in rows of one size: first each prompt in its own, then completions
-    of one prompt after another, as many as fit. ``queries`` and ``keys`` are what stands where
-    (places in the list), ``back`` is where in the rows each token of the list stands.
+    For attention they stand in rows again: each prompt in one, and completions of one prompt one
+    after another in others, as many as fit. ``seen``, for prompts and for completions: which of the
+    list's tokens the queries of all rows are, and which the keys (a completion's are its prompt's,
+    then its row's), and who may look at whom. A place that is not needed holds a token of the same
+    prompt, at which nobody looks. (A nan reaches no other prompt, but all of its row.) ``back``:
+    where in all these rows each token of the list stands.
     """
 
     def __init__(self, prompts: Tensor, prompt_mask: Tensor, prompt_of: Tensor,
@@ -50,31 +53,38 @@ class Packed:
 
         count, width = prompt_mask.shape
         row, start, prompt_of_row, size = into_rows(prompt_of.tolist(), inner.sum(1).tolist())
-        size = max(size, width)
-        row, start = (torch.tensor(found, device=device) for found in (row, start))
-        prompt_of_row = torch.tensor([*range(count), *prompt_of_row], device=device)
-        self.rows = len(prompt_of_row)
+        row, start, prompt_of_row = (torch.tensor(found, device=device, dtype=torch.long)
+                                     for found in (row, start, prompt_of_row))
         text = torch.arange(len(inner), device=device)[:, None].expand_as(inner)[inner]
-        self.back = torch.cat((prompt_mask.nonzero()[:, 0] * size + in_prompt,
-                               (count + row[text]) * size + (start[:, None] + steps)[inner]))
-        self.queries = self.back.new_zeros(self.rows * size)
-        self.queries[self.back] = torch.arange(len(self.back), device=device)
-        of_text = torch.full_like(self.queries, -1)
-        of_text[self.back] = torch.cat((torch.zeros_like(in_prompt), 1 + text))
-        self.keys, of_text = self.queries.view(-1, size), of_text.view(-1, size)
-        self.keys = torch.cat((self.keys[prompt_of_row, :width], self.keys), 1).flatten()
-        theirs = of_text[prompt_of_row, :width] >= 0  # a completion sees all of its prompt
-        theirs[:count] = False  # which sees itself, in its row
-        own = attention_mask(of_text >= 0) & (of_text[:, None, :, None] == of_text[:, None, None])
-        self.allowed = torch.cat((theirs[:, None, None].expand(-1, -1, size, -1), own), 3)
+        places = prompt_mask.nonzero()[:, 0] * width + in_prompt
+        here = row[text] * size + (start[:, None] + steps)[inner]
+        self.back = torch.cat((places, count * width + here))
+
+        listed = torch.arange(len(self.back), device=device)
+        of_prompts = self.last[:, None].repeat(1, width)
+        of_prompts.view(-1)[places] = listed[: len(places)]
+        of_rows = self.last[prompt_of_row, None].repeat(1, size)
+        of_rows.view(-1)[here] = listed[len(places) :]
+        text_at = torch.full_like(of_rows, -1)
+        text_at.view(-1)[here] = text
+        there = torch.arange(width, device=device) < lengths[:, None]
+        of_both = torch.cat((of_prompts[prompt_of_row], of_rows), 1)
+        own = attention_mask(text_at >= 0) & (text_at[:, None, :, None] == text_at[:, None, None])
+        prompt = there[prompt_of_row, None, None].expand(-1, -1, size, -1)
+        self.seen = ((of_prompts, of_prompts, attention_mask(there)),
+                     (of_rows, of_both, torch.cat((prompt, own), 3)))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Prompts look at themselves, completions at their prompt too: (n, n_heads, head_width)
         each."""
-        q, k, v = (part.index_select(0, places).unflatten(0, (self.rows, -1)).transpose(1, 2)
-                   for part, places in ((q, self.queries), (k, self.keys), (v, self.keys)))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.allowed)
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.back)
+        found = []
+        for queries, keys, allowed in self.seen:
+            parts = (part.index_select(0, places.flatten()).unflatten(0, places.shape)
+                     for part, places in ((q, queries), (k, keys), (v, keys)))
+            heads = (part.transpose(1, 2) for part in parts)
+            out = F.scaled_dot_product_attention(*heads, attn_mask=allowed)
+            found.append(out.transpose(1, 2).flatten(0, 1))
+        return torch.cat(found).index_select(0, self.back)
 
     def in_rows(self, outputs: Tensor) -> Tensor:
         """Outputs (n, V) of the list where they score a completion token: (B, T, V)."""
@@ -88,20 +98,20 @@ def into_rows(prompt_of: list[int], lengths: list[int],
               ) -> tuple[list[int], list[int], list[int], int]:
     """Completions of one prompt one after another in rows of ``ROW`` tokens, or of the longest's.
 
-    Longest first, each into the first row of its prompt that has room. The row of each and where it
-    begins there, the prompt of each row, and the tokens it has room for.
+    Longest first, each into the row of its prompt with the least room that is enough. The row of
+    each and where it begins there, the prompt of each row, and the tokens it has room for.
     """
-    size = max(ROW, *lengths)
-    row, start, prompts, filled = [0] * len(lengths), [0] * len(lengths), [], []
-    of_prompt: dict[int, list[int]] = {}
+    size = max([ROW, *lengths])
+    row, start, prompts = [0] * len(lengths), [0] * len(lengths), []
+    with_room: dict[int, dict[int, list[int]]] = {}  # of each prompt: its rows, by their room
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
-        mine = of_prompt.setdefault(prompt_of[text], [])
-        chosen = next((r for r in mine if filled[r] + lengths[text] <= size), None)
-        if chosen is None:
-            chosen = len(prompts)
-            mine.append(chosen)
+        length, mine = lengths[text], with_room.setdefault(prompt_of[text], {})
+        if length == 0:
+            break
+        room = next((room for room in range(length, size) if mine.get(room)), size)
+        if room == size:
+            mine[size] = [len(prompts)]
             prompts.append(prompt_of[text])
-            filled.append(0)
-        row[text], start[text] = chosen, filled[chosen]
-        filled[chosen] += lengths[text]
+        row[text], start[text] = mine[room].pop(), size - room
+        mine.setdefault(room - length, []).append(row[text])
     return row, start, prompts, size

@@ -497,9 +497,14 @@ def optimizer_state(part: str, parameters: dict[str, Tensor], saved: dict[str, T
     for name, tensor in saved.items():
         parameter, key = name.rsplit(".", 1)
         values = state.setdefault(parameters[parameter], {})
-        values[key] = tensor.to("cpu" if key == "step" else parameters[parameter].device)
-        if key != "step" and tensor.shape != parameters[parameter].shape:
+        if key == "step":
+            values[key] = tensor.to("cpu")
+            continue
+        if tensor.shape != parameters[parameter].shape:
             raise ValueError(f"{part}.{name} has shape {tuple(tensor.shape)}")
+        # in memory as the parameter is: AdamW's fused kernel walks through both alike
+        values[key] = torch.empty_like(parameters[parameter], dtype=tensor.dtype,
+                                       requires_grad=False).copy_(tensor)
     if any(values.keys() != {"step", "exp_avg", "exp_avg_sq"} for values in state.values()):
         raise ValueError("the optimizer's state is incomplete")
     return state

@@ -1,12 +1,16 @@
 """Scoring without padding, and decoding with weights put together: the numbers of the plain way,
 gradients included, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grpo_lib import ValueModel, grpo_loss
 from grpo_lib.critic import completion_values
-from grpo_lib.packing import pack
+from grpo_lib.packing import ROW, into_rows, pack
 from grpo_lib.policy import token_log_probs
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, completion_outputs
 
@@ -153,3 +157,67 @@ def test_scoring_in_parts_gives_the_same(uneven, sample):
     rollouts = sample(uneven)
     whole, parts = (completion_log_probs(uneven, rollouts, at_once) for at_once in (None, 5))
     assert (whole - parts).abs().max() < 1e-12
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=60))
+def test_rows_hold_every_completion_once_and_of_one_prompt(texts):
+    prompt_of, lengths = [p for p, _ in texts], [n for _, n in texts]
+    row, start, prompts, size = into_rows(prompt_of, lengths)
+    assert size == max([ROW, *lengths])
+    taken = set()
+    for prompt, length, r, begin in zip(prompt_of, lengths, row, start):
+        if length:
+            assert prompts[r] == prompt and 0 <= begin <= size - length
+        places = {(r, begin + i) for i in range(length)}
+        assert not places & taken
+        taken |= places
+    for prompt in set(prompt_of):  # no two rows of a prompt would go into one
+        filled = [sum(n for n, at in zip(lengths, row) if n and at == r)
+                  for r, of in enumerate(prompts) if of == prompt]
+        assert len(filled) < 2 or sum(sorted(filled)[:2]) > size
+
+
+def test_rows_of_many_completions_are_found_in_time():
+    row, _, prompts, _ = into_rows([0] * 20_000, [1 + i % 7 for i in range(20_000)])
+    assert len(row) == 20_000 and max(row) + 1 == len(prompts) < 80_000 / ROW * 1.05
+
+
+def test_a_long_prompt_makes_no_rows_of_completions_longer(uneven):
+    tokens = torch.randint(2, 12, (8, 32), generator=torch.Generator().manual_seed(0))
+    tokens[:, :26] = tokens[0, :26]
+    mask = torch.ones_like(tokens)
+    packed = pack(tokens, mask, 26)
+    assert sum(queries.numel() for queries, _, _ in packed.seen) == 26 + 2 * ROW  # 8 x 5 tokens
+    assert (uneven(tokens, mask, None, packed) - uneven(tokens, mask)[:, 25:-1]).abs().max() < 1e-12
+
+
+def test_a_nan_reaches_no_other_prompts_completions(uneven):
+    tokens = torch.tensor([[0, 3, 5, 6, 7], [3, 4, 5, 6, 7], [4, 4, 5, 6, 7]])
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        uneven.model.embed_tokens.weight[3] = torch.nan
+        found = uneven(tokens, mask, None, pack(tokens, mask, 2))
+    assert found[0].isnan().all() and found[1, :2].isnan().all()
+    assert found[2].isfinite().all()
+
+
+def test_no_completions_at_all_are_scored_as_none(uneven, sample):
+    rollouts = sample(uneven)
+    none = replace(rollouts, tokens=rollouts.tokens[:0], mask=rollouts.mask[:0],
+                   prompt_mask=rollouts.prompt_mask[:0], log_probs=rollouts.log_probs[:0],
+                   finished=rollouts.finished[:0])
+    assert completion_log_probs(uneven, none).shape == (0, rollouts.mask.shape[1])
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_decoding_in_half_precision_survives_long_activations(make_policy):
+    policy = make_policy(dtype=torch.float16)
+    with torch.no_grad():
+        long = policy.model.embed_tokens.weight[5].double()
+        policy.model.embed_tokens.weight[5] = (7e4 * long / long.norm()).half()
+        cache = policy.new_cache(1, 3)
+        policy(torch.tensor([[3, 4]]), None, cache)
+        decoded = policy(torch.tensor([[5]]), None, cache)[0, 0]
+        plain = policy(torch.tensor([[3, 4, 5]]))[0, -1]
+    assert policy.model.embed_tokens.weight[5].double().norm() > 65504
+    assert plain.abs().max() > 0.01 and (decoded - plain).abs().max() < 0.02 * plain.abs().max()

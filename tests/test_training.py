@@ -296,6 +296,29 @@ def test_without_kl_the_base_model_is_left_alone_and_nothing_else_changes(make_t
     assert timeless([replace(m, kl=None) for m in measured.history]) == timeless(other.history)
 
 
+def test_a_weight_of_another_memory_order_goes_on_bit_for_bit(make_trainer, tmp_path):
+    def trainer():
+        made = make_trainer()
+        weight = made.policy.lm_head.weight
+        weight.data = weight.data.T.contiguous().T
+        return made
+
+    whole, stopped, resumed = trainer(), trainer(), trainer()
+    list(whole.run(4))
+    list(stopped.run(2))
+    stopped.save(tmp_path / "a")
+    resumed.load(tmp_path / "a")
+    list(resumed.run(2))
+    assert not whole.policy.lm_head.weight.is_contiguous()
+    assert same(whole.policy.state_dict(), resumed.policy.state_dict())
+
+
+def test_weights_of_whole_numbers_are_no_matter(make_trainer):
+    trainer = make_trainer()
+    trainer.policy.table = torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    assert trainer.step().grad_norm > 0 and trainer.spoiled_weights() == []
+
+
 @pytest.mark.parametrize("change", [{"beta": 0.5}, {"beta": 0.5, "kl_in_reward": True},
                                     {"measure_kl": True}])
 def test_the_base_model_is_scored_from_the_step_on_that_needs_it(make_trainer, change):
