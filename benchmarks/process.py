@@ -13,9 +13,16 @@ from pathlib import Path
 
 from grpo_lib.runs import RunFolder, versions
 
-PEAK = ("import resource, sys; peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "print(peak / (2**20 if sys.platform == 'darwin' else 2**10))")  # MiB
-TORCH = "import grpo_lib, torch; "
+PEAK = """
+import pathlib, re, resource, sys
+status = pathlib.Path("/proc/self/status")
+if status.exists():  # ru_maxrss would count the process that started this one too
+    print(int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) / 2**10)
+else:
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(size / (2**20 if sys.platform == "darwin" else 2**10))
+"""  # MiB
+TORCH = "import grpo_lib, torch\n"
 RUN = ("import contextlib, io, os, sys; from grpo_lib.__main__ import main\n"
        "with contextlib.redirect_stdout(io.StringIO()): code = main(sys.argv[1:])\n"
        "assert code == 0\n")

@@ -16,8 +16,8 @@ from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, sample_groups
 
 PROMPTS, GROUP = 32, 16
 KINDS = {  # parts of torch's names, the first that fits
+    "attention": ("scaled_dot_product", "flash_attention", "bmm"),
     "matrix products": ("mm", "linear", "matmul"),
-    "attention": ("scaled_dot_product", "flash_attention"),
     "norms": ("rms_norm", "rsqrt", "mean", "pow"),
     "softmax and drawing": ("softmax", "cumsum", "searchsorted", "exp", "gather", "isin", "argmax"),
     "moving": ("copy", "cat", "index", "select", "gather", "scatter", "clone", "contiguous", "fill",

@@ -29,6 +29,7 @@ from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, sample_groups
 CASES = {"128 completions, natural": (16, False), "128 completions of 32 tokens": (16, True),
          "512 completions, natural": (64, False)}
 GROUP, LONGEST = 8, 32
+STANDS_STILL = 1e-12  # a rate at which both go on sampling from the policy they began with
 
 
 def why_not() -> str | None:
@@ -64,7 +65,7 @@ def in_turns(size: str, prompts: int, full: bool, folder: Path) -> dict:
 
     task, steps = task_of(), REPEATS + 1
     config = GRPOConfig(steps=steps, prompts_per_step=prompts, group_size=GROUP, minibatches=1,
-                        eval_every=0, measure_kl=False)
+                        eval_every=0, measure_kl=False, learning_rate=STANDS_STILL)
     trainers = {"ours": ours(size, config, full),
                 "ours with kl": ours(size, replace(config, measure_kl=True), full)}
     taken, lengths = {"ours": [], "ours with kl": [], "trl": []}, {}
@@ -127,7 +128,8 @@ def report(data: dict) -> str:
         "## A whole step beside TRL's", "",
         f"TRL {data['trl']}'s GRPOTrainer and ours in turns, in one process: the same weights (the "
         f"shipped base model; a million random ones), tokenizer, task, reward, groups of {GROUP}, "
-        f"at most 32 tokens, one update a batch, beta 0, no logging or saving. Neither scores the "
+        f"at most 32 tokens, one update a batch, beta 0, no logging or saving, "
+        f"and a learning rate so small that both policies stay as they are. Neither scores the "
         f"reference policy, which beta 0 does not need (`measure_kl=False`); by default ours does, "
         f"for its metrics. {told(data)} Times in ms.", "",
         "| threads | policy | batch | tokens a completion: ours, TRL's | ours | TRL | TRL takes "
