@@ -51,6 +51,7 @@ class Packed:
         self.prompt_of, self.last = prompt_of, lengths.cumsum(0) - 1  # of each prompt, in the list
         self.inner, self.scored = inner.shape, inner.flatten().nonzero().squeeze(1)
 
+        # where in the rows each token of the list stands
         count, width = prompt_mask.shape
         row, start, prompt_of_row, size = into_rows(prompt_of.tolist(), inner.sum(1).tolist())
         row, start, prompt_of_row = (torch.tensor(found, device=device, dtype=torch.long)
@@ -60,6 +61,7 @@ class Packed:
         here = row[text] * size + (start[:, None] + steps)[inner]
         self.back = torch.cat((places, count * width + here))
 
+        # and the other way round: what stands at each place, and who looks at whom
         listed = torch.arange(len(self.back), device=device)
         of_prompts = self.last[:, None].repeat(1, width)
         of_prompts.view(-1)[places] = listed[: len(places)]

@@ -5,8 +5,8 @@ forty times slower than one, so ours sleep instead, which must be said before to
 loaded. Where torch was there first it is too late for that, and one thread is safe. What
 the environment already says (OMP_NUM_THREADS, OMP_WAIT_POLICY) is left as it is.
 
-On two cores one thread it is: the default run takes as long with one as with two (updates gain,
-rollouts lose), a lesson's small runs half as long, and the other core is free for the browser.
+On two cores one thread it is: most operations are too small to be shared, so that a step of the
+default run takes longer with two, and the other core is free for the browser.
 """
 
 import os
