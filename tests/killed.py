@@ -245,7 +245,8 @@ def try_out(forks: Forks, folder: Path, kills: int, rng: random.Random,
                           points[-1] if points else "before the start")
             left -= 1
         if code != 0:
-            lost.append(f"run {number}: ended with {code}, see {log.with_suffix('.output')}")
+            said = log.with_suffix(".output").read_text(encoding="utf-8")
+            lost.append(f"run {number}: ended with {code}, {said[-600:]!r}")
         else:
             lost += [f"run {number}: {name} differs"
                      for name in differences(traces(out), wanted)]
