@@ -244,8 +244,10 @@ def try_out(forks: Forks, folder: Path, kills: int, rng: random.Random,
             killed.append(f"after {points[-1]!r}" if from_outside and points else
                           points[-1] if points else "before the start")
             left -= 1
-        if code != 0:
-            said = log.with_suffix(".output").read_text(encoding="utf-8")
+        output = log.with_suffix(".output")
+        said = output.read_text(encoding="utf-8") if code else ""
+        # killed when all was done, but before the process had ended: nothing is left to resume
+        if code and "is complete at step" not in said:
             lost.append(f"run {number}: ended with {code}, {said[-600:]!r}")
         else:
             lost += [f"run {number}: {name} differs"
