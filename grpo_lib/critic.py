@@ -58,6 +58,13 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return aggregate(distance.square() / 2, mask, "token_mean")
 
 
+def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+    """The optimizer of policy and value model; on a CPU all weights in one operation."""
+    parameters = list(parameters)
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
+                             fused=all(p.is_cpu for p in parameters) or None)
+
+
 def spoiled(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
     """Names of those that hold nan or inf."""
     named = [(name, tensor.detach()) for name, tensor in tensors
@@ -88,9 +95,7 @@ class Critic:
 
     def __init__(self, value_model: ValueModel, learning_rate: float, max_grad_norm: float):
         self.value_model, self.max_grad_norm = value_model, max_grad_norm
-        self.optimizer = torch.optim.AdamW(value_model.parameters(), lr=learning_rate,
-                                           betas=(0.9, 0.95), weight_decay=0.0,
-                                           fused=next(value_model.parameters()).is_cpu or None)
+        self.optimizer = adamw(value_model.parameters(), learning_rate)
 
     def change(self, learning_rate: float, max_grad_norm: float) -> None:
         """Other settings from the next update on."""

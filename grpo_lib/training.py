@@ -25,7 +25,7 @@ from grpo_lib.advantages import informative_groups
 from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
 from grpo_lib.checks import memory_explained, usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
-from grpo_lib.critic import Critic, ValueModel, shorten_gradient, spoiled
+from grpo_lib.critic import Critic, ValueModel, adamw, shorten_gradient, spoiled
 from grpo_lib.evaluation import evaluate
 from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
 from grpo_lib.policy import Policy, token_entropy, token_log_probs
@@ -100,10 +100,8 @@ class GRPOTrainer:
         self.ref_policy = ref_policy if own else copy.deepcopy(policy)
         self.ref_policy.to(self.device).requires_grad_(False)
         self.task, self.config = task, config
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate,
-                                           betas=(0.9, 0.95), weight_decay=0.0,
-                                           fused=self.device.type == "cpu" or None)
+        self.optimizer = adamw((p for p in policy.parameters() if p.requires_grad),
+                               config.learning_rate)
         self.critic = None if value_model is None else Critic(
             value_model.to(self.device), config.value_learning_rate, config.max_grad_norm)
         self.generator = torch.Generator().manual_seed(config.seed)
