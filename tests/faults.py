@@ -34,8 +34,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-COPIED = ("grpo_lib", "tests", "benchmarks", "notebooks", "docs", "conftest.py", "pyproject.toml",
-          "README.md", "LICENSE", "requirements.txt")
+COPIED = ("grpo_lib", "tests", "benchmarks", "notebooks", "docs", "tools", "conftest.py",
+          "pyproject.toml", "README.md", "LICENSE", "requirements.txt")
 # All others: not the list's own tests, which see at once that a text has changed.
 OTHERS = ("tests", "--ignore=tests/test_faults.py", "--ignore=tests/browser",
           "-m", "not gpu and not browser and not slow")
@@ -635,7 +635,7 @@ FAULTS = [
          "*9. Optional: break it* (0)"),
     ),
     *faults_in(
-        "notebooks/exercises.py", "tests/test_exercise_notebooks.py",
+        "tools/exercises.py", "tests/test_exercise_notebooks.py",
         ("solutions-elsewhere", 'f"{path.stem}_solutions.ipynb"', 'f"{path.stem}_answers.ipynb"'),
     ),
     *faults_in(

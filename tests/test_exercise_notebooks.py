@@ -7,12 +7,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
-sys.path.insert(0, str(FOLDER))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
-import exercises as writer  # noqa: E402
+import exercises as writer
 
-from grpo_lib.exercises import EXERCISES  # noqa: E402
+from grpo_lib.exercises import EXERCISES
 
 LESSONS = [p for p in writer.lessons() if writer.exercises_of(p)]
 

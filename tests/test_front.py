@@ -1,4 +1,4 @@
-"""The top of every notebook is the one that notebooks/front.py writes, and it works."""
+"""The top of every notebook is the one that tools/front.py writes, and it works."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parent.parent
-_spec = spec_from_file_location("front", ROOT / "notebooks" / "front.py")
+_spec = spec_from_file_location("front", ROOT / "tools" / "front.py")
 front = module_from_spec(_spec)
 _spec.loader.exec_module(front)
 
@@ -29,7 +29,7 @@ def notebook(path=PATHS[0]):
 class TestNotebook:
     def test_has_the_top_that_front_writes(self, path):
         written = nbformat.writes(front.put_front(notebook(path), front.place(path))) + "\n"
-        assert written == path.read_text(encoding="utf-8"), "run python notebooks/front.py"
+        assert written == path.read_text(encoding="utf-8"), "run python tools/front.py"
 
     def test_with_an_address_has_a_badge_and_clones_from_there(self, path):
         changed = front.put_front(notebook(path), front.place(path), ADDRESS)
@@ -58,7 +58,7 @@ class TestNotebook:
 
     def test_is_in_the_readmes_table_once(self, path):
         readme = front.README.read_text(encoding="utf-8")
-        if path.parent == front.HERE:
+        if path.parent == front.NOTEBOOKS:
             assert readme.count(f"](notebooks/{front.place(path)})") == 1
         else:  # solutions are linked from their lessons, and as a folder
             assert path.parent.name == "solutions" and "](notebooks/solutions)" in readme
@@ -72,7 +72,7 @@ def test_the_readme_is_the_one_that_front_writes():
 def test_the_readmes_table_gets_a_badge_for_each_notebook_and_loses_it_again():
     readme = front.readme_with_badges(front.README.read_text(encoding="utf-8"), "")
     badged = front.readme_with_badges(readme, ADDRESS)
-    lessons = [path for path in PATHS if path.parent == front.HERE]
+    lessons = [path for path in PATHS if path.parent == front.NOTEBOOKS]
     for path in lessons:
         [line] = [x for x in badged.splitlines() if f"](notebooks/{front.place(path)})" in x]
         assert f"notebooks/{front.place(path)}) {front.badge(front.place(path), ADDRESS)} |" in line
@@ -90,7 +90,7 @@ def test_the_command_writes_notebooks_and_readme(tmp_path, monkeypatch):
     nbformat.write(spoiled, path)
     (tmp_path / "README.md").write_bytes(front.README.read_bytes())
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(front, "HERE", tmp_path / "notebooks")
+    monkeypatch.setattr(front, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(front, "README", tmp_path / "README.md")
     front.main()
     assert path.read_bytes() == PATHS[0].read_bytes()

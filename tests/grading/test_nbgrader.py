@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 import exercises as writer  # noqa: E402
 

@@ -1,7 +1,7 @@
 """Write the exercises at the end of every lesson, and the notebooks that solve them.
 
-    python notebooks/exercises.py                     after changing grpo_lib/exercises
-    python notebooks/exercises.py --nbgrader COURSE   each lesson's as an nbgrader assignment
+    python tools/exercises.py                     after changing grpo_lib/exercises
+    python tools/exercises.py --nbgrader COURSE   each lesson's as an nbgrader assignment
 
 Lesson and solution are made from one source, the catalogue: a lesson's cell holds an empty
 function, its solution's cell the catalogue's. Then run ``save.py`` for the outputs.
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
-from front import put_front  # noqa: E402
+from front import NOTEBOOKS, put_front  # noqa: E402
 
 from grpo_lib.exercises import (  # noqa: E402
     EXERCISES,
@@ -47,7 +47,7 @@ accepts any function that gives the right numbers."""
 
 
 def lessons() -> list[Path]:
-    return sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
 def exercises_of(path: Path) -> list:
@@ -55,7 +55,7 @@ def exercises_of(path: Path) -> list:
 
 
 def solution_path(path: Path) -> Path:
-    return HERE / "solutions" / f"{path.stem}_solutions.ipynb"
+    return NOTEBOOKS / "solutions" / f"{path.stem}_solutions.ipynb"
 
 
 def task_cell(exercise, number: int):
@@ -222,7 +222,7 @@ def write_lessons() -> None:
     """The exercises into every lesson, and the solutions of each."""
     from grpo_lib.checkpoint import write_atomically
 
-    (HERE / "solutions").mkdir(exist_ok=True)
+    (NOTEBOOKS / "solutions").mkdir(exist_ok=True)
     for path in lessons():
         lesson = with_exercises(nbformat.read(path, as_version=4), path)
         write_atomically(path, (nbformat.writes(lesson) + "\n").encode())

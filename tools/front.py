@@ -1,6 +1,6 @@
 """Write the top of every notebook: Colab badge and note, set-up cell, device cell.
 
-    python notebooks/front.py           after changing REPOSITORY or a text below
+    python tools/front.py           after changing REPOSITORY or a text below
 
 The repository's public address stands here and nowhere else.
 """
@@ -13,8 +13,9 @@ import nbformat
 
 REPOSITORY = ""  # "owner/name" on GitHub, once it is settled; empty: no badges
 
-HERE = Path(__file__).resolve().parent
-README = HERE.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+README = ROOT / "README.md"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 COLAB = "https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}"
 
@@ -121,16 +122,16 @@ def readme_with_badges(text: str, repository: str = REPOSITORY) -> str:
 
 
 def notebooks() -> list[Path]:
-    return [p for p in sorted(HERE.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    return [p for p in sorted(NOTEBOOKS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 
 
 def place(path: Path) -> str:
     """A notebook's path below notebooks/, as it stands in links."""
-    return path.relative_to(HERE).as_posix()
+    return path.relative_to(NOTEBOOKS).as_posix()
 
 
 def main() -> None:
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(ROOT))
     from grpo_lib.checkpoint import write_atomically
 
     for path in notebooks():

@@ -1,7 +1,7 @@
 """Run notebooks from a fresh kernel and save them with their outputs.
 
-    python notebooks/save.py            all of them
-    python notebooks/save.py 00 07      those whose names start so
+    python tools/save.py            all of them
+    python tools/save.py 00 07      those whose names start so
 
 Nothing is saved of a notebook in which a cell fails.
 """
@@ -14,14 +14,15 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+sys.path.insert(0, str(ROOT))
 
 
 def run(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs, and nothing in it that differs from run to run."""
     notebook = nbformat.read(path, as_version=4)
-    paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     NotebookClient(notebook, timeout=600, store_widget_state=False, record_timing=False,
                    resources={"metadata": {"path": str(path.parent)}}).execute()
@@ -50,7 +51,7 @@ def merge_streams(outputs: list) -> list:
 def main(prefixes: list[str]) -> None:
     from grpo_lib.checkpoint import write_atomically
 
-    paths = [p for p in sorted(HERE.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts
+    paths = [p for p in sorted(NOTEBOOKS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts
              and (not prefixes or p.name.startswith(tuple(prefixes)))]
     if not paths:
         sys.exit(f"no notebook starts with {', '.join(prefixes)}")
