@@ -4,6 +4,8 @@ A public name loads its room when first used: ``import grpo_lib`` needs no torch
 the rooms that draw need matplotlib or ipywidgets.
 """
 
+from __future__ import annotations  # for an old Python, to be told that it is too old
+
 from importlib import import_module
 
 from grpo_lib import missing, threads  # noqa: F401  threads before torch: how they wait

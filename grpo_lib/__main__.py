@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from grpo_lib import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,7 +28,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def main(arguments=None) -> int:
     """Run a command. 0: done; 2: bad input, one line on stderr; 130: Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] in (["lab"], ["test"], ["wheels"]):
+    if arguments == ["--version"]:
+        print(f"grpo_lib {__version__}")
+        return 0
+    if arguments[:1] in (["lab"], ["notebooks"], ["test"], ["wheels"]):
         return setting_up(arguments[0], arguments[1:])
     try:
         options = parser().parse_args(arguments)
@@ -78,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
                                             else f" (default: {default})"))
 
     top = Parser(prog="python -m grpo_lib", description="Learn GRPO by running it.")
+    top.add_argument("--version", action="version", version=f"grpo_lib {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name, run, about):
@@ -136,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=positive, help="of the page (if not given: Voilà's own)")
     sub.add_argument("--no-browser", action="store_true", help="do not open a browser")
 
-    commands.add_parser("lab", help="Make an environment and open JupyterLab in it.")
+    commands.add_parser("lab", help="Open the lessons in JupyterLab; in a checkout, make its "
+                                    "environment first.")
+    commands.add_parser("notebooks", help="Copy the lessons and their solutions into a folder.")
     commands.add_parser("test", help="Make an environment and run the tests in it.")
     commands.add_parser("wheels", help="Fill a folder from which seats without a network install.")
     return top

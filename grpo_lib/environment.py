@@ -1,17 +1,20 @@
-"""``python3 -m grpo_lib lab``, ``test`` and ``wheels``: from a fresh checkout to JupyterLab or the
-tests, with a network or from a folder of wheels.
+"""``python3 -m grpo_lib lab``, ``test``, ``wheels`` and ``notebooks``: from a fresh checkout to
+JupyterLab or the tests, with a network or from a folder of wheels; from an installed package to
+JupyterLab, with the lessons copied to where they can be changed.
 
 Standard library only, and nothing newer than Python 3.7, since it runs before anything is
 installed and has to tell an old Python that it is too old.
 """
 
+import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-OLDEST, NEWEST = (3, 10), (3, 13)
+FIRST = "00_start_here.ipynb"
 STAMP = "grpo_lib-requirements.txt"  # the requirements that an environment was made for
 
 
@@ -19,18 +22,103 @@ class SetupError(Exception):
     """The environment cannot be made; the message says what to do."""
 
 
+def is_checkout(root):
+    """Whether ``root``, the folder above the package, is the repository or its source
+    distribution. Otherwise the package is installed, and its notebooks lie inside it."""
+    return (root / "pyproject.toml").is_file() and (root / "grpo_lib").is_dir()
+
+
+def lessons(root):
+    """The folder of the lessons: beside the package in a checkout, inside it where installed."""
+    folder = root / "notebooks" if is_checkout(root) else root / "grpo_lib" / "notebooks"
+    if not (folder / FIRST).is_file():
+        raise SetupError(f"{folder / FIRST} is missing: this copy of grpo_lib is not whole")
+    return folder
+
+
+def install_command(extra):
+    """What to type to get an extra of the package."""
+    form = '-e ".[%s]"' if is_checkout(Path(__file__).resolve().parent.parent) else '"grpo_lib[%s]"'
+    return "pip install " + form % extra
+
+
 def lab(root, arguments):
     """Open JupyterLab on the first notebook. Returns its exit status.
 
-    --wheels FOLDER installs from a folder that ``wheels`` has filled, with no network. What else is
-    given goes to JupyterLab.
+    In a checkout it makes the environment first; --wheels FOLDER installs from a folder that
+    ``wheels`` has filled, with no network. Where grpo_lib is installed, it copies the lessons into
+    ./notebooks first, unless the lessons are in the current folder. What else is given goes to
+    JupyterLab.
     """
     wheels, arguments = take_wheels(arguments)
-    python = prepare(root, wheels)
+    if is_checkout(root):
+        folder, python = lessons(root), prepare(root, wheels)
+    else:
+        python, folder = sys.executable, Path.cwd()
+        if wheels:
+            raise SetupError("--wheels: is for a checkout, and grpo_lib is installed here; leave "
+                             "it out")
+        if importlib.util.find_spec("jupyterlab") is None:
+            raise SetupError("lab: JupyterLab is not installed in the environment of "
+                             f"{python}; python -m pip install jupyterlab")
+        if not (folder / FIRST).is_file():
+            folder = folder / "notebooks"
+            copy_lessons(root, folder)
+        root = folder
     # JupyterLab refuses to run as root, which is what one is in a bare container.
     as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    notebook = str(root / "notebooks" / "00_start_here.ipynb")
-    return call([python, "-m", "jupyterlab", *as_root, notebook, *arguments], root)
+    return call([python, "-m", "jupyterlab", *as_root, str(folder / FIRST), *arguments], root)
+
+
+def notebooks(root, arguments):
+    """Copy the lessons and their solutions into a folder: python -m grpo_lib notebooks FOLDER.
+
+    What is there already is kept, whether you have changed it or not. Returns 0.
+    """
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise SetupError("notebooks: got " + (" ".join(arguments) or "no folder") + ", must be one "
+                         "folder: python -m grpo_lib notebooks FOLDER")
+    folder = copy_lessons(root, Path(arguments[0]).expanduser().absolute())
+    print("To open them: python -m grpo_lib lab, " + (
+        "which opens those of the checkout" if is_checkout(root) else f"in {folder}"), flush=True)
+    return 0
+
+
+def copy_lessons(root, folder):
+    """Copy each notebook that ``folder`` lacks, and say what was written and what was kept."""
+    source, pattern = lessons(root), "[0-9][0-9]_*.ipynb"
+    print(f"Copying the lessons to {folder}", flush=True)
+    same = 0
+    for path in sorted([*source.glob(pattern), *source.glob("solutions/" + pattern)]):
+        name = path.relative_to(source)
+        target, content = folder / name, path.read_bytes()
+        try:
+            if not os.path.lexists(str(target)):
+                write_new(target, content)
+                print(f"  wrote  {name}", flush=True)
+            elif target.is_file() and target.read_bytes() == content:
+                same += 1
+            else:
+                print(f"  kept   {name}: yours differs from the one in grpo_lib (to get that one, "
+                      f"rename yours)", flush=True)
+        except OSError as error:
+            raise SetupError(f"notebooks: got {folder}, must be a folder that can be written to "
+                             f"({error.filename or target}: {error.strerror})") from None
+    if same:
+        print(f"  {same} were there already, unchanged", flush=True)
+    return folder
+
+
+def write_new(path, content):
+    """Write a file that is not there yet; a full disk leaves no half of it behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(str(path), "xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
 
 
 # pytest-xdist: two processes, a file's tests and a notebook's cells in one of them
@@ -43,6 +131,7 @@ def test(root, arguments):
     --wheels FOLDER installs from a folder that ``wheels`` has filled, with no network. What else is
     given goes to pytest; -n 0 is for one process (and a debugger).
     """
+    need_checkout(root, "test", "the tests")
     wheels, arguments = take_wheels(arguments)
     return call([prepare(root, wheels), "-m", "pytest", "--nbval", *BY_TWO, *arguments], root)
 
@@ -54,6 +143,7 @@ def wheels(root, arguments):
     version of Python; those for others can be put into the same folder, from a computer of each
     kind. Returns pip's exit status.
     """
+    need_checkout(root, "wheels", "requirements.txt")
     if not arguments or arguments[0].startswith("-"):
         raise SetupError("wheels: a folder is missing: python3 -m grpo_lib wheels FOLDER")
     folder = Path(arguments[0]).absolute()
@@ -67,6 +157,13 @@ def wheels(root, arguments):
         print(f"{len(found)} wheels, {size:.2f} GB, in {folder}. On each seat, in a checkout: "
               f"python3 -m grpo_lib lab --wheels FOLDER", flush=True)
     return status
+
+
+def need_checkout(root, command, what):
+    if not is_checkout(root):
+        raise SetupError(f"{command}: the installed package does not hold {what}; run this in a "
+                         f"checkout of the repository, or in its unpacked source distribution "
+                         f"(grpo_lib-*.tar.gz)")
 
 
 def take_wheels(arguments):
@@ -83,18 +180,30 @@ def take_wheels(arguments):
     return folder, arguments[:at] + arguments[at + 2:]
 
 
+def check_python(root):
+    """SetupError for a Python below the bound in pyproject.toml; a warning for one that is newer
+    than those tested, which its classifiers name."""
+    metadata = (root / "pyproject.toml").read_text(encoding="utf-8")
+    [oldest] = re.findall(r'^requires-python = ">=3\.(\d+)"', metadata, re.MULTILINE)
+    newest = max(map(int, re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', metadata)))
+    ways = (f"with uv, uv venv --python 3.{newest} and activate .venv; on Windows, py -3.{newest} "
+            f"-m grpo_lib lab; otherwise python3.{newest} -m grpo_lib lab")
+    if sys.version_info < (3, int(oldest)):
+        raise SetupError(f"needs Python 3.{oldest} or newer, and this is {version()}. Ways to a "
+                         f"newer one: {ways}")
+    if sys.version_info >= (3, newest + 1):
+        print(f"Python {version()} is newer than those tested, 3.{oldest} to 3.{newest}. If "
+              f"something fails, ways to a tested one: {ways}", file=sys.stderr, flush=True)
+
+
 def prepare(root, wheels=None):
     """The Python of an environment that has the requirements, made if need be.
 
     The active virtual environment if there is one, else .venv in the checkout. With ``wheels``, a
     folder, nothing is looked for anywhere else.
     """
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        raise SetupError(f"needs Python 3.10 to 3.13, and this is {version()}; start it with "
-                         f"another one, for instance python3.13")
+    check_python(root)
     requirements = root / "requirements.txt"
-    if not requirements.is_file():
-        raise SetupError(f"{requirements} is missing: run this in a checkout of the repository")
     active = sys.prefix != sys.base_prefix
     environment = Path(sys.prefix) if active else root / ".venv"
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -103,8 +212,16 @@ def prepare(root, wheels=None):
     stamp = environment / STAMP
     if python.is_file() and stamp.is_file() and stamp.read_bytes() == requirements.read_bytes():
         return str(python)
+    place = environment if environment.exists() else root
+    if not os.access(str(place), os.W_OK):
+        raise SetupError(f"{place} cannot be written to. Copy the checkout to a folder of yours, "
+                         f"or make an environment of your own and activate it (python3 -m venv "
+                         f"~/grpo && . ~/grpo/bin/activate); then give the same command again")
     if not python.is_file():
         make_environment(environment, python)
+    if subprocess.run([str(python), "-c", "import pip"], stderr=subprocess.DEVNULL,
+                      check=False).returncode:  # uv makes environments without pip
+        call([str(python), "-m", "ensurepip"], root)
     print(f"Installing requirements.txt into {environment}", flush=True)
     source = ["--no-index", "-f", str(wheels)] if wheels else []
     if sys.platform.startswith("linux") and not wheels:
@@ -138,9 +255,11 @@ def version():
 
 
 def call(command, root):
-    """Run a command in the checkout, with grpo_lib importable; its exit status."""
-    paths = [str(root)] + [p for p in [os.environ.get("PYTHONPATH")] if p]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    """Run a command in a folder, in a checkout with its grpo_lib importable; its exit status."""
+    environment = dict(os.environ)
+    if is_checkout(root):
+        paths = [str(root)] + [p for p in [os.environ.get("PYTHONPATH")] if p]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     print("+ " + " ".join(command), flush=True)
     process = subprocess.Popen(command, cwd=str(root), env=environment)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # which it has not had

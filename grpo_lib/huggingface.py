@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from grpo_lib.checks import memory_explained, usable_device
+from grpo_lib.environment import install_command
 from grpo_lib.policy import token_positions
 from grpo_lib.rollout import Rollouts, check_sampling, part_of
 from grpo_lib.tasks.base import Problem, Task
@@ -32,7 +33,7 @@ def need(*packages: str) -> None:
     """ImportError, in one line, for what the ``llm`` extra would have brought."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"{', '.join(missing)}: not installed; pip install -e \".[llm]\" brings "
+        raise ImportError(f"{', '.join(missing)}: not installed; {install_command('llm')} brings "
                           f"what real language models need")
 
 

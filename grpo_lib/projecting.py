@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from grpo_lib.environment import call
+from grpo_lib.environment import call, install_command, lessons
 
 CULL_SECONDS = 300
 COCKPIT = ["from grpo_lib.explorers import cockpit_explorer\n", "\n", "cockpit_explorer()"]
@@ -24,13 +24,13 @@ def project(root: Path, lesson: str | None = None, options: list[str] | None = N
     installed; ValueError: no lesson, or more than one, is called so.
     """
     if importlib.util.find_spec("voila") is None:
-        raise ImportError("project: Voilà is not installed; pip install -e \".[projector]\"")
+        raise ImportError(f"project: Voilà is not installed; {install_command('projector')}")
     with tempfile.TemporaryDirectory(prefix="grpo_project_") as folder:
         if lesson is None:
             path = Path(folder) / "cockpit.ipynb"
             path.write_text(json.dumps(cockpit_page()), encoding="utf-8")
         else:
-            names = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+            names = sorted(lessons(root).glob("[0-9]*.ipynb"))
             found = [p for p in names if p.name.startswith(lesson)] if lesson else []
             if len(found) != 1:
                 raise ValueError(f"lesson: got {lesson!r}, allowed is the beginning of one of "
