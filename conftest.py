@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+from grpo_lib import threads
+
 ROOT = Path(__file__).parent
 # Lesson 09 needs the llm extra, which requirements.txt does not bring.
 LLM = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))
@@ -13,6 +15,9 @@ collect_ignore = [] if LLM else ["notebooks/09_real_llm.ipynb"]
 
 # Kernels that nbval starts, and processes that tests start, import grpo_lib from here.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+threads.settle()  # kernels and processes that tests start inherit how threads wait
 
 
 def pytest_report_header():

@@ -12,10 +12,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-import grpo_lib  # noqa: F401  before torch
-from grpo_lib import recorded
+from grpo_lib import recorded, threads
 from grpo_lib.checkpoint import read_json, write_atomically
 
+threads.settle()  # before a part imports torch
 HERE = Path(__file__).parent
 PARTS = {name: module for name in sorted(f.stem for f in HERE.glob("[a-z]*.py"))
          if hasattr(module := import_module(f"benchmarks.{name}"), "measure")}

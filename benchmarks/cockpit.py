@@ -21,9 +21,10 @@ ROUNDS, STEPS, PAUSE_MS, MOVED = 5, 20, 350, "epsilon_high"
 NAME = "98_cockpit.ipynb"
 CELLS = [
     "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path.cwd().parent))\n"
-    "import json, time\nimport grpo_lib\nfrom grpo_lib import GRPOConfig\n"
+    "import json, time\nimport grpo_lib.course\nfrom grpo_lib import GRPOConfig\n"
     "from grpo_lib.explorers import cockpit_explorer\n"
     "from grpo_lib.explorers.cockpit import chain_trainer\n"
+    "grpo_lib.course.set_up()\n"
     f"config = GRPOConfig(steps={STEPS}, minibatches=1)",
     "trainer = chain_trainer(config)\nstart = time.perf_counter()\n"
     "for _ in trainer.run():\n    pass\nprint(time.perf_counter() - start)",

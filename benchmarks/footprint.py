@@ -26,6 +26,7 @@ print(json.dumps([b - a for a, b in zip(times, times[1:])]))
 """
 STEP = """
 from grpo_lib import *
+threads.settle()
 from benchmarks.beside import policy_of
 from benchmarks.engine import plain_update
 import torch
@@ -41,6 +42,7 @@ else:
 TIMED = """
 import time, sys
 from grpo_lib import *
+threads.settle()
 trainer = GRPOTrainer(load_base_model("chain"), ChainTask(), GRPOConfig(eval_every=0))
 trainer.step()
 times = []

@@ -22,7 +22,7 @@ else:
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(size / (2**20 if sys.platform == "darwin" else 2**10))
 """  # MiB
-TORCH = "import grpo_lib, torch\n"
+TORCH = "from grpo_lib import threads; threads.settle()\n"
 RUN = ("import contextlib, io, os, sys; from grpo_lib.__main__ import main\n"
        "with contextlib.redirect_stdout(io.StringIO()): code = main(sys.argv[1:])\n"
        "assert code == 0\n")

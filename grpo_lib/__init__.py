@@ -1,14 +1,13 @@
 """grpo_lib: Group Relative Policy Optimization, small enough to read, exact enough to trust.
 
 A public name loads its room when first used: ``import grpo_lib`` needs no torch, and only
-the rooms that draw need matplotlib or ipywidgets.
+the rooms that draw need matplotlib or ipywidgets. Importing changes nothing in your session;
+``grpo_lib.course.set_up()`` does, which the notebooks call.
 """
 
 from __future__ import annotations  # for an old Python, to be told that it is too old
 
 from importlib import import_module
-
-from grpo_lib import missing, threads  # noqa: F401  threads before torch: how they wait
 
 __version__ = "0.1.0"
 
@@ -24,6 +23,7 @@ _ROOMS = {
                    "signal_and_noise", "token_rewards", "gae", "whiten",
                    "soft_overlong_punishment"],
     "checks": [],
+    "threads": [],
     "corrections": ["top_entropy_mask", "off_policy_mask", "sampler_weights"],
     "objective": ["LossOutput", "importance_ratio", "clipped_surrogate", "cispo_surrogate",
                   "sapo_surrogate", "gmpo_surrogate", "surrogate_gradient",
@@ -50,8 +50,6 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [*_HOME, *_ROOMS]
-
-missing.explain()  # in a notebook, where a cell may be run before the one that it needs
 
 
 def __getattr__(name: str):

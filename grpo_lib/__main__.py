@@ -33,12 +33,13 @@ def main(arguments=None) -> int:
         return 0
     if arguments[:1] in (["lab"], ["notebooks"], ["test"], ["wheels"]):
         return setting_up(arguments[0], arguments[1:])
+    from grpo_lib import threads
+
     try:
+        threads.settle()  # before anything else imports torch
         options = parser().parse_args(arguments)
         if options.threads is not None:
             import torch
-
-            import grpo_lib.policy  # noqa: F401  it settles the threads, so that we can resettle
 
             torch.set_num_threads(options.threads)
         return options.run(options)

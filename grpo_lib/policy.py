@@ -16,11 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from grpo_lib import threads
 from grpo_lib.checks import check_device, check_floating, check_number
 from grpo_lib.decoding import Decoder
-
-threads.settle()
 
 LONGEST_CONTEXT = 2**20  # tokens, for which the table of rotary angles is made at once
 

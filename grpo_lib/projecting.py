@@ -12,7 +12,9 @@ from pathlib import Path
 from grpo_lib.environment import call, install_command, lessons
 
 CULL_SECONDS = 300
-COCKPIT = ["from grpo_lib.explorers import cockpit_explorer\n", "\n", "cockpit_explorer()"]
+COCKPIT = ["from grpo_lib.course import set_up\n",
+           "from grpo_lib.explorers import cockpit_explorer\n", "\n",
+           "set_up()\n", "cockpit_explorer()"]
 
 
 def project(root: Path, lesson: str | None = None, options: list[str] | None = None) -> int:

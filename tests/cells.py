@@ -5,7 +5,7 @@
     python tests/cells.py --list               the ways
 
 Each lesson has a kernel of its own. An error is allowed only where it says what to run first: a
-NameError, of a name that an earlier cell makes, with the advice of ``grpo_lib.missing``, or an
+NameError, of a name that an earlier cell makes, with the advice of ``grpo_lib.course``, or an
 AssertionError with a sentence. All else is printed and makes the exit status 1.
 """
 
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import nbformat
 
-from grpo_lib.missing import ADVICE
+from grpo_lib.course import ADVICE
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))

@@ -178,7 +178,7 @@ FAULTS = [
          "tests/test_training.py -k second_gradient_step"),
     ),
     *faults_in(
-        "grpo_lib/missing.py", "tests/test_notebooks.py",
+        "grpo_lib/course.py", "tests/test_notebooks.py",
         ("advice-not-given", "error.args = (", "_ = ("),
     ),
     *faults_in(

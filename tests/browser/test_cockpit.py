@@ -15,9 +15,10 @@ SET_UP = """import sys, pathlib
 sys.path.insert(0, str(pathlib.Path.cwd().parent))
 import json, threading, time
 from dataclasses import asdict
-import grpo_lib
+import grpo_lib.course
 from grpo_lib import GRPOConfig
 from grpo_lib.explorers import cockpit_explorer, what_if_explorer
+grpo_lib.course.set_up()
 config = GRPOConfig(steps=30, prompts_per_step=8, group_size=8, eval_every=0)
 def numbers(history):
     return [{k: v for k, v in asdict(m).items() if not k.startswith("seconds")} for m in history]
