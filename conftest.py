@@ -20,6 +20,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 threads.settle()  # kernels and processes that tests start inherit how threads wait
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m gpu`` or ``-m browser`` only files that have such tests are imported: a machine
+    with a GPU needs neither Jupyter nor anything else that the other tests import."""
+    mark = config.option.markexpr.strip()
+    if (mark in ("gpu", "browser") and collection_path.match("test_*.py")
+            and f"mark.{mark}" not in collection_path.read_text(encoding="utf-8")):
+        return True
+
+
 def pytest_report_header():
     if not LLM:
         return ("notebooks/09_real_llm.ipynb: left out, transformers or peft is missing "
@@ -34,4 +43,3 @@ def pytest_configure(config):
         if not option.nbval_sanitize_with:
             option.nbval_sanitize_with = str(ROOT / "tests" / "nbval_sanitize.cfg")
         option.nbval_current_env = option.nbval_current_env or not option.nbval_kernel_name
-        option.nbval_cell_timeout = min(option.nbval_cell_timeout, 300)

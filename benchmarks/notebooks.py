@@ -6,9 +6,6 @@ import statistics
 import time
 from datetime import datetime
 
-import nbformat
-from nbclient import NotebookClient
-
 from benchmarks.browser import ROOT
 from grpo_lib.runs import versions
 
@@ -35,6 +32,9 @@ def measure() -> dict:
 
 def run(path) -> tuple[float, dict[str, float]]:
     """(seconds from the start of the kernel to the end, seconds of each section's cells)."""
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     NotebookClient(notebook, timeout=600, record_timing=True,

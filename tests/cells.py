@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
+from waiting import PATIENCE
 
 from grpo_lib.course import ADVICE
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))
 SET_UP = 2  # the first cells: set-up and device
-LONGEST = 300  # seconds that a cell may take
 WAYS = {"twice": "each cell twice in a row, from top to bottom",
         "alone": "each cell alone, after nothing but the set-up cells",
         "reverse": "from the last cell to the first, after the set-up cells",
@@ -109,7 +109,7 @@ class Kernel:
 
     def run(self, source: str) -> tuple[str, str] | None:
         """None, or (the error's name, its message)."""
-        reply = self.client.execute_interactive(source, timeout=LONGEST, allow_stdin=False,
+        reply = self.client.execute_interactive(source, timeout=PATIENCE, allow_stdin=False,
                                                 output_hook=lambda message: None)["content"]
         return None if reply["status"] == "ok" else (reply["ename"], reply["evalue"])
 

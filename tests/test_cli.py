@@ -7,10 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
+from waiting import PATIENCE, until
 
 from grpo_lib.__main__ import main, parser
 from grpo_lib.algorithms import ALGORITHMS
@@ -42,7 +42,7 @@ def command(*arguments):
 
 
 def run(*arguments, **options):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240,
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=PATIENCE,
                           **options)
 
 
@@ -125,12 +125,10 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path):
     process = subprocess.Popen(command("train", "--out", tmp_path / "stopped", *arguments),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "stopped" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or metrics.read_text().count("\n") < 7:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 7,
+          lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=PATIENCE)
     steps = metrics.read_text().count("\n")
     assert 7 <= steps < 20
     assert process.returncode == 130
@@ -339,7 +337,7 @@ def test_a_setting_that_is_on_or_off_takes_nothing_else(text, capsys):
 def test_help_is_there_without_torch():
     code = "import sys; sys.modules['torch'] = None; from grpo_lib.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "lab", "--help"], capture_output=True,
-                          text=True, timeout=60)
+                          text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "JupyterLab" in done.stdout
 
 

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE, until
 
 from grpo_lib import environment
 
@@ -164,18 +166,27 @@ def test_a_python_too_old_or_too_new_is_named(checkout, monkeypatch, version):
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
 @pytest.mark.parametrize("sent, child, status", [
-    (signal.SIGINT, "import time; time.sleep(1.5); raise SystemExit(7)", 7),
-    (signal.SIGTERM, "import time; time.sleep(8)", -signal.SIGTERM)], ids=["ctrl-c", "terminate"])
+    (signal.SIGINT, "while not os.path.exists('sent'): time.sleep(0.01)\nsys.exit(7)", 7),
+    (signal.SIGTERM, f"time.sleep({PATIENCE})", -signal.SIGTERM)], ids=["ctrl-c", "terminate"])
 def test_a_child_decides_on_ctrl_c_and_is_told_to_stop(tmp_path, sent, child, status):
     """Ctrl-C reaches all of a terminal's processes, what tells one to stop only that one."""
     before = signal.getsignal(signal.SIGTERM)
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), sent))
-    timer.start()
+
+    def send():
+        until((tmp_path / "started").exists)
+        until(lambda: signal.getsignal(signal.SIGTERM) is not before)
+        time.sleep(0.1)  # it waits for the child now
+        os.kill(os.getpid(), sent)
+        (tmp_path / "sent").touch()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    code = "import os, sys, time\nopen('started', 'w').close()\n" + child
     try:
-        assert environment.call([sys.executable, "-c", child], tmp_path) == status
+        assert environment.call([sys.executable, "-c", code], tmp_path) == status
     except KeyboardInterrupt:
         pytest.fail("the child was left")
-    timer.join()
+    sender.join()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from waiting import PATIENCE
 
 from grpo_lib.exercises import EXERCISES, CurveQuestion, Exercise, Question, check
 from grpo_lib.exercises.running import default_device, limited
@@ -21,7 +22,7 @@ EXAMPLE = EXERCISES["group_advantages"]
 alarms = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="Linux and macOS have alarms")
 
 
-def stopped(function, limit=0.2, within=20.0):
+def stopped(function, limit=0.2, within=PATIENCE):
     """The verdict on a function that never ends; afterwards everything works."""
     start = time.perf_counter()
     verdict = check.group_advantages(function, limit=limit)

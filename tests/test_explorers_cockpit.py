@@ -9,13 +9,13 @@ import re
 import signal
 import sys
 import threading
-import time
 import weakref
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
+from waiting import until
 
 from grpo_lib import ALGORITHMS, GRPOConfig, explorers
 from grpo_lib.explorers import cockpit as room
@@ -27,13 +27,6 @@ CONFIG = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0)
 
 def numbers(history):
     return [{k: v for k, v in asdict(m).items() if not k.startswith("seconds")} for m in history]
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -193,25 +186,27 @@ def test_the_xray_is_of_the_last_step(cockpit):
 
 
 def test_drawing_takes_its_share_of_the_time_at_most(cockpit, monkeypatch):
-    drawn = []
+    drawn, now = [], [0.0]
     figure = cockpit.figure
 
     def slow(*_, **__):
-        time.sleep(0.1)
-        drawn.append(time.monotonic())
+        now[0] += 0.1
+        drawn.append(now[0])
         return figure
 
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: now[0],
+                                                      perf_counter=lambda: now[0]))
     monkeypatch.setattr(room, "training_curves", slow)
     cockpit.redraw()
     cockpit.run.state = "running"
-    start = time.monotonic()
-    while time.monotonic() - start < 1.5:
+    for _ in range(60):
+        now[0] += 0.1
         cockpit._steps = -1  # as if there were a new step
         cockpit.follow()
-    assert len(drawn) == 1, "0.1 s is 2.5% of 4 s"
+    assert drawn == pytest.approx([0.1, 4.3]), "0.1 s is 2.5% of 4 s"
     cockpit.run.state = "paused"
     cockpit.follow()
-    assert len(drawn) == 2, "always at a pause"
+    assert len(drawn) == 3, "always at a pause"
 
 
 class TestTrouble:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 POLICY = "from grpo_lib.huggingface import HuggingFacePolicy as P; P.from_pretrained('x/y'{})"
@@ -27,7 +28,7 @@ def test_a_missing_extra_is_named_in_one_line(extra, tmp_path):
     if not missing:
         pytest.skip(f"{', '.join(packages)}: installed")
     done = subprocess.run([sys.executable, *[c.format(tmp_path / "pages") for c in command]],
-                          cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+                          cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     said = done.stderr.strip().splitlines()
     assert done.returncode and missing[0].replace("voila", "Voilà") in said[-1]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 _spec = spec_from_file_location("front", ROOT / "tools" / "front.py")
@@ -110,7 +111,7 @@ def run_cell(folder, *, path=(), address="", before="", after="print(grpo_lib.__
     environment["PYTHONPATH"] = os.pathsep.join(map(str, [stand_in, *path]))
     return subprocess.run(
         [sys.executable, "-S", "-c", "\n".join([before, source, after])], cwd=folder,
-        env=environment, capture_output=True, text=True, timeout=60, check=False)
+        env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 import grpo_lib
 
@@ -21,7 +22,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "I
 def run_python(code):
     """Standard output of a fresh Python; its errors are this test's errors."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          cwd=PACKAGE.parent, timeout=120, check=False)
+                          cwd=PACKAGE.parent, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

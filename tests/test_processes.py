@@ -6,13 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from processes_run import RUNS
+from waiting import PATIENCE, until
 
 from grpo_lib import (
     ALGORITHMS,
@@ -58,7 +58,7 @@ def found(tmp_path_factory):
             [sys.executable, *map(str, script)], env=os.environ | ALONE, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         try:
-            said, _ = process.communicate(timeout=200)
+            said, _ = process.communicate(timeout=PATIENCE)
         finally:
             process.terminate()
         assert process.returncode == 0, said
@@ -225,7 +225,7 @@ def close(one, other):
 def test_the_command_line_on_two_processes(tmp_path):
     assert cli("train", *SETTINGS, "--out", tmp_path / "one").returncode == 0
     whole = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--out", tmp_path / "two")
-    said, _ = whole.communicate(timeout=120)
+    said, _ = whole.communicate(timeout=PATIENCE)
     assert whole.returncode == 0, said
     assert said.count("held-out accuracy") == 1, "one process speaks"
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
@@ -236,14 +236,12 @@ def test_the_command_line_on_two_processes(tmp_path):
 def test_a_killed_process_ends_the_run_with_a_clear_line_and_it_can_go_on(tmp_path, rank):
     broken = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--steps", "400", "--out",
                       tmp_path / "killed")
-    end = time.monotonic() + 60
-    while not (tmp_path / "killed" / "checkpoints" / "step-00004.safetensors").exists():
-        assert time.monotonic() < end and broken.poll() is None
-        time.sleep(0.02)
+    until((tmp_path / "killed" / "checkpoints" / "step-00004.safetensors").exists,
+          lambda: broken.poll() is None)
     workers = [int(p.name) for p in Path("/proc").glob("[0-9]*") if is_worker(p, tmp_path)]
     ranks = {int(re.search(rb"\0RANK=(\d)", environ(p))[1]): p for p in workers}
     os.kill(ranks[rank], signal.SIGKILL)
-    said, _ = broken.communicate(timeout=120)
+    said, _ = broken.communicate(timeout=PATIENCE)
     assert broken.returncode != 0
     # whether the lost connection or torchrun's signal comes first, it is said, and how to go on
     resume = re.escape(f"python -m grpo_lib train --resume {tmp_path / 'killed'}")
@@ -259,7 +257,7 @@ def test_a_killed_process_ends_the_run_with_a_clear_line_and_it_can_go_on(tmp_pa
 
     resumed = torchrun(2, "-m", "grpo_lib", "train", "--resume", tmp_path / "killed", "--steps",
                        str(done + 3))
-    said, _ = resumed.communicate(timeout=120)
+    said, _ = resumed.communicate(timeout=PATIENCE)
     assert resumed.returncode == 0, said
     assert cli("train", *SETTINGS, "--steps", str(done + 3), "--out",
                tmp_path / "never").returncode == 0
@@ -270,13 +268,11 @@ def test_processes_that_are_told_to_stop_save(tmp_path):
     """As torchrun tells the others when one has failed."""
     process = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--steps", "400", "--save-every",
                        "400", "--out", tmp_path / "killed")
-    end = time.monotonic() + 60
     metrics = tmp_path / "killed" / "metrics.jsonl"
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2,
+          lambda: process.poll() is None)
     process.terminate()
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert re.search(r"(stopped|failed) after step \d+", said), said
     assert "python -m grpo_lib train --resume" in said
@@ -299,7 +295,7 @@ def is_worker(process, folder):
 def test_more_processes_than_devices_are_refused_in_one_line(tmp_path):
     process = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--device", "cuda", "--out",
                        tmp_path / "x")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert "device: got 'cuda' for" in said and "as many as it has CUDA devices, 0" in said
     assert not (tmp_path / "x").exists()

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 from grpo_lib import recorded
 
@@ -76,7 +77,7 @@ def test_the_logs_load_where_the_repository_is_not(tmp_path):
     code = ("import grpo_lib, sys\nfrom grpo_lib import recorded\n"
             "print([len(recorded.load(name)) > 3 for name in recorded.names()])\n"
             "print(grpo_lib.__file__, 'benchmarks' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=120,
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=PATIENCE,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import killed
 import pytest
 import torch
+from waiting import PATIENCE
 
 from grpo_lib import runs
 from grpo_lib.__main__ import main
@@ -164,14 +165,14 @@ def test_a_read_only_folder_is_an_error_in_a_line_and_stays_as_it_is(small_disk,
 
 # --- not alone ----------------------------------------------------------------------------
 
-HOLDER = "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); " \
-         "print('held', flush=True); time.sleep(60)"
+HOLDER = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); " \
+         "print('held', flush=True); sys.stdin.read()"
 
 
 @POSIX
 def test_a_folder_into_which_another_process_writes_is_refused_until_that_ends(stopped, capsys):
     holder = subprocess.Popen([sys.executable, "-S", "-c", HOLDER, stopped / "lock"],
-                              stdout=subprocess.PIPE, text=True)
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
         before = contents(stopped)
@@ -214,7 +215,7 @@ def test_a_process_that_ends_leaves_no_lock_open(tmp_path):
     code = "import sys; from pathlib import Path; from grpo_lib.runs import lock; " \
            "lock(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], cwd=HERE.parent,
-                          capture_output=True, text=True, check=True, timeout=120)
+                          capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stderr == ""
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from waiting import PATIENCE, until
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model
 from grpo_lib.steering import Move, SteeredRun, config_line, steered
@@ -37,13 +38,6 @@ def run():
     made = SteeredRun(make_trainer, CONFIG, checkpoint_every=2)
     yield made
     made.close()
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_run_that_nobody_steers_is_the_trainers_own(run):
@@ -331,7 +325,7 @@ def test_a_run_that_nobody_holds_ends():
     gone, thread, folder = weakref.ref(held[0]), held[0]._thread, held[0].folder
     held.clear()
     until(lambda: (gc.collect(), gone())[1] is None)
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive() and not folder.exists()
 
 

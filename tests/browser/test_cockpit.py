@@ -56,7 +56,7 @@ def wait(page, box, *words):
     """Until the cockpit's line holds all these words."""
     page.page.wait_for_function(
         "([box, words]) => words.every(w => box.querySelector('[role=status]').innerText"
-        ".includes(w))", arg=[box.element_handle(), list(words)], timeout=60_000)
+        ".includes(w))", arg=[box.element_handle(), list(words)])
 
 
 def slider(box, name):
@@ -140,7 +140,7 @@ def test_the_stop_button_pauses_a_cell_that_steps_the_run(page, box):
         page.page.wait_for_function(
             "([box, least]) => (box.querySelector('[role=status]').innerText.match("
             "/running, step ([0-9]+)/) ?? [0, 0])[1] >= least",
-            arg=[box.element_handle(), at_least], timeout=60_000)
+            arg=[box.element_handle(), at_least])
         page.page.evaluate("window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
         wait(page, box, "paused")
         cell.get_by_text("KeyboardInterrupt").first.wait_for()  # only then is the kernel free

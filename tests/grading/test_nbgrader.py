@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -31,7 +32,7 @@ EMPTY = re.compile(r"# YOUR CODE HERE\n *raise NotImplementedError\(\)")
 
 def nbgrader(course, *arguments):
     done = subprocess.run([sys.executable, "-m", "nbgrader", *arguments], cwd=course, text=True,
-                          capture_output=True, check=False, timeout=300, env=ENVIRONMENT)
+                          capture_output=True, check=False, timeout=PATIENCE, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

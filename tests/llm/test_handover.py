@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import PATIENCE
 
 from grpo_lib import (
     ALGORITHMS,
@@ -73,7 +74,7 @@ def start(tmp_path, *options):
                                 "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "",
                                 "HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "train.py", *options], env=environment,
-                          cwd=tmp_path / "h", capture_output=True, text=True, timeout=120)
+                          cwd=tmp_path / "h", capture_output=True, text=True, timeout=PATIENCE)
 
 
 class TestTranslate:
@@ -210,7 +211,7 @@ class TestScript:
             [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
              str(out / "cpu.yaml"), str(out / "train.py"), "--max_steps", "2", "--output_dir",
              str(tmp_path / "trained")], env=environment, cwd=tmp_path, capture_output=True,
-            text=True, timeout=240)
+            text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-3000:]
         state = json.loads((tmp_path / "trained" / "checkpoint-2" / "trainer_state.json"
                             ).read_text())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import PATIENCE
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, completion_log_probs, sample_groups
 from grpo_lib.huggingface import (
@@ -115,7 +116,7 @@ def test_processes_share_a_run_by_nccl(tmp_path):
             "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"])):
         done = subprocess.run(
             [sys.executable, *launch, "-m", "grpo_lib", *common, "--out", str(tmp_path / name)],
-            env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=300)
+            env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-2000:]
     one, several = ([json.loads(line) for line in (
         tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "several"))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 # Without torchrun: the same on one process. (folder of the model, file for what came of it)
 SCRIPT = '''
@@ -45,7 +46,7 @@ def test_the_metrics_are_those_of_one(saved, tmp_path):
         out = tmp_path / f"{len(results)}.json"
         done = subprocess.run([sys.executable, *launch, str(tmp_path / "run.py"), str(saved),
                                str(out)], env=environment, capture_output=True, text=True,
-                              timeout=200)
+                              timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads(out.read_text()))
     one, two = results

@@ -8,11 +8,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE, until
 
 from benchmarks.browser import browser, why_not
 
@@ -35,33 +35,42 @@ def serve(tmp_path):
                 [sys.executable, *(["-c", code] if code else ["-m", "grpo_lib"]), "project",
                  *arguments, "--no-browser", "--port", str(port)], cwd=ROOT, stdout=log,
                 stderr=log, start_new_session=True, env=os.environ | {"TMPDIR": str(tmp_path)}))
-        url, end = f"http://127.0.0.1:{port}/", time.monotonic() + 60
-        while True:
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    return url
-            assert running[-1].poll() is None and time.monotonic() < end, (
-                tmp_path / "log").read_text()
-            time.sleep(0.2)
+        url = f"http://127.0.0.1:{port}/"
+        try:
+            until(lambda: answers(port), lambda: running[-1].poll() is None)
+        except AssertionError as error:
+            raise AssertionError((tmp_path / "log").read_text()) from error
+        return url
 
     start.running = running
     yield start
     for process in running:
         process.terminate()  # it alone; what it has started ends with it
-        process.wait(20)
+        process.wait(PATIENCE)
+
+
+def answers(port):
+    with socket.socket() as knock:
+        return knock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def open_page(chromium):
+    page = chromium.new_page(viewport={"width": 1920, "height": 1080})
+    page.set_default_timeout(PATIENCE * 1000)
+    return page
 
 
 def test_the_cockpit_is_alone_on_its_page_and_trains(serve):
     url = serve()
     with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1920, "height": 1080})
+        page = open_page(chromium)
         page.goto(url)
         box = page.locator(".grpo-cockpit")
-        box.wait_for(timeout=60_000)
+        box.wait_for()
         assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
         box.get_by_role("button", name="One step").click()
         page.wait_for_function("document.querySelector('[role=status]').innerText"
-                               ".includes('paused, step 1 of 50')", timeout=30_000)
+                               ".includes('paused, step 1 of 50')")
         assert box.locator("svg[role=img]").bounding_box()["width"] > 900
 
 
@@ -92,35 +101,33 @@ def test_kernels_end_with_their_page_and_everything_with_the_command(serve, tmp_
     [process] = serve.running
     with browser() as chromium:
         for _ in range(2):
-            page = chromium.new_page()
+            page = open_page(chromium)
             page.goto(url)
-            page.locator(".grpo-cockpit").wait_for(timeout=60_000)
+            page.locator(".grpo-cockpit").wait_for()
             page.close()
     assert kernels_of(process)
-    end = time.monotonic() + 60
-    while kernels_of(process):
-        assert time.monotonic() < end, "a kernel without a page lives on"
-        time.sleep(0.5)
+    until(lambda: not kernels_of(process))  # none lives on without its page
     process.terminate()
-    process.wait(20)
-    with socket.socket() as knock:
-        assert knock.connect_ex(("127.0.0.1", int(url.rsplit(":", 1)[1].strip("/")))) != 0
+    process.wait(PATIENCE)
+    assert not answers(int(url.rsplit(":", 1)[1].strip("/")))
     assert list(tmp_path.glob("grpo_project_*")) == []
 
 
 def test_a_lesson_is_shown_without_its_code_and_its_sliders_live(serve):
     url = serve("03")
-    urllib.request.urlopen(url, timeout=120).close()
+    urllib.request.urlopen(url, timeout=PATIENCE).close()
     with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1920, "height": 1080})
-        page.goto(url, timeout=120_000)
+        page = open_page(chromium)
+        page.goto(url)
         box = page.locator(".widget-vbox:has(svg[role=img])").first
-        box.wait_for(timeout=120_000)
-        said = []
-        for key in ("Home", "End"):  # the explorer follows to both ends of its first slider
-            box.locator(".noUi-handle").first.focus()
-            page.keyboard.press(key)
-            page.wait_for_timeout(3000)
-            said.append(box.locator("svg[role=img]").first.get_attribute("aria-label"))
-        assert said[0] != said[1]
+        box.wait_for()
+        handle = box.locator(".noUi-handle").first
+        handle.focus()
+        for key, end in (("Home", "min"), ("End", "max")):  # the explorer follows to both ends
+            if handle.get_attribute("aria-valuenow") != handle.get_attribute(f"aria-value{end}"):
+                said = box.locator("svg[role=img]").first.get_attribute("aria-label")
+                page.keyboard.press(key)
+                page.wait_for_function(
+                    "([box, said]) => box.querySelector('svg[role=img]')?.getAttribute("
+                    "'aria-label') !== said", arg=[box.element_handle(), said])
         assert "Advantages" in page.locator("h1").first.inner_text()

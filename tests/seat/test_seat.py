@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not os.environ.get("GRPO_LIB_SEAT"),
@@ -21,7 +22,7 @@ def in_checkout(folder, *arguments, **environment):
     # a Python outside any virtual environment, as a newcomer has it
     python = Path(sys.base_prefix) / ("python.exe" if os.name == "nt" else "bin/python3")
     done = subprocess.run([str(python), "-m", "grpo_lib", *arguments], cwd=folder, text=True,
-                          capture_output=True, check=False, timeout=900,
+                          capture_output=True, check=False, timeout=PATIENCE,
                           env={**OUTSIDE, **environment})
     return done.returncode, done.stdout + done.stderr
 
@@ -30,13 +31,13 @@ def test_thirty_seats_without_thirty_downloads(tmp_path):
     stick, seat = tmp_path / "stick", tmp_path / "seat"
     pip = {k: v for k, v in os.environ.items() if k.startswith("PIP_")}  # where packages come from
     done = subprocess.run([sys.executable, "-m", "grpo_lib", "wheels", str(stick)], cwd=ROOT,
-                          text=True, capture_output=True, check=False, timeout=900,
+                          text=True, capture_output=True, check=False, timeout=PATIENCE,
                           env={**OUTSIDE, **pip})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wheels," in done.stdout and any(stick.glob("torch-*.whl"))
     assert all(p.suffix == ".whl" for p in stick.iterdir())
 
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(seat)], check=True, timeout=120)
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(seat)], check=True, timeout=PATIENCE)
     status, said = in_checkout(
         seat, "test", "--wheels", str(stick), "-q", "-p", "no:cacheprovider",
         "notebooks/00_start_here.ipynb", "tests/test_package.py",
