@@ -2,7 +2,8 @@
 
 Each is a plain object that shows itself three ways at once: a live widget where a kernel
 runs, a picture where the notebook is only read, and a line of text with the numbers, which
-tests compare. Figures are drawn without pyplot, since callbacks may run beside a cell.
+tests compare (``outputs.py`` says how). Figures are drawn without pyplot, since callbacks may run
+beside a cell.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import html
 import threading
 import time
+import uuid
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,6 +22,14 @@ from traitlets import TraitError
 
 from grpo_lib.config import StepMetrics
 from grpo_lib.explorers.controls import ends
+from grpo_lib.explorers.outputs import (
+    LIVE,
+    VIEW,
+    display_outputs,
+    in_a_notebook,
+    update_picture,
+    when_this_cell_ends,
+)
 from grpo_lib.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
@@ -29,11 +39,13 @@ class Shown:
     """Keeps a box of widgets, a figure and its text together."""
 
     dpi = 110  # of the saved picture
+    _display_id: str | None = None  # by which it is found again
 
     def __init__(self, controls: Sequence[ipywidgets.Widget]):
         self.view = ipywidgets.HTML()
         self.caption = ipywidgets.HTML()
         self.box = ipywidgets.VBox([*controls, self.view, self.caption])
+        self.box.add_class(LIVE)
         self.figure, self.text = Figure(), ""
 
     def show(self, figure: Figure, text: str, view: str | None = None) -> None:
@@ -46,8 +58,16 @@ class Shown:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         picture = b64encode(to_png(self.figure, self.dpi)).decode()
-        return {"text/plain": self.text, "image/png": picture,
-                "application/vnd.jupyter.widget-view+json": view}
+        return {"text/plain": self.text, "image/png": picture, VIEW: view}
+
+    def _to_display(self) -> tuple[dict, dict]:
+        """What goes into a notebook: the bundle, and the metadata of its picture."""
+        return self._repr_mimebundle_(), {}
+
+    def _ipython_display_(self) -> None:
+        if not in_a_notebook():
+            raise NotImplementedError("IPython then takes _repr_mimebundle_")
+        display_outputs(*self._to_display(), self._display_id)
 
 
 class Explorer(Shown):
@@ -110,7 +130,33 @@ class Explorer(Shown):
             self.caption.value = f"<b>{type(error).__name__}: {html.escape(str(error))}</b>"
 
 
-class LiveCurves(Shown):
+class Growing(Shown):
+    """What goes on after it was displayed. ``keep_picture`` brings the saved picture up to date.
+
+    The line of text that is saved is ``about``, true from the first picture to the last: of a text
+    that changes, a run of the cell and its comparison would see different ones. The numbers of the
+    last picture are its description (``alt``).
+    """
+
+    about = ""
+
+    def __init__(self, controls: Sequence[ipywidgets.Widget]):
+        super().__init__(controls)
+        self._display_id = uuid.uuid4().hex
+        self._kept: Figure | None = None  # the figure that the notebook has, if it has one
+
+    def _to_display(self) -> tuple[dict, dict]:
+        self._kept = self.figure
+        return (self._repr_mimebundle_() | {"text/plain": self.about},
+                {"image/png": {"alt": self.text}})
+
+    def keep_picture(self) -> None:
+        """Put the figure as it is now where the notebook has an earlier one."""
+        if self._kept not in (None, self.figure):
+            update_picture(*self._to_display(), self._display_id)
+
+
+class LiveCurves(Growing):
     """Curves and a progress bar that grow while a run goes on.
 
         curves = LiveCurves(steps=50)
@@ -118,18 +164,18 @@ class LiveCurves(Shown):
         for metrics in trainer.run():
             curves.add(metrics)
 
-    The saved notebook keeps the picture at the time of ``display``: end with a cell that
-    shows ``curves.picture()``.
+    The saved notebook keeps the curves as they are when the cell ends, be it interrupted.
     """
 
     def __init__(self, steps: int, panels: Sequence[str] = ("accuracy", "length", "entropy"),
                  title: str | None = None):
         self.steps, self.panels, self.title = steps, panels, title
+        self.about = f"{title + ': a' if title else 'A'} run of {steps} steps, {', '.join(panels)}"
         self.history: list[dict] = []
         self.progress = ipywidgets.IntProgress(0, 0, steps, description="step 0",
                                                layout=ipywidgets.Layout(width="500px"))
         super().__init__([self.progress])
-        self._drawn = 0.0
+        self._drawn, self._steps_drawn, self._waits = 0.0, 0, False
         self.redraw()
 
     def add(self, metrics: StepMetrics) -> None:
@@ -139,11 +185,20 @@ class LiveCurves(Shown):
         self.progress.description = f"step {metrics.step}"
         if metrics.step == self.steps or time.monotonic() - self._drawn > REDRAW_SECONDS:
             self.redraw()
+        if self._kept is not None and not self._waits:
+            when_this_cell_ends(self.keep_picture)
+            self._waits = True
 
     def redraw(self) -> None:
         self.show(training_curves(self.history, self.panels, self.steps, self.title),
                   self.describe())
-        self._drawn = time.monotonic()
+        self._drawn, self._steps_drawn = time.monotonic(), len(self.history)
+
+    def keep_picture(self) -> None:
+        self._waits = False
+        if self._steps_drawn != len(self.history):
+            self.redraw()
+        super().keep_picture()
 
     def picture(self, text: str | None = None) -> Picture:
         """The curves so far, to keep in the notebook; ``text`` says what they show."""
