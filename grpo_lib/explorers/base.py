@@ -39,6 +39,7 @@ class Shown:
     """Keeps a box of widgets, a figure and its text together."""
 
     dpi = 110  # of the saved picture
+    _display_id: str | None = None  # by which it is found again
 
     def __init__(self, controls: Sequence[ipywidgets.Widget]):
         self.view = ipywidgets.HTML()
@@ -66,7 +67,7 @@ class Shown:
     def _ipython_display_(self) -> None:
         if not in_a_notebook():
             raise NotImplementedError("IPython then takes _repr_mimebundle_")
-        display_outputs(*self._to_display())
+        display_outputs(*self._to_display(), self._display_id)
 
 
 class Explorer(Shown):
@@ -141,23 +142,17 @@ class Growing(Shown):
 
     def __init__(self, controls: Sequence[ipywidgets.Widget]):
         super().__init__(controls)
-        self._display_id: str | None = None
-        self._kept: Figure | None = None
+        self._display_id = uuid.uuid4().hex
+        self._kept: Figure | None = None  # the figure that the notebook has, if it has one
 
     def _to_display(self) -> tuple[dict, dict]:
         self._kept = self.figure
         return (self._repr_mimebundle_() | {"text/plain": self.about},
                 {"image/png": {"alt": self.text}})
 
-    def _ipython_display_(self) -> None:
-        if not in_a_notebook():
-            raise NotImplementedError("IPython then takes _repr_mimebundle_")
-        self._display_id = self._display_id or uuid.uuid4().hex
-        display_outputs(*self._to_display(), self._display_id)
-
     def keep_picture(self) -> None:
         """Put the figure as it is now where the notebook has an earlier one."""
-        if self._display_id and self._kept is not self.figure:
+        if self._kept not in (None, self.figure):
             update_picture(*self._to_display(), self._display_id)
 
 
@@ -190,7 +185,7 @@ class LiveCurves(Growing):
         self.progress.description = f"step {metrics.step}"
         if metrics.step == self.steps or time.monotonic() - self._drawn > REDRAW_SECONDS:
             self.redraw()
-        if self._display_id and not self._waits:
+        if self._kept is not None and not self._waits:
             when_this_cell_ends(self.keep_picture)
             self._waits = True
 
