@@ -111,19 +111,21 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     A_t = sum_l (gamma lam)^l delta_(t+l), with delta_t = r_t + gamma V_(t+1) - V_t. ``values``
     V_t are of the state *before* token t; the value after a completion's last token is 0. With
     lam = 1 A_t is the discounted return less V_t; with values of 0, the return itself. 0 where
-    mask is 0. ValueError: shapes that differ, gamma or lam outside 0 to 1.
+    mask is 0. Steps are the tokens that count: t + 1 is the next of them, whatever a tool has
+    written in between. ValueError: shapes that differ, gamma or lam outside 0 to 1.
     """
     check_number("gamma", gamma, least=0, most=1)
     check_number("lam", lam, least=0, most=1)
     check_same_shape(2, rewards=rewards, values=values, mask=mask)
-    values, rewards = (t.masked_fill(mask == 0, 0.0) for t in (values, rewards))
-    after = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), 1)
-    delta = (rewards + gamma * after - values) * mask
-    advantages, running = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
-    for t in reversed(range(delta.shape[1])):
-        running = delta[:, t] + gamma * lam * running
+    counts = mask != 0
+    advantages = torch.zeros_like(rewards + values)
+    running = after = torch.zeros_like(values[:, 0])  # advantage and value of the next token
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * after - values[:, t]
+        running = torch.where(counts[:, t], delta + gamma * lam * running, running)
+        after = torch.where(counts[:, t], values[:, t], after)
         advantages[:, t] = running
-    return advantages
+    return advantages.masked_fill(~counts, 0.0)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from grpo_lib.checks import check_number, check_whole
+from grpo_lib.checks import check_number, check_same_shape, check_whole
 from grpo_lib.packing import pack
 from grpo_lib.policy import Policy, token_log_probs
 from grpo_lib.tokenizer import EOS, PAD, pad
@@ -25,11 +25,40 @@ DROP_SHARE = 0.1  # finished rows are dropped once they are this share of the ro
 class Rollouts:
     """N prompts with G completions each; row n * G + g is completion g of prompt n.
 
-    tokens       (N*G, P+T)  prompts, left-padded to P tokens, then completions
-    prompt_mask  (N*G, P)    1 on prompt tokens, 0 on padding
-    mask         (N*G, T)    1 on completion tokens up to and including end-of-sequence
-    log_probs    (N*G, T)    of the sampled tokens, from sampling; 0 where mask is 0
-    finished     (N*G,)      whether end-of-sequence came before max_new_tokens
+    tokens          (N*G, P+T)  prompts, left-padded to P tokens, then completions
+    prompt_mask     (N*G, P)    1 on prompt tokens, 0 on padding
+    mask            (N*G, T)    1 on the tokens that count, those the policy chose; up to and
+                                including end-of-sequence
+    log_probs       (N*G, T)    of the sampled tokens, from sampling; 0 where mask is 0
+    finished        (N*G,)      whether end-of-sequence came before max_new_tokens
+    attention_mask  (N*G, T)    1 on the completion tokens that later ones attend to, 0 on padding;
+                                None: all up to the last that counts
+
+    **Several turns.** A tool's answer, or an environment's, stands inside the completion and the
+    policy reads it, but did not choose it: ``mask`` is 0 there, and ``attention_mask`` is 1. So it
+    is attended to in scoring and left out of loss, advantages, KL, entropy and lengths, and the
+    verifier is not shown it. Sample a turn, write the answer behind it, and sample the next:
+
+    >>> import torch
+    >>> from grpo_lib.policy import TinyPolicy
+    >>> policy, generator = TinyPolicy(12, 8), torch.Generator().manual_seed(0)
+    >>> first = sample_groups(policy, [[3, 4]], 2, max_new_tokens=4, generator=generator)
+    >>> answer = torch.tensor([[7, 8]] * 2)  # of the tool, one for each completion
+    >>> read = torch.cat((first.tokens, answer), 1)
+    >>> texts = [row[seen].tolist() for row, seen in zip(read, torch.cat(
+    ...     (first.prompt_mask, first.attended, torch.ones_like(answer)), 1).bool())]
+    >>> then = sample_groups(policy, texts, 1, max_new_tokens=4, generator=generator)
+    >>> both = first.followed_by(answer, then)
+    >>> both.mask.shape == both.attention_mask.shape == both.completions.shape
+    True
+    >>> bool((both.mask[:, 4:6] == 0).all() and (both.attention_mask[:, 4:6] == 1).all())
+    True
+    >>> torch.allclose(completion_log_probs(policy, both), both.log_probs)
+    True
+
+    A sampler that does this is given to ``GRPOTrainer(sampler=)``.
+
+    ValueError: an attention_mask of another shape than mask, or 0 on a token that counts.
     """
 
     tokens: Tensor
@@ -39,6 +68,25 @@ class Rollouts:
     finished: Tensor
     group_size: int
     temperature: float
+    attention_mask: Tensor | None = None
+
+    def __post_init__(self):
+        if self.attention_mask is None:
+            return
+        check_same_shape(2, mask=self.mask)
+        if self.attention_mask.shape != self.mask.shape:
+            raise ValueError(f"attention_mask: got shape {tuple(self.attention_mask.shape)}, must "
+                             f"be that of mask, {tuple(self.mask.shape)}")
+        if ((self.mask != 0) & (self.attention_mask == 0)).any():
+            raise ValueError("attention_mask: got 0 on a token that counts, must be 1 on each of "
+                             "them")
+
+    @property
+    def attended(self) -> Tensor:
+        """Which completion tokens are there, for later ones to attend to: bool (N*G, T)."""
+        if self.attention_mask is not None:
+            return self.attention_mask != 0
+        return up_to_last(self.mask)
 
     @property
     def prompt_length(self) -> int:
@@ -51,16 +99,18 @@ class Rollouts:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens in each completion, end-of-sequence counted: (N*G,)."""
+        """Tokens that count in each completion, end-of-sequence counted: (N*G,)."""
         return self.mask.sum(1)
 
     def select(self, rows: Tensor) -> Rollouts:
-        """Some rows, cut to the longest of their completions, for a minibatch; their groups
-        may be incomplete."""
-        used = int(self.mask[rows].sum(1).max())
+        """Some rows, cut after the last column in which a token of theirs counts, for a
+        minibatch; their groups may be incomplete."""
+        used = int(up_to_last(self.mask[rows]).any(0).sum().clamp(min=1))
+        seen = None if self.attention_mask is None else self.attention_mask[rows][:, :used]
         return replace(self, tokens=self.tokens[rows][:, : self.prompt_length + used],
                        prompt_mask=self.prompt_mask[rows], mask=self.mask[rows][:, :used],
-                       log_probs=self.log_probs[rows][:, :used], finished=self.finished[rows])
+                       log_probs=self.log_probs[rows][:, :used], finished=self.finished[rows],
+                       attention_mask=seen)
 
     def to(self, device: torch.device | str) -> Rollouts:
         """The same on another device."""
@@ -89,11 +139,31 @@ class Rollouts:
                                                  right - part.mask.shape[1] if right else 0),
                                     value=fill) for part in parts])
 
+        given = any(part.attention_mask is not None for part in parts)
         return replace(parts[0], tokens=stack(lambda p: p.tokens, width, used, PAD),
                        prompt_mask=stack(lambda p: p.prompt_mask, width),
                        mask=stack(lambda p: p.mask, 0, used),
                        log_probs=stack(lambda p: p.log_probs, 0, used),
-                       finished=torch.cat([part.finished for part in parts]))
+                       finished=torch.cat([part.finished for part in parts]),
+                       attention_mask=stack(lambda p: p.attended, 0, used) if given else None)
+
+    def followed_by(self, answer: Tensor, then: Rollouts) -> Rollouts:
+        """This turn, an answer to it that the policy reads (N*G, A), and its next turn: ``then``
+        is sampled in groups of 1 from these rows' texts, in their order."""
+        nothing = torch.zeros_like(answer, dtype=self.mask.dtype)
+
+        def beside(name: str, between: Tensor) -> Tensor:
+            return torch.cat((getattr(self, name), between, getattr(then, name)), 1)
+
+        return replace(self, tokens=torch.cat((self.tokens, answer, then.completions), 1),
+                       mask=beside("mask", nothing), finished=then.finished,
+                       log_probs=beside("log_probs", nothing.to(self.log_probs.dtype)),
+                       attention_mask=beside("attended", torch.ones_like(nothing) > 0))
+
+
+def up_to_last(mask: Tensor) -> Tensor:
+    """The tokens of each row up to the last that counts, the gaps between included: bool (B, T)."""
+    return (mask != 0).flip(1).cumsum(1).flip(1) > 0
 
 
 @torch.no_grad()
@@ -206,15 +276,31 @@ def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
     """What a model says just before each completion token: (N*G, T, ...).
 
     The one place where the shift by one is made: the token in column P + t is scored by the
-    output at column P + t - 1, the last place that has not seen it.
+    output at column P + t - 1, the last place that has not seen it. Where padding stands inside
+    completions (``attention_mask``), it is moved behind them first.
     """
+    there = rollouts.attended
+    if rollouts.attention_mask is not None and (there[:, 1:] & ~there[:, :-1]).any():
+        closed, back = without_gaps(rollouts)
+        return completion_outputs(model, closed)[torch.arange(len(back))[:, None], back]
+    mask = torch.cat((rollouts.prompt_mask, there.long()), 1)
     if getattr(getattr(model, "module", model), "packs", False):  # leaves out padding (packing)
-        mask = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
         return model(rollouts.tokens, mask, None,
                      pack(rollouts.tokens, mask, rollouts.prompt_length))
-    seen = rollouts.tokens[:, :-1]
-    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask[:, :-1].long()), 1)
-    return model(seen, seen_mask)[:, rollouts.prompt_length - 1 :]
+    return model(rollouts.tokens[:, :-1], mask[:, :-1])[:, rollouts.prompt_length - 1 :]
+
+
+def without_gaps(rollouts: Rollouts) -> tuple[Rollouts, Tensor]:
+    """The completions with all padding behind them, cut to the longest, and where each token
+    stands now: (N*G, T)."""
+    there = rollouts.attended
+    every, width = (~there).long().argsort(dim=1, stable=True), int(there.sum(1).max())
+    order = every[:, :width]
+    tokens = torch.cat((rollouts.tokens[:, : rollouts.prompt_length],
+                        rollouts.completions.gather(1, order)), 1)
+    return replace(rollouts, tokens=tokens, mask=rollouts.mask.gather(1, order),
+                   log_probs=rollouts.log_probs.gather(1, order),
+                   attention_mask=there.gather(1, order)), every.argsort(1).clamp(max=width - 1)
 
 
 def completion_logits(policy: Policy, rollouts: Rollouts) -> Tensor:
@@ -254,7 +340,7 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     if not isinstance(offset, int) or not -start <= offset <= width - start:
         raise ValueError(f"offset: got {offset!r}, allowed is a whole number from {-start} to "
                          f"{width - start}")
-    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
+    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.attended.long()), 1)
     logits = policy(rollouts.tokens, seen_mask) / rollouts.temperature
     logits = logits[:, start + offset :][:, : width - start]
     scored = rollouts.completions[:, : logits.shape[1]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
 from grpo_lib.objective import importance_ratio, kl_estimate
-from grpo_lib.rollout import Rollouts, completion_log_probs
+from grpo_lib.rollout import Rollouts, completion_log_probs, up_to_last
 from grpo_lib.training import GRPOTrainer
 
 NOT_COUNTED, SILENT, BLOCKED, DOWN, UP = range(5)
@@ -108,8 +108,9 @@ def agreement(one: TokenUpdate, other: TokenUpdate) -> float:
 class Xray:
     """A batch of rollouts with what is needed to look into it.
 
-    words[row][t]: the text of each counted token; prompts[n]; rewards (N, G) as the task gives
-    them; log_probs: named times -> (N * G, T), the first of them that of sampling.
+    words[row][t]: the text of each token up to the last that counts; prompts[n]; rewards (N, G)
+    as the task gives them; log_probs: named times -> (N * G, T), the first of them that of
+    sampling.
     """
 
     rollouts: Rollouts
@@ -123,10 +124,10 @@ class Xray:
     advantages: Tensor | None = None  # (N * G, T), a critic's
 
     def __post_init__(self):
-        lengths = self.rollouts.mask.sum(1).long().tolist()
+        lengths = up_to_last(self.rollouts.mask).sum(1).tolist()
         if [len(row) for row in self.words] != lengths:
             raise ValueError("words: allowed is a list for each completion, with a text for each "
-                             "of its tokens that count")
+                             "of its tokens up to the last that counts")
         groups = len(lengths) // self.rollouts.group_size
         if len(self.prompts) != groups:
             raise ValueError(f"prompts: got {len(self.prompts)}, allowed are {groups}, one for "
@@ -147,7 +148,7 @@ class Xray:
                                          trainer.config.micro_batch_size)
         words = trainer.task.tokenizer.words
         completions = trainer.rollouts.completions.tolist()
-        lengths = trainer.rollouts.mask.sum(1).long().tolist()
+        lengths = up_to_last(trainer.rollouts.mask).sum(1).tolist()
         return cls(trainer.rollouts, rewards,
                    [[words[i] for i in row[:length]] for row, length in zip(completions, lengths)],
                    [problem.prompt for problem in trainer.problems],

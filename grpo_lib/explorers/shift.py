@@ -13,7 +13,7 @@ from grpo_lib.explorers.base import Explorer
 from grpo_lib.explorers.controls import choice, slider
 from grpo_lib.plots import BLACK, FONT, GREY, SKY, VERMILION, new_figure
 from grpo_lib.policy import Policy
-from grpo_lib.rollout import Rollouts, offset_log_probs
+from grpo_lib.rollout import Rollouts, offset_log_probs, up_to_last
 
 OFFSETS = {-1: "t - 1 (right)", 0: "t (wrong: the founding notebook's)", 1: "t + 1 (wrong)"}
 PAPER, PALE = "#FFFFFF", "#E4E4E4"
@@ -27,7 +27,7 @@ def shift_explorer(policy: Policy, rollouts: Rollouts, words: Sequence[str],
         scores = {o: offset_log_probs(policy, rollouts, o).cpu() for o in OFFSETS}
     tokens = rollouts.tokens.tolist()
     names = [[short(words[i]) for i in line] for line in tokens]
-    start, lengths = rollouts.prompt_length, [int(n) for n in rollouts.lengths]
+    start, lengths = rollouts.prompt_length, up_to_last(rollouts.mask).sum(1).tolist()
     padding = [int(n) for n in (rollouts.prompt_mask == 0).sum(1)]
     finite = torch.stack(list(scores.values()))
     lowest = finite[finite.isfinite()].min().item()
