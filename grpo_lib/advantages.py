@@ -39,7 +39,7 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     spread = informative_groups(rewards)
     check_choice("baseline", baseline, BASELINES)
     check_choice("scale", scale, SCALES)
-    check_number("std_eps", std_eps, least=0)
+    std_eps = check_number("std_eps", std_eps, least=0)
     group_size = rewards.shape[1]
     by_group = baseline in ("mean", "leave_one_out") or scale == "group"
     if group_size == 1 and (by_group or scale == "mean"):
@@ -90,7 +90,7 @@ def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
     check_same_shape(2, mask=mask)
     check_same_shape(1, rewards=rewards)
     check_device("rewards", rewards, "mask", mask)
-    check_number("beta", beta)
+    beta = check_number("beta", beta)
     if len(rewards) != len(mask) or mask.numel() == 0:
         raise ValueError(f"rewards: got shape {tuple(rewards.shape)} with a mask "
                          f"{tuple(mask.shape)}, allowed are (B,) and (B, T)")
@@ -113,8 +113,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     lam = 1 A_t is the discounted return less V_t; with values of 0, the return itself. 0 where
     mask is 0. ValueError: shapes that differ, gamma or lam outside 0 to 1.
     """
-    check_number("gamma", gamma, least=0, most=1)
-    check_number("lam", lam, least=0, most=1)
+    gamma = check_number("gamma", gamma, least=0, most=1)
+    lam = check_number("lam", lam, least=0, most=1)
     check_same_shape(2, rewards=rewards, values=values, mask=mask)
     values, rewards = (t.masked_fill(mask == 0, 0.0) for t in (values, rewards))
     after = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), 1)
@@ -155,10 +155,8 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Te
     """
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: got a {type(lengths).__name__}, allowed is a tensor")
-    check_whole("max_length", max_length, 1)
-    if not isinstance(cache, int) or not 0 < cache <= max_length:
-        raise ValueError(f"cache: got {cache!r}, allowed is a number above 0, up to max_length = "
-                         f"{max_length}, and whole")
+    max_length = check_whole("max_length", max_length, 1)
+    cache = check_whole("cache", cache, 1, f" to max_length = {max_length}", most=max_length)
     if not lengths.is_floating_point():  # small whole numbers would run over
         lengths = lengths.to(torch.get_default_dtype())
     return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0)
@@ -196,8 +194,8 @@ def informative_share(p: Tensor | float, group_size: int) -> Tensor | float:
         if not ((p >= 0) & (p <= 1)).all():
             raise ValueError(f"p: got {p!r}, allowed are numbers from 0 to 1")
     else:
-        check_number("p", p, least=0, most=1)
-    check_whole("group_size", group_size, 1)
+        p = check_number("p", p, least=0, most=1)
+    group_size = check_whole("group_size", group_size, 1)
     return 1 - p**group_size - (1 - p) ** group_size
 
 

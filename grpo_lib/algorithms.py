@@ -25,7 +25,7 @@ from grpo_lib.advantages import (
     token_rewards,
     whiten,
 )
-from grpo_lib.checks import check_choice, check_number
+from grpo_lib.checks import check_bool, check_choice, check_number, settle
 from grpo_lib.objective import (
     AGGREGATIONS,
     KLS,
@@ -96,7 +96,9 @@ class Algorithm:
             check_choice(name, getattr(self, name), allowed)
         if not callable(self.surrogate):
             check_choice("surrogate", self.surrogate, SURROGATES)
-        check_clip(self.epsilon, self.epsilon_high, self.delta)
+        epsilon, high, delta = check_clip(self.epsilon, self.epsilon_high, self.delta)
+        settle(self, epsilon=epsilon, delta=delta,
+               epsilon_high=None if self.epsilon_high is None else high)
         for name, bounds in (("std_eps", {"least": 0}), ("beta", {"least": 0}),
                              ("gamma", {"least": 0, "most": 1}), ("entropy_coef", {}),
                              ("gae_lambda", {"least": 0, "most": 1}),
@@ -104,13 +106,13 @@ class Algorithm:
                              ("sapo_temperature_neg", {"above": 0}),
                              ("top_entropy_quantile", {"above": 0, "most": 1}),
                              ("overlong_share", {"least": 0, "most": 1})):
-            check_number(name, getattr(self, name), **bounds)
+            settle(self, **{name: check_number(name, getattr(self, name), **bounds)})
         if self.off_policy_mask_threshold is not None:
-            check_number("off_policy_mask_threshold", self.off_policy_mask_threshold)
+            settle(self, off_policy_mask_threshold=check_number(
+                "off_policy_mask_threshold", self.off_policy_mask_threshold))
         for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{f.name}: got {value!r}, allowed are True and False")
+            if f.type == "bool":
+                settle(self, **{f.name: check_bool(f.name, getattr(self, f.name))})
         if self.critic and (self.baseline, self.scale) != ("none", "none"):
             raise ValueError(f"critic: got True with baseline={self.baseline!r} and "
                              f"scale={self.scale!r}; a critic's values are the baseline, so "

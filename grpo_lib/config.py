@@ -7,7 +7,7 @@ import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from grpo_lib.algorithms import ALGORITHMS, CHOICES, Algorithm
-from grpo_lib.checks import check_choice, check_number, check_whole
+from grpo_lib.checks import check_bool, check_choice, check_number, check_whole, settle
 
 
 def setting(default, about: str):
@@ -98,16 +98,16 @@ class GRPOConfig:
         if self.micro_batch_size is not None:
             whole["micro_batch_size"] = 1
         for name, least in whole.items():
-            check_whole(name, getattr(self, name), least,
-                        " (a completion is compared with the others of its group)"
-                        if name == "group_size" and least == 2 else "")
+            settle(self, **{name: check_whole(
+                name, getattr(self, name), least,
+                " (a completion is compared with the others of its group)"
+                if name == "group_size" and least == 2 else "")})
         for name in ("temperature", "learning_rate", "value_learning_rate", "max_grad_norm"):
-            check_number(name, getattr(self, name), above=0)
-        if not isinstance(self.measure_kl, bool):
-            raise ValueError(f"measure_kl: got {self.measure_kl!r}, allowed are True and False")
-        if self.seed >= 2**63 or not isinstance(self.device, str):
-            raise ValueError(f"seed, device: got {self.seed!r}, {self.device!r}; allowed are a "
-                             f"seed below 2**63 and a device's name")
+            settle(self, **{name: check_number(name, getattr(self, name), above=0)})
+        settle(self, measure_kl=check_bool("measure_kl", self.measure_kl), **{
+            name: getattr(choices, name) for name in CHOICES if getattr(self, name) is not None})
+        if not isinstance(self.device, str):
+            raise ValueError(f"device: got {self.device!r}, allowed is a device's name")
         if self.minibatches > self.prompts_per_step * self.group_size:
             raise ValueError(f"minibatches: got {self.minibatches}, allowed are at most the "
                              f"{self.prompts_per_step * self.group_size} completions of a step")

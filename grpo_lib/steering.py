@@ -85,7 +85,7 @@ class SteeredRun:
 
     def __init__(self, make_trainer: Callable[[GRPOConfig], GRPOTrainer], config: GRPOConfig, *,
                  checkpoint_every: int = 5, on_change: Callable[[], None] | None = None):
-        check_whole("checkpoint_every", checkpoint_every, 1)
+        checkpoint_every = check_whole("checkpoint_every", checkpoint_every, 1)
         self.make_trainer, self.config, self.checkpoint_every = (make_trainer, config,
                                                                  checkpoint_every)
         self.on_change = on_change or (lambda: None)
