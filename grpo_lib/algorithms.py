@@ -19,6 +19,7 @@ from torch import Tensor
 from grpo_lib.advantages import (
     BASELINES,
     SCALES,
+    check_counted,
     gae,
     group_advantages,
     soft_overlong_punishment,
@@ -153,13 +154,18 @@ class Algorithm:
         return mask * finished[:, None] if self.mask_truncated_completions else mask
 
     def advantages(self, rewards: Tensor, mask: Tensor, *, kl: Tensor | None = None,
-                   values: Tensor | None = None) -> Tensor:
+                   values: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
         """Advantages of the N * G completions: (N * G,), or (N * G, T) where tokens differ.
 
         rewards (N, G); mask (N * G, T); ``kl`` per-token estimates (N * G, T), needed if
-        kl_in_reward and beta > 0; ``values`` (N * G, T), needed by a critic.
+        kl_in_reward and beta > 0; ``values`` (N * G, T), needed by a critic; ``counted`` (N, G)
+        bool, False where a reward abstained: advantage 0 there, and no part in the others'.
         """
         kl = self._kl_in_reward(kl)
+        if counted is not None:
+            check_counted(counted, rewards)
+            rewards = rewards.masked_fill(~counted, 0.0)
+            mask = mask * counted.flatten()[:, None].to(mask.device)
         if self.critic:
             if values is None:
                 raise ValueError("values: got None; this algorithm's advantages come from a value "
@@ -171,7 +177,7 @@ class Algorithm:
                 distance = kl.masked_fill(mask == 0, 0.0).sum(1)
                 rewards = rewards - self.beta * distance.view_as(rewards)
             result = group_advantages(rewards, baseline=self.baseline, scale=self.scale,
-                                      std_eps=self.std_eps).flatten()
+                                      std_eps=self.std_eps, counted=counted).flatten()
             if self.whiten:  # of the returns: what a token still has before it
                 given = token_rewards(result, mask, kl, self.beta)
                 result = gae(given, torch.zeros_like(mask), mask, 1.0, 1.0)
