@@ -36,6 +36,18 @@ class Scores(NamedTuple):
     grades: Tensor  # 1 where right
     parts: dict[str, Tensor]  # several rewards by name, before they are weighed; else empty
 
+    @staticmethod
+    def join(scores: Sequence[Scores]) -> Scores:
+        """Those of several batches as one."""
+        return Scores(*(torch.cat(field) for field in list(zip(*scores))[:2]),
+                      {name: torch.cat([s.parts[name] for s in scores])
+                       for name in scores[0].parts})
+
+    def groups(self, which: Tensor) -> Scores:
+        """Those of some groups: indices (n,)."""
+        return Scores(self.rewards[which], self.grades[which],
+                      {name: part[which] for name, part in self.parts.items()})
+
 
 def judged(task, problems: Sequence, completions: Sequence[str],
            finished: Sequence[bool]) -> Scores:
