@@ -401,11 +401,10 @@ def train_in(run, trainer) -> int:
 
 def measure_and_train(run, trainer) -> None:
     """The work of ``train_in``; whatever of it is done already is not done again."""
-    from dataclasses import asdict
-
     from tqdm import tqdm
 
     from grpo_lib.checkpoint import write_atomically
+    from grpo_lib.config import measured
     from grpo_lib.plots import to_png, training_curves
     from grpo_lib.runs import score
 
@@ -421,11 +420,12 @@ def measure_and_train(run, trainer) -> None:
                 run.save(trainer)
             if metrics.held_out_accuracy is not None:
                 accuracy = metrics.held_out_accuracy
-            bar.set_postfix_str(f"reward {metrics.reward_mean:.2f}, length {metrics.length:.1f}, "
-                                f"held-out {accuracy:.0%}", refresh=False)
+            bar.set_postfix_str(f"reward {measured(metrics.reward_mean, '.2f')}, "
+                                f"length {metrics.length:.1f}, held-out {accuracy:.0%}",
+                                refresh=False)
             bar.update()
     run.finish(trainer)
-    curves = training_curves([asdict(metrics) for metrics in trainer.history])
+    curves = training_curves([metrics.to_dict() for metrics in trainer.history])
     write_atomically(run.path / "curves.png", to_png(curves))
     run.write(after=score(trainer.policy, task, problems, device, config.temperature))
 

@@ -19,7 +19,7 @@ SCALES = ("group", "batch", "mean", "none")
 
 
 def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "group",
-                     std_eps: float = 1e-4) -> Tensor:
+                     std_eps: float = 1e-4, counted: Tensor | None = None) -> Tensor:
     """A_ng = (r_ng - baseline_n) / (std + std_eps): rewards (N, G) -> advantages (N, G).
 
     ``baseline``: "mean" of the group (GRPO); "leave_one_out", the mean of the *other*
@@ -30,16 +30,19 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     ``scale_rewards``. The std is the unbiased one (n - 1), as in TRL and the papers' code.
     "mean" divides by the group's mean reward instead (MaxRL, 2602.02710, as in its authors'
     code), for rewards from 0 up. ``std_eps`` is 1e-4 in TRL, 1e-6 in verl, 1e-8 in Dr. GRPO's.
+    ``counted`` (N, G) bool: False where a reward abstained. The other advantages are then those
+    of the rewards without these, whatever number stands there, and theirs is 0. A completion that
+    is left alone, with nobody to be compared with, has 0 too.
 
     With a group baseline or a group std, a group without spread (``informative_groups``)
     gets exactly 0; with scale="mean" a group without any reward does.
     ValueError: not (N, G), not finite, G = 1 with a group baseline, an unknown option, a
     negative reward with scale="mean".
     """
-    spread = informative_groups(rewards)
+    spread = informative_groups(rewards, counted)
     check_choice("baseline", baseline, BASELINES)
     check_choice("scale", scale, SCALES)
-    check_number("std_eps", std_eps, least=0)
+    std_eps = check_number("std_eps", std_eps, least=0)
     group_size = rewards.shape[1]
     by_group = baseline in ("mean", "leave_one_out") or scale == "group"
     if group_size == 1 and (by_group or scale == "mean"):
@@ -49,34 +52,61 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     if rewards.numel() == 1 and "batch" in (baseline, scale):
         raise ValueError("rewards: got a single one; allowed with baseline or scale 'batch' are 2 "
                          "or more")
+    if counted is None or counted.all():
+        counted = None
+    else:
+        rewards = rewards.masked_fill(~counted, 0.0)
     if scale == "mean" and (rewards < 0).any():
         raise ValueError(f"rewards: got {rewards.min().item()}; scale='mean' divides by the mean "
                          f"reward, allowed are rewards from 0 up")
     if rewards.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
         return group_advantages(rewards.float(), baseline=baseline, scale=scale,
-                                std_eps=std_eps).to(rewards.dtype)
+                                std_eps=std_eps, counted=counted).to(rewards.dtype)
     if rewards.abs().max() > (torch.finfo(rewards.dtype).max / rewards.numel()) ** 0.5 / 2:
         raise ValueError(f"rewards: got {rewards.abs().max().item()} in size, whose squares are "
                          f"beyond {rewards.dtype}; allowed are smaller ones")
     if baseline == "batch":
-        advantages = rewards - rewards.mean()
+        advantages = rewards - mean_of(rewards, counted)
     else:
-        advantages = rewards if baseline == "none" else rewards - rewards.mean(1, keepdim=True)
+        advantages = rewards if baseline == "none" else rewards - mean_of(rewards, counted, 1)
     if baseline == "leave_one_out":
-        advantages = advantages * (group_size / (group_size - 1))
+        members = group_size if counted is None else counted.sum(1, keepdim=True).clamp(min=2)
+        advantages = advantages * (members / (members - 1))
     if scale == "group":
-        advantages = advantages / (rewards.std(1, keepdim=True) + std_eps)
+        advantages = advantages / (std_of(rewards, counted, 1) + std_eps)
     elif scale == "batch":
-        advantages = advantages / (rewards.std() + std_eps)
+        advantages = advantages / (std_of(rewards, counted) + std_eps)
     elif scale == "mean":
-        mean = rewards.mean(1, keepdim=True)
+        mean = mean_of(rewards, counted, 1)
         advantages = (advantages / (mean + std_eps)).masked_fill(mean == 0, 0.0)
     if by_group:
         advantages = advantages.masked_fill(~spread[:, None], 0.0)
+    if counted is not None:
+        others = counted.sum(1, keepdim=True) if by_group or scale == "mean" else counted.sum()
+        needed = by_group or scale == "mean" or baseline == "batch" or scale == "batch"
+        advantages = advantages.masked_fill(~counted | ((others < 2) & needed), 0.0)
     if not advantages.isfinite().all():
         raise ValueError(f"std_eps: got {std_eps} with rewards that differ too little to be "
                          f"divided by their spread in {rewards.dtype}; allowed is a larger one")
     return advantages
+
+
+def mean_of(rewards: Tensor, counted: Tensor | None, *dim: int) -> Tensor:
+    """Mean over ``dim`` (all if none is given), kept; of those that are counted, the others being
+    0."""
+    if counted is None:
+        return rewards.mean(dim or None, keepdim=True)
+    return rewards.sum(dim or None, keepdim=True) / counted.sum(dim or None, keepdim=True).clamp(
+        min=1)
+
+
+def std_of(rewards: Tensor, counted: Tensor | None, *dim: int) -> Tensor:
+    """The unbiased standard deviation, as ``mean_of``; 0 of a single number."""
+    if counted is None:
+        return rewards.std(dim or None, keepdim=True)
+    squares = (rewards - mean_of(rewards, counted, *dim)).masked_fill(~counted, 0.0).square()
+    members = counted.sum(dim or None, keepdim=True)
+    return (squares.sum(dim or None, keepdim=True) / (members - 1).clamp(min=1)).sqrt()
 
 
 def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
@@ -90,7 +120,7 @@ def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
     check_same_shape(2, mask=mask)
     check_same_shape(1, rewards=rewards)
     check_device("rewards", rewards, "mask", mask)
-    check_number("beta", beta)
+    beta = check_number("beta", beta)
     if len(rewards) != len(mask) or mask.numel() == 0:
         raise ValueError(f"rewards: got shape {tuple(rewards.shape)} with a mask "
                          f"{tuple(mask.shape)}, allowed are (B,) and (B, T)")
@@ -114,8 +144,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     mask is 0. Steps are the tokens that count: t + 1 is the next of them, whatever a tool has
     written in between. ValueError: shapes that differ, gamma or lam outside 0 to 1.
     """
-    check_number("gamma", gamma, least=0, most=1)
-    check_number("lam", lam, least=0, most=1)
+    gamma = check_number("gamma", gamma, least=0, most=1)
+    lam = check_number("lam", lam, least=0, most=1)
     check_same_shape(2, rewards=rewards, values=values, mask=mask)
     counts = mask != 0
     advantages = torch.zeros_like(rewards + values)
@@ -157,32 +187,51 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Te
     """
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: got a {type(lengths).__name__}, allowed is a tensor")
-    check_whole("max_length", max_length, 1)
-    if not isinstance(cache, int) or not 0 < cache <= max_length:
-        raise ValueError(f"cache: got {cache!r}, allowed is a number above 0, up to max_length = "
-                         f"{max_length}, and whole")
+    max_length = check_whole("max_length", max_length, 1)
+    cache = check_whole("cache", cache, 1, f" to max_length = {max_length}", most=max_length)
     if not lengths.is_floating_point():  # small whole numbers would run over
         lengths = lengths.to(torch.get_default_dtype())
     return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0)
 
 
-def informative_groups(rewards: Tensor) -> Tensor:
+def informative_groups(rewards: Tensor, counted: Tensor | None = None) -> Tensor:
     """Which groups can teach something: rewards (N, G) -> bool (N,).
 
     A group has no spread if its rewards differ by at most 8 machine epsilons of its largest
     |reward|: 0.1 + 0.2 equals 0.3 here. Only its mean could be learned from, and the group
-    baseline has subtracted that. ValueError: not (N, G), or not finite.
+    baseline has subtracted that. ``counted`` (N, G) bool: False where a reward abstained, whose
+    number is not looked at. ValueError: not (N, G), or not finite.
     """
     check_floating("rewards", rewards)
     if rewards.dim() != 2 or rewards.numel() == 0:
         raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is (N, G): one row "
                          f"a prompt, one column a completion")
-    if not rewards.isfinite().all():
-        n, g = (~rewards.isfinite()).nonzero()[0].tolist()
+    check_counted(counted, rewards)
+    wrong = ~rewards.isfinite() if counted is None else counted & ~rewards.isfinite()
+    if wrong.any():
+        n, g = wrong.nonzero()[0].tolist()
         raise ValueError(f"rewards: got {rewards[n, g].item()} for prompt {n}, completion {g}; "
                          f"allowed are finite numbers")
-    width = rewards.amax(1) - rewards.amin(1)
+    if counted is None:
+        width = rewards.amax(1) - rewards.amin(1)
+    else:
+        width = (rewards.masked_fill(~counted, -torch.inf).amax(1)
+                 - rewards.masked_fill(~counted, torch.inf).amin(1))
+        rewards = rewards.masked_fill(~counted, 0.0)
     return width > 8 * torch.finfo(rewards.dtype).eps * rewards.abs().amax(1)
+
+
+def check_counted(counted: Tensor | None, rewards: Tensor) -> None:
+    """TypeError, ValueError unless it is None or a bool for each reward."""
+    if counted is None:
+        return
+    if not isinstance(counted, Tensor) or counted.dtype != torch.bool:
+        raise TypeError(f"counted: got {getattr(counted, 'dtype', type(counted).__name__)}, "
+                        f"allowed is a tensor of bool")
+    check_device("counted", counted, "rewards", rewards)
+    if counted.shape != rewards.shape:
+        raise ValueError(f"counted: got shape {tuple(counted.shape)}, allowed is that of rewards, "
+                         f"{tuple(rewards.shape)}")
 
 
 def informative_share(p: Tensor | float, group_size: int) -> Tensor | float:
@@ -198,8 +247,8 @@ def informative_share(p: Tensor | float, group_size: int) -> Tensor | float:
         if not ((p >= 0) & (p <= 1)).all():
             raise ValueError(f"p: got {p!r}, allowed are numbers from 0 to 1")
     else:
-        check_number("p", p, least=0, most=1)
-    check_whole("group_size", group_size, 1)
+        p = check_number("p", p, least=0, most=1)
+    group_size = check_whole("group_size", group_size, 1)
     return 1 - p**group_size - (1 - p) ** group_size
 
 

@@ -19,13 +19,14 @@ from torch import Tensor
 from grpo_lib.advantages import (
     BASELINES,
     SCALES,
+    check_counted,
     gae,
     group_advantages,
     soft_overlong_punishment,
     token_rewards,
     whiten,
 )
-from grpo_lib.checks import check_choice, check_number
+from grpo_lib.checks import check_bool, check_choice, check_number, settle
 from grpo_lib.objective import (
     AGGREGATIONS,
     KLS,
@@ -96,7 +97,9 @@ class Algorithm:
             check_choice(name, getattr(self, name), allowed)
         if not callable(self.surrogate):
             check_choice("surrogate", self.surrogate, SURROGATES)
-        check_clip(self.epsilon, self.epsilon_high, self.delta)
+        epsilon, high, delta = check_clip(self.epsilon, self.epsilon_high, self.delta)
+        settle(self, epsilon=epsilon, delta=delta,
+               epsilon_high=None if self.epsilon_high is None else high)
         for name, bounds in (("std_eps", {"least": 0}), ("beta", {"least": 0}),
                              ("gamma", {"least": 0, "most": 1}), ("entropy_coef", {}),
                              ("gae_lambda", {"least": 0, "most": 1}),
@@ -104,13 +107,13 @@ class Algorithm:
                              ("sapo_temperature_neg", {"above": 0}),
                              ("top_entropy_quantile", {"above": 0, "most": 1}),
                              ("overlong_share", {"least": 0, "most": 1})):
-            check_number(name, getattr(self, name), **bounds)
+            settle(self, **{name: check_number(name, getattr(self, name), **bounds)})
         if self.off_policy_mask_threshold is not None:
-            check_number("off_policy_mask_threshold", self.off_policy_mask_threshold)
+            settle(self, off_policy_mask_threshold=check_number(
+                "off_policy_mask_threshold", self.off_policy_mask_threshold))
         for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{f.name}: got {value!r}, allowed are True and False")
+            if f.type == "bool":
+                settle(self, **{f.name: check_bool(f.name, getattr(self, f.name))})
         if self.critic and (self.baseline, self.scale) != ("none", "none"):
             raise ValueError(f"critic: got True with baseline={self.baseline!r} and "
                              f"scale={self.scale!r}; a critic's values are the baseline, so "
@@ -151,13 +154,18 @@ class Algorithm:
         return mask * finished[:, None] if self.mask_truncated_completions else mask
 
     def advantages(self, rewards: Tensor, mask: Tensor, *, kl: Tensor | None = None,
-                   values: Tensor | None = None) -> Tensor:
+                   values: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
         """Advantages of the N * G completions: (N * G,), or (N * G, T) where tokens differ.
 
         rewards (N, G); mask (N * G, T); ``kl`` per-token estimates (N * G, T), needed if
-        kl_in_reward and beta > 0; ``values`` (N * G, T), needed by a critic.
+        kl_in_reward and beta > 0; ``values`` (N * G, T), needed by a critic; ``counted`` (N, G)
+        bool, False where a reward abstained: advantage 0 there, and no part in the others'.
         """
         kl = self._kl_in_reward(kl)
+        if counted is not None:
+            check_counted(counted, rewards)
+            rewards = rewards.masked_fill(~counted, 0.0)
+            mask = mask * counted.flatten()[:, None].to(mask.device)
         if self.critic:
             if values is None:
                 raise ValueError("values: got None; this algorithm's advantages come from a value "
@@ -169,7 +177,7 @@ class Algorithm:
                 distance = kl.masked_fill(mask == 0, 0.0).sum(1)
                 rewards = rewards - self.beta * distance.view_as(rewards)
             result = group_advantages(rewards, baseline=self.baseline, scale=self.scale,
-                                      std_eps=self.std_eps).flatten()
+                                      std_eps=self.std_eps, counted=counted).flatten()
             if self.whiten:  # of the returns: what a token still has before it
                 given = token_rewards(result, mask, kl, self.beta)
                 result = gae(given, torch.zeros_like(mask), mask, 1.0, 1.0)

@@ -7,6 +7,7 @@ leaves the old one whole. A checksum tells whether a bit has changed since.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -41,8 +42,22 @@ def write_atomically(path: Path | str, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def json_text(content: object, indent: int | None = None) -> str:
+    """JSON that every reader takes: nan and inf, which JSON does not have, become null."""
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
+def finite(content: object) -> object:
+    """The same with None for every number that is not finite."""
+    if isinstance(content, Mapping):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path | str, content: Mapping) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, (json_text(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path | str) -> dict:
@@ -61,13 +76,13 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     about = {**about, "checksum": checksum(tensors, about)}
     # one entry alone: safetensors writes several in any order, and no file would be like another
-    write_atomically(path, save(tensors, metadata={"grpo_lib": json.dumps(about)}))
+    write_atomically(path, save(tensors, metadata={"grpo_lib": json_text(about)}))
 
 
 def checksum(tensors: Mapping[str, Tensor], about: Mapping) -> str:
     """CRC-32 of all that a file says: every byte of every tensor, names, shapes, dtypes, and the
     description. It finds damage, not malice. (Files of older versions have none.)"""
-    total = zlib.crc32(json.dumps(about).encode())
+    total = zlib.crc32(json_text(about).encode())
     for name, tensor in sorted(tensors.items()):
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
         total = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), total)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 
 import torch
 
@@ -17,30 +20,74 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
 
 
+def one_number(value: object) -> int | float | bool | None:
+    """The one number that ``value`` is, as Python's own int, float or bool; None if it is none.
+
+    Numbers of NumPy, a Fraction, a Decimal, and a tensor or array that holds a single number are
+    one number; text, complex numbers and lists are not.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, (numbers.Real, Decimal)):
+        try:
+            return float(value)
+        except OverflowError:  # a Fraction beyond what a float holds
+            return math.inf if value > 0 else -math.inf
+        except ValueError:  # a signalling nan of Decimal
+            return math.nan
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1:
+        return one_number(value.item())
+    return None
+
+
 def is_number(value: object) -> bool:
-    """Whether it is a finite number. (A whole number may be beyond what a float holds.)"""
-    return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and -HUGE <= value <= HUGE)
+    """Whether it is one finite number and no bool. (A whole number may be beyond what a float
+    holds.)"""
+    value = one_number(value)
+    return value is not None and not isinstance(value, bool) and -HUGE <= value <= HUGE
 
 
 def check_number(name: str, value: object, *, least: float | None = None,
-                 above: float | None = None, most: float | None = None) -> None:
-    """ValueError unless ``value`` is a finite number, from ``least`` or above ``above``, up to
-    ``most``."""
-    if not (is_number(value) and (least is None or value >= least)
-            and (above is None or value > above) and (most is None or value <= most)):
+                 above: float | None = None, most: float | None = None) -> int | float:
+    """``value`` as Python's own number (``one_number``). ValueError unless it is finite, from
+    ``least`` or above ``above``, up to ``most``."""
+    number = one_number(value)
+    if not (is_number(number) and (least is None or number >= least)
+            and (above is None or number > above) and (most is None or number <= most)):
         start = f" from {least}" if least is not None else f" above {above}" if above is not None \
             else ""
         end = f" to {most}" if most is not None else ""
         raise ValueError(f"{name}: got {value!r}, allowed is a finite number{start}{end}")
+    return number
 
 
-def check_whole(name: str, value: object, least: int, why: str = "") -> None:
-    """ValueError unless ``value`` is a whole number from ``least``, and one that counts things."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+def check_whole(name: str, value: object, least: int, why: str = "",
+                most: int = 2**63 - 1) -> int:
+    """``value`` as Python's own int (``one_number``). ValueError unless it is a whole number from
+    ``least`` to ``most``, and one that counts things."""
+    number = one_number(value)
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
         raise ValueError(f"{name}: got {value!r}, allowed is a whole number from {least}{why}")
-    if value >= 2**63:
-        raise ValueError(f"{name}: got {value!r}, allowed is a whole number below 2**63")
+    if number > most:
+        up_to = f"from {least}{why}" if most < 2**63 - 1 else "below 2**63"
+        raise ValueError(f"{name}: got {value!r}, allowed is a whole number {up_to}")
+    return number
+
+
+def check_bool(name: str, value: object) -> bool:
+    """``value`` as Python's own bool. ValueError unless it is True or False."""
+    answer = one_number(value)
+    if not isinstance(answer, bool):
+        raise ValueError(f"{name}: got {value!r}, allowed are True and False")
+    return answer
+
+
+def settle(settings: object, **values) -> None:
+    """Put checked values into the fields of a frozen dataclass, in its ``__post_init__``."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
 
 
 def check_floating(name: str, tensor: object) -> None:

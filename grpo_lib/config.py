@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from grpo_lib.algorithms import ALGORITHMS, CHOICES, Algorithm
-from grpo_lib.checks import check_choice, check_number, check_whole
+from grpo_lib.checkpoint import json_text
+from grpo_lib.checks import check_bool, check_choice, check_number, check_whole, settle
 
 
 def setting(default, about: str):
@@ -98,16 +99,16 @@ class GRPOConfig:
         if self.micro_batch_size is not None:
             whole["micro_batch_size"] = 1
         for name, least in whole.items():
-            check_whole(name, getattr(self, name), least,
-                        " (a completion is compared with the others of its group)"
-                        if name == "group_size" and least == 2 else "")
+            settle(self, **{name: check_whole(
+                name, getattr(self, name), least,
+                " (a completion is compared with the others of its group)"
+                if name == "group_size" and least == 2 else "")})
         for name in ("temperature", "learning_rate", "value_learning_rate", "max_grad_norm"):
-            check_number(name, getattr(self, name), above=0)
-        if not isinstance(self.measure_kl, bool):
-            raise ValueError(f"measure_kl: got {self.measure_kl!r}, allowed are True and False")
-        if self.seed >= 2**63 or not isinstance(self.device, str):
-            raise ValueError(f"seed, device: got {self.seed!r}, {self.device!r}; allowed are a "
-                             f"seed below 2**63 and a device's name")
+            settle(self, **{name: check_number(name, getattr(self, name), above=0)})
+        settle(self, measure_kl=check_bool("measure_kl", self.measure_kl), **{
+            name: getattr(choices, name) for name in CHOICES if getattr(self, name) is not None})
+        if not isinstance(self.device, str):
+            raise ValueError(f"device: got {self.device!r}, allowed is a device's name")
         if self.minibatches > self.prompts_per_step * self.group_size:
             raise ValueError(f"minibatches: got {self.minibatches}, allowed are at most the "
                              f"{self.prompts_per_step * self.group_size} completions of a step")
@@ -156,9 +157,17 @@ class GRPOConfig:
         return found
 
     def to_dict(self) -> dict:
-        """All settings as JSON values, the row's filled in: a run is then described whole."""
+        """All settings as JSON values, the row's filled in: a run is then described whole. An
+        infinite one (epsilon_high), which JSON does not have, is the text "inf"."""
         filled = {name: getattr(self.choices, name) for name in CHOICES}
-        return asdict(self) | {name: value for name, value in filled.items() if not callable(value)}
+        filled = asdict(self) | {n: value for n, value in filled.items() if not callable(value)}
+        return {name: "inf" if value == math.inf else value for name, value in filled.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> GRPOConfig:
+        """The config that ``to_dict`` describes."""
+        return cls(**{name: math.inf if value == "inf" else value
+                      for name, value in values.items()})
 
 
 def metric(about: str):
@@ -169,11 +178,15 @@ def metric(about: str):
 class StepMetrics:
     """What one step did. It describes the completions that the step sampled, so the policy
     *before* the step's update; entropy, ratios, clip fractions, loss and gradient are read
-    during the update, and held_out_accuracy after it."""
+    during the update, and held_out_accuracy after it. A number that is not finite stands as null
+    in files."""
 
     step: int = metric("number of the step, from 1")
-    reward_mean: float = metric("mean reward of the step's completions")
-    reward_std: float = metric("standard deviation (n - 1) of those rewards over the whole batch")
+    reward_mean: float | None = metric("mean reward of the step's completions; here and in kl, "
+                                       "entropy, ratios and loss those from which the reward "
+                                       "abstained do not count (null: it abstained from all)")
+    reward_std: float | None = metric("standard deviation (n - 1) of those rewards over the whole "
+                                      "batch")
     zero_variance_groups: float = metric("share of groups whose rewards are all equal, which "
                                          "teach nothing")
     accuracy: float = metric("share of completions that the verifier calls right")
@@ -183,8 +196,8 @@ class StepMetrics:
     length_right: float | None = metric("the same over the right completions; null if none")
     length_wrong: float | None = metric("the same over the wrong completions; null if none")
     finished: float = metric("share of completions that ended with end-of-sequence")
-    entropy: float = metric("mean entropy of the next-token distributions, in nats, over the "
-                            "first pass of the update")
+    entropy: float | None = metric("mean entropy of the next-token distributions, in nats, over "
+                                   "the first pass of the update")
     kl: float | None = metric("mean k3 estimate per token of KL(policy || base model), in nats; "
                               "null where not measured")
     ratio_min: float = metric("smallest importance ratio of any token in the update")
@@ -202,10 +215,25 @@ class StepMetrics:
                                     "log-probs")
     seconds_update: float = metric("seconds spent on the gradient steps")
     seconds_evaluation: float = metric("seconds spent on held-out problems")
+    rewards: dict[str, float | None] = field(default_factory=dict, metadata={
+        "about": "with several rewards: rewards/<name>/mean and rewards/<name>/std of each, before "
+                 "it is weighed, over the completions from which it did not abstain; in files each "
+                 "stands beside the other metrics"})
+
+    def to_dict(self) -> dict:
+        """All metrics by name, those of several rewards among the others."""
+        values = asdict(self)
+        parts = values.pop("rewards")
+        return values | parts
 
     def to_json(self) -> str:
-        return json.dumps({name: round(value, 6) if isinstance(value, float) else value
-                           for name, value in asdict(self).items()})
+        return json_text({name: round(value, 6) if isinstance(value, float) else value
+                          for name, value in self.to_dict().items()})
+
+
+def measured(value: float | None, form: str) -> str:
+    """A metric in a line of text."""
+    return "not measured" if value is None else format(value, form)
 
 
 def describe_fields(cls) -> dict[str, str]:

@@ -23,7 +23,7 @@ def top_entropy_mask(entropies: Tensor, mask: Tensor, quantile: float) -> Tensor
     TRL: ``top_entropy_quantile``). Ties at the threshold are kept. Padding does not count. A
     nan counts as low: its token is dropped.
     """
-    check_number("top_entropy_quantile", quantile, above=0, most=1)
+    quantile = check_number("top_entropy_quantile", quantile, above=0, most=1)
     check_same_shape(2, entropies=entropies, mask=mask)
     if entropies.numel() == 0:
         return torch.zeros_like(entropies)
@@ -44,7 +44,7 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
     (B, 1), or (B, T), of which every token must be below 0. A token whose difference is no
     number has not moved.
     """
-    check_number("off_policy_mask_threshold", threshold)
+    threshold = check_number("off_policy_mask_threshold", threshold)
     check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     check_beside(log_probs=log_probs, advantages=advantages)
     if advantages.shape not in (mask.shape, (len(mask), 1)):
@@ -72,9 +72,9 @@ def sampler_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tens
     """
     check_same_shape(2, old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs, mask=mask)
     check_choice("sampler_correction", correction, SAMPLER_CORRECTIONS)
-    check_number("sampler_ratio_max", ratio_max, above=0)
+    ratio_max = check_number("sampler_ratio_max", ratio_max, above=0)
     low = 0.0 if ratio_min is None else ratio_min
-    check_number("sampler_ratio_min", low, least=0, most=ratio_max)
+    low = check_number("sampler_ratio_min", low, least=0, most=ratio_max)
     difference = (old_log_probs - sampler_log_probs).masked_fill(mask == 0, 0.0).nan_to_num(0.0)
     if correction.startswith("sequence"):
         difference = difference.sum(1, keepdim=True)

@@ -11,7 +11,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_number, check_whole, memory_explained
+from grpo_lib.checks import check_number, check_whole, memory_explained, one_number
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, sample_groups
 from grpo_lib.tasks.base import Problem, Task
@@ -62,8 +62,8 @@ def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples
     ``sampler``: ``sample_groups``, or another of its kind."""
     if len(problems) == 0:
         raise ValueError("problems: got none, allowed is one or more")
-    check_whole("samples", samples, 1)
-    check_whole("rows_at_once", rows_at_once, 1)
+    samples = check_whole("samples", samples, 1)
+    rows_at_once = check_whole("rows_at_once", rows_at_once, 1)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     right, lengths, completions = [], [], []
@@ -87,12 +87,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
     The unbiased estimator of 2107.03374 Eq. 1, from n = ``samples`` of which c = ``right``.
     """
-    for name, value, least in (("samples", samples, 1), ("right", right, 0), ("k", k, 1)):
-        check_whole(name, value, least)
-    if not 0 <= right <= samples:
-        raise ValueError(f"right: got {right}, allowed is 0 to samples = {samples}")
-    if not 1 <= k <= samples:
-        raise ValueError(f"k: got {k}, allowed is 1 to samples = {samples}")
+    samples = check_whole("samples", samples, 1)
+    right = check_whole("right", right, 0, f" to samples = {samples}", most=samples)
+    k = check_whole("k", k, 1, f" to samples = {samples}", most=samples)
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
@@ -104,7 +101,7 @@ def plug_in_pass_at_k(samples: int, right: int, k: int) -> float:
     meets (2107.03374, section 2.1).
     """
     pass_at_k(samples, right, k)  # the same arguments are allowed
-    return 1.0 - (1.0 - right / samples) ** k
+    return 1.0 - (1.0 - one_number(right) / one_number(samples)) ** one_number(k)
 
 
 def independent_guesses(p: float, k: int) -> float:
@@ -114,8 +111,8 @@ def independent_guesses(p: float, k: int) -> float:
     mean over many problems it is at least their pass@k (Jensen): the curve of a policy that is
     equally good at all of them.
     """
-    check_number("p", p, least=0, most=1)
-    check_whole("k", k, 1)
+    p = check_number("p", p, least=0, most=1)
+    k = check_whole("k", k, 1)
     return 1.0 - (1.0 - p) ** k
 
 
@@ -125,8 +122,8 @@ def estimate_moments(estimate: Callable[[int, int, int], float], p: float, sampl
     right with probability p, independently: exact sums over c, which is binomial."""
     if not callable(estimate):
         raise TypeError(f"estimate: got {estimate!r}, allowed is a function of (samples, right, k)")
-    check_number("p", p, least=0, most=1)
-    check_whole("samples", samples, 1)
+    p = check_number("p", p, least=0, most=1)
+    samples = check_whole("samples", samples, 1)
     if samples > 1000:
         raise ValueError(f"samples: got {samples}, allowed are up to 1000, whose binomial "
                          f"coefficients a float can hold")
@@ -145,10 +142,12 @@ def majority_at_k(counts: Sequence[int], right: int, k: int) -> float:
     answer and t others with j votes as well, no other having more, the number of subsets is
     C(counts[right], j) * ways(j, t, k - j), and each wins with chance 1 / (t + 1).
     """
-    check_whole("right", right, 0)
-    check_whole("k", k, 1)
+    right = check_whole("right", right, 0)
+    k = check_whole("k", k, 1)
+    if isinstance(counts, Tensor) or type(counts).__module__ == "numpy":
+        counts = counts.tolist()
     if not isinstance(counts, (list, tuple)) or not counts or any(
-            not isinstance(c, int) or c < 0 for c in counts):
+            not isinstance(one_number(c), int) or one_number(c) < 0 for c in counts):
         raise ValueError(f"counts: got {counts!r}, allowed are whole numbers from 0, one for each "
                          f"answer")
     if not 0 <= right < len(counts):
@@ -156,6 +155,7 @@ def majority_at_k(counts: Sequence[int], right: int, k: int) -> float:
                          f"{len(counts) - 1}")
     if not 1 <= k <= sum(counts):
         raise ValueError(f"k: got {k}, allowed is 1 to the {sum(counts)} samples")
+    counts = [one_number(c) for c in counts]
     others = sorted(c for a, c in enumerate(counts) if a != right and c > 0)
     return _majority(counts[right], tuple(others), k)
 
@@ -189,9 +189,9 @@ def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
     for name, numbers in (("first", first), ("second", second)):
         if not isinstance(numbers, Sequence):
             raise TypeError(f"{name}: got {numbers!r}, allowed is a list of numbers")
-    values = [*first, *second]
+    values = [one_number(v) for v in (*first, *second)]
     if (min(len(first), len(second)) < 2 or len(values) > 20
-            or not all(isinstance(v, (int, float)) and abs(v) < MOST for v in values)):
+            or not all(v is not None and abs(v) < MOST for v in values)):
         raise ValueError(f"first, second: got {len(first)} and {len(second)} numbers; allowed are "
                          f"2 or more finite ones in each, 20 in all")
     total = math.fsum(values)
@@ -212,9 +212,9 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     For means of several samples a problem it is too wide, never too narrow: the spread of
     such a mean is at most that of one yes-or-no sample.
     """
-    check_number("share", share, least=0, most=1)
-    check_whole("count", count, 1)
-    check_number("z", z, least=0, most=100)
+    share = check_number("share", share, least=0, most=1)
+    count = check_whole("count", count, 1)
+    z = check_number("z", z, least=0, most=100)
     centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count

@@ -140,8 +140,8 @@ def enumerate_completions(policy: Policy, prompt: Sequence[int], max_new_tokens:
     M = ((V - 1)^(T + 1) - 1) / (V - 2) for V > 2; their probabilities sum to 1. Log-probs are
     the policy's. ValueError: more than 20,000 of them, a vocabulary without eos_id.
     """
-    check_whole("max_new_tokens", max_new_tokens, 1)
-    check_whole("vocab_size", vocab_size, 1)
+    max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
+    vocab_size = check_whole("vocab_size", vocab_size, 1)
     if not 0 <= eos_id < vocab_size:
         raise ValueError(f"vocab_size: got {vocab_size!r}, allowed is a number above eos_id = "
                          f"{eos_id}")
@@ -225,7 +225,7 @@ def all_groups(probabilities: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     Groups that differ in their order alone are listed once, K = C(M + G - 1, G), with the
     multinomial probability G! prod_i p_i^c_i / c_i!. ValueError: K above 400,000.
     """
-    check_whole("group_size", group_size, 1)
+    group_size = check_whole("group_size", group_size, 1)
     count = math.comb(len(probabilities) + group_size - 1, group_size)
     if count > MOST_GROUPS:
         raise ValueError(f"group_size: got {group_size} of {len(probabilities)} completions, "

@@ -79,8 +79,8 @@ def translate(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> li
     TRL's batch sizes are those of one. ValueError: a gradient step's completions cannot be dealt
     out evenly.
     """
-    check_whole("max_new_tokens", max_new_tokens, 1)
-    check_whole("processes", processes, 1)
+    max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
+    processes = check_whole("processes", processes, 1)
     if config.group_size < 2 or config.steps < 1:
         raise ValueError(f"group_size, steps: got {config.group_size}, {config.steps}; TRL's "
                          f"GRPOTrainer takes groups of 2 or more, and 1 step or more")
@@ -398,7 +398,7 @@ def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfi
     from grpo_lib.steering import config_line
 
     if lora_rank is not None:
-        check_whole("lora_rank", lora_rank, 1)
+        lora_rank = check_whole("lora_rank", lora_rank, 1)
     if Path(model).expanduser().is_dir():  # the script may be started anywhere
         model = str(Path(model).expanduser().resolve())
     folder, made = Path(folder), as_code(task)

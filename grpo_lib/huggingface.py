@@ -454,7 +454,8 @@ def generate_groups(policy: HuggingFacePolicy, prompts: Sequence[Sequence[int]],
     """
     from transformers import GenerationConfig
 
-    check_sampling(prompts, group_size, max_new_tokens, temperature)
+    group_size, max_new_tokens, temperature = check_sampling(prompts, group_size,
+                                                             max_new_tokens, temperature)
     ends = [eos_id] if isinstance(eos_id, int) else list(eos_id)
     chosen = part_of(len(prompts), part)
     tokens, prompt_mask = (t[chosen].repeat_interleave(group_size, 0).to(device)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from grpo_lib.advantages import group_advantages
-from grpo_lib.checks import check_choice, check_number, check_whole
+from grpo_lib.checks import check_choice, check_number, check_whole, one_number
 from grpo_lib.objective import PAPER_AGGREGATIONS
 
 GROUP_SCALES = ("group", "mean", "none")  # a std of the batch would be of all groups there are
@@ -25,8 +25,8 @@ GROUP_SCALES = ("group", "mean", "none")  # a std of the batch would be of all g
 
 def length_distribution(stop: float, max_length: int) -> Tensor:
     """P(L = l) for l = 1 .. max_length: stop (1 - stop)^(l - 1), and all the rest at the end."""
-    check_stop("stop", stop)
-    check_whole("max_length", max_length, 1)
+    stop = check_stop("stop", stop)
+    max_length = check_whole("max_length", max_length, 1)
     chances = stop * (1 - stop) ** torch.arange(max_length, dtype=torch.float64)
     chances[-1] = (1 - stop) ** (max_length - 1)
     return chances
@@ -34,7 +34,7 @@ def length_distribution(stop: float, max_length: int) -> Tensor:
 
 def mean_length(stop: float, max_length: int) -> float:
     """Expected tokens in a completion."""
-    check_whole("max_length", max_length, 1)
+    max_length = check_whole("max_length", max_length, 1)
     lengths = torch.arange(1, max_length + 1, dtype=torch.float64)
     return (length_distribution(stop, max_length) @ lengths).item()
 
@@ -45,8 +45,8 @@ def length_score(stop: float, max_length: int) -> Tensor:
     1 - stop l for a completion that stopped: long ones lower the logit, short ones raise it.
     At the cut, where stopping and going on give the same length, -stop (max_length - 1).
     """
-    check_stop("stop", stop)
-    check_whole("max_length", max_length, 1)
+    stop = check_stop("stop", stop)
+    max_length = check_whole("max_length", max_length, 1)
     lengths = torch.arange(1, max_length + 1, dtype=torch.float64)
     score = 1 - stop * lengths
     score[-1] = -stop * (max_length - 1)
@@ -64,9 +64,9 @@ def expected_push(aggregation: str, *, group_size: int, max_length: int, stop_ri
     since E d log P = 0; sequence_mean gives E[A] d E[1/L] / d logit: it maximises A / L.
     """
     check_choice("aggregation", aggregation, PAPER_AGGREGATIONS)
-    check_whole("group_size", group_size, 2)
-    check_whole("prompts", prompts, 1)
-    check_number("share_right", share_right, least=0, most=1)
+    group_size = check_whole("group_size", group_size, 2)
+    prompts = check_whole("prompts", prompts, 1)
+    share_right = check_number("share_right", share_right, least=0, most=1)
     check_choice("scale", scale, GROUP_SCALES)
     chances = [length_distribution(stop, max_length) for stop in (stop_right, stop_wrong)]
     scores = [chance * length_score(stop, max_length)
@@ -124,9 +124,9 @@ def follow_push(aggregation: str, steps: int, rate: float, *, group_size: int, m
                 scale: str = "group") -> Tensor:
     """Mean length of right and of wrong completions while both stop logits, equal at first,
     climb the expected push in steps of ``rate``: (steps + 1, 2)."""
-    check_stop("stop", stop)
-    check_whole("steps", steps, 0)
-    check_number("rate", rate)
+    stop = check_stop("stop", stop)
+    steps = check_whole("steps", steps, 0)
+    rate = check_number("rate", rate)
     logits = torch.logit(torch.tensor([stop, stop], dtype=torch.float64))
     course = []
     for _ in range(steps + 1):
@@ -138,6 +138,8 @@ def follow_push(aggregation: str, steps: int, rate: float, *, group_size: int, m
     return torch.tensor(course)
 
 
-def check_stop(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not 0 < value < 1:
+def check_stop(name: str, value: float) -> float:
+    number = one_number(value)
+    if number is None or not 0 < number < 1:
         raise ValueError(f"{name}: got {value!r}, allowed is a number between 0 and 1")
+    return number

@@ -23,6 +23,7 @@ from grpo_lib.checks import (
     check_same_shape,
     check_whole,
     is_number,
+    one_number,
 )
 from grpo_lib.corrections import off_policy_mask, sampler_weights, top_entropy_mask
 
@@ -81,7 +82,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float,
     Why the min: without it, a token that has moved too far in the *wrong* direction would be
     clipped too and could never move back. So only one side binds for each sign of A.
     """
-    epsilon_high = check_clip(epsilon, epsilon_high, delta)
+    epsilon, epsilon_high, delta = check_clip(epsilon, epsilon_high, delta)
     check_beside(ratio=ratio, advantages=advantages)
     unclipped = ratio if delta is None else ratio.clamp(max=delta)
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
@@ -97,7 +98,7 @@ def cispo_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, epsilo
     ``epsilon_high`` is the cap itself, 1 + epsilon_high here (its 5.0 is 4.0; its default
     would cap at 0.2).
     """
-    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_beside(log_probs=log_probs, ratio=ratio, advantages=advantages)
     return ratio.detach().clamp(1 - epsilon, 1 + epsilon_high) * advantages * log_probs
 
@@ -111,8 +112,8 @@ def sapo_surrogate(ratio: Tensor, advantages: Tensor, temperature_pos: float = 1
                         ("sapo_temperature_neg", temperature_neg)):
         check_number(name, value, above=0)
     check_beside(ratio=ratio, advantages=advantages)
-    tau = torch.where(advantages > 0, ratio.new_tensor(temperature_pos),
-                      ratio.new_tensor(temperature_neg))
+    tau = torch.where(advantages > 0, ratio.new_tensor(float(temperature_pos)),
+                      ratio.new_tensor(float(temperature_neg)))
     return advantages * torch.sigmoid(tau * (ratio - 1)) * 4 / tau
 
 
@@ -125,7 +126,7 @@ def gmpo_surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     paper and TRL give the bound of the log itself, 0.4: epsilon_high exp(.4) - 1 = 0.49,
     epsilon 1 - exp(-.4) = 0.33.
     """
-    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     check_floating("advantages", advantages)
     check_device("advantages", advantages, "mask", mask)
@@ -147,7 +148,7 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
     Blocked are A > 0 with r > 1 + epsilon_high, A < 0 with r < 1 - epsilon, and A < 0 with
     r > delta. On an edge itself it flows, as in autograd. By log pi it is r times this.
     """
-    epsilon_high = check_clip(epsilon, epsilon_high, delta)
+    epsilon, epsilon_high, delta = check_clip(epsilon, epsilon_high, delta)
     check_beside(ratio=ratio, advantages=advantages)
     if ratio.isnan().any():
         raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
@@ -162,7 +163,7 @@ def clip_binds(ratio: Tensor, advantages: Tensor, epsilon: float,
                epsilon_high: float | None = None) -> tuple[Tensor, Tensor]:
     """Where the clip cuts off the gradient, bool: at 1 - epsilon (A < 0), and at
     1 + epsilon_high (A > 0). Strictly beyond the edge, as TRL counts; at a nan nowhere."""
-    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_beside(ratio=ratio, advantages=advantages)
     return ((advantages < 0) & (ratio < 1 - epsilon),
             (advantages > 0) & (ratio > 1 + epsilon_high))
@@ -175,7 +176,7 @@ def outside_fraction(ratio: Tensor, mask: Tensor, epsilon: float,
     Some codes log this as the clip fraction. It is never below ``clip_stats``'s, since it
     also counts tokens whose gradient flows. ValueError: a nan among the tokens that count.
     """
-    epsilon_high = check_clip(epsilon, epsilon_high, None)
+    epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_same_shape(2, ratio=ratio, mask=mask)
     if ratio.masked_fill(mask == 0, 0.0).isnan().any():
         raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
@@ -227,8 +228,7 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
         return values.sum() / mask.sum().clamp(min=1)
     if aggregation == "sequence_sum":
         return values.sum() / mask.shape[0]
-    check_max_length(max_length)
-    return values.sum() / (mask.shape[0] * max_length)
+    return values.sum() / (mask.shape[0] * check_max_length(max_length))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -262,8 +262,7 @@ def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None)
         return counts / lengths.sum().clamp(min=1)
     if aggregation == "sequence_sum":
         return counts / len(mask)
-    check_max_length(max_length)
-    return counts / (len(mask) * max_length)
+    return counts / (len(mask) * check_max_length(max_length))
 
 
 def aggregation_share(part: Tensor, whole: Tensor, aggregation: str) -> Tensor:
@@ -342,9 +341,10 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
                       sampler_log_probs)
     if check:
         check_loss_values(advantages, mask)
-    check_number("beta", beta, least=0)
-    check_number("entropy_coef", entropy_coef)
-    check_number("top_entropy_quantile", top_entropy_quantile, above=0, most=1)
+    beta = check_number("beta", beta, least=0)
+    entropy_coef = check_number("entropy_coef", entropy_coef)
+    top_entropy_quantile = check_number("top_entropy_quantile", top_entropy_quantile, above=0,
+                                        most=1)
     for name, needs, why in (
             ("ref_log_probs", beta > 0, f"beta={beta}, which weighs the distance to the reference "
                                         f"policy"),
@@ -448,20 +448,23 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
             "ratio_max": everywhere.masked_fill(~counts, -torch.inf).amax()}
 
 
-def check_max_length(max_length: int | None) -> None:
-    check_whole("max_length", max_length, 1, "; aggregation='constant' divides by it")
+def check_max_length(max_length: int | None) -> int:
+    return check_whole("max_length", max_length, 1, "; aggregation='constant' divides by it")
 
 
-def check_clip(epsilon: float, epsilon_high: float | None, delta: float | None) -> float:
-    """The upper clip width, after checking all three."""
-    check_number("epsilon", epsilon, least=0, most=1)
-    high = epsilon if epsilon_high is None else epsilon_high
-    if not (isinstance(high, float) and high == math.inf):  # which is no upper edge
-        check_number("epsilon_high", high, least=0)
-    if delta is not None and not (is_number(delta) and delta > 1 + high):
+def check_clip(epsilon: float, epsilon_high: float | None,
+               delta: float | None = None) -> tuple[float, float, float | None]:
+    """epsilon, the upper clip width and delta as Python's numbers, after checking all three."""
+    epsilon = check_number("epsilon", epsilon, least=0, most=1)
+    high = epsilon if epsilon_high is None else one_number(epsilon_high)
+    if high != math.inf:  # which is no upper edge
+        high = check_number("epsilon_high", epsilon_high if high is None else high, least=0)
+    if delta is None:
+        return epsilon, high, None
+    if not (is_number(delta) and one_number(delta) > 1 + high):
         raise ValueError(f"delta: got {delta!r}, allowed is a number above 1 + epsilon_high = "
                          f"{1 + high}")
-    return high
+    return epsilon, high, one_number(delta)
 
 
 def check_loss_inputs(log_probs, old_log_probs, advantages, mask=None, ref_log_probs=None,

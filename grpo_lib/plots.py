@@ -11,6 +11,7 @@ import io
 import statistics
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -30,6 +31,7 @@ _one_at_a_time = threading.Lock()
 
 FONT = 13  # points, legible at the back of a classroom
 PANELS = ("accuracy", "length", "entropy", "groups", "kl", "clip")
+PARTS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)  # of several rewards
 
 
 class Picture:
@@ -141,13 +143,13 @@ def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:
 def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> None:
     """One panel of ``training_curves``."""
     def line(field, color, name, rows=history, **style):
-        points = [(m["step"], m[field]) for m in rows if m[field] is not None]
+        points = [(m["step"], m[field]) for m in rows if m.get(field) is not None]
         axis.plot(*zip(*points) if points else ([], []), color=color, label=name,
                   linewidth=2.2, **style)
 
     main = {"accuracy": "accuracy", "length": "length", "entropy": "entropy", "kl": "kl",
             "groups": "zero_variance_groups", "clip": "clip_fraction_high",
-            "reward": "reward_mean"}
+            "reward": "reward_mean", "rewards": "reward_mean"}
     if panel not in main:
         raise ValueError(f"panels: got {panel!r}, allowed are {', '.join(main)}")
     if compare is not None:
@@ -195,8 +197,15 @@ def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> No
         line("accuracy", TRAINING, "right answers, what you want")
         line("reward_mean", ORANGE, "reward, what GRPO sees", linestyle="--")
         everything = [*history, *(compare[1] if compare else ())]
-        axis.set_ylim(0, max(1.03, *(1.03 * m["reward_mean"] for m in everything), 0))
+        axis.set_ylim(0, max(1.03, *(1.03 * (m["reward_mean"] or 0) for m in everything), 0))
         label(axis, "Reward and truth", "step", "mean of the step")
+    elif panel == "rewards":
+        names = dict.fromkeys(name for m in history for name in m if name.startswith("rewards/")
+                              and name.endswith("/mean"))
+        for name, color, style in zip(names, cycle(PARTS), cycle(("-", "--", "-.", ":"))):
+            line(name, color, name.split("/", 1)[1].removesuffix("/mean"), linestyle=style)
+        line("reward_mean", BLACK, "their weighted sum" if names else "reward")
+        label(axis, "Several rewards", "step", "mean of the step")
     elif panel == "clip":
         line("clip_fraction_high", BLUE, "at 1 + epsilon_high")
         line("clip_fraction_low", VERMILION, "at 1 - epsilon")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from grpo_lib.checks import check_device, check_floating, check_number
+from grpo_lib.checks import check_device, check_floating, check_number, check_whole, settle
 from grpo_lib.decoding import Decoder
 
 LONGEST_CONTEXT = 2**20  # tokens, for which the table of rotary angles is made at once
@@ -88,15 +88,13 @@ class PolicyConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_hidden", "context_length"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, allowed is a whole number from 1")
+            settle(self, **{name: check_whole(name, getattr(self, name), 1)})
         if self.context_length > LONGEST_CONTEXT:
             raise ValueError(f"context_length: got {self.context_length}, allowed is up to "
                              f"{LONGEST_CONTEXT}")
-        check_number("rope_theta", self.rope_theta, above=0)
+        settle(self, rope_theta=check_number("rope_theta", self.rope_theta, above=0))
         for name in ("norm_eps", "init_std"):
-            check_number(name, getattr(self, name), least=0)
+            settle(self, **{name: check_number(name, getattr(self, name), least=0)})
         if self.d_model % (2 * self.n_heads):
             raise ValueError(f"d_model: got {self.d_model} with n_heads={self.n_heads}; allowed "
                              f"is a multiple of 2 * n_heads, for rotary pairs in every head")

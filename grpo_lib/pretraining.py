@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_number, check_whole
+from grpo_lib.checks import check_number, check_whole, settle
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import PolicyConfig, TransformerPolicy, token_log_probs
 from grpo_lib.tasks.base import Task
@@ -41,10 +41,10 @@ class PretrainConfig:
     def __post_init__(self):
         for name, least in (("skill_steps", 1), ("batch_size", 1), ("warmup_steps", 1),
                             ("habit_steps", 0), ("seed", 0)):
-            check_whole(name, getattr(self, name), least)
-        check_number("skill_share", self.skill_share, least=0, most=1)
+            settle(self, **{name: check_whole(name, getattr(self, name), least)})
+        settle(self, skill_share=check_number("skill_share", self.skill_share, least=0, most=1))
         for name in ("muon_lr", "adamw_lr", "habit_rate"):
-            check_number(name, getattr(self, name), above=0)
+            settle(self, **{name: check_number(name, getattr(self, name), above=0)})
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -118,7 +118,7 @@ def one_step_accuracy(policy: TransformerPolicy, task: Task, count: int = 1000,
 
     None where the task has no probe.
     """
-    check_whole("count", count, 1)
+    count = check_whole("count", count, 1)
     rng = random.Random(seed)
     probes = [task.probe(rng) for _ in range(count)]
     if None in probes:

@@ -184,7 +184,8 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     ``eos_id``: the token that ends a completion, or several. ``part=(k, n)``: of n nearly equal
     parts of the prompts only the k-th, from 0, with the tokens that it has in the whole.
     """
-    check_sampling(prompts, group_size, max_new_tokens, temperature)
+    group_size, max_new_tokens, temperature = check_sampling(prompts, group_size,
+                                                             max_new_tokens, temperature)
     if generator is None:
         generator = torch.Generator()
         generator.seed()
@@ -320,7 +321,7 @@ def completion_log_probs(policy: Policy, rollouts: Rollouts,
     memory where no gradient is kept.
     """
     if rows_at_once is not None:
-        check_whole("rows_at_once", rows_at_once, 1)
+        rows_at_once = check_whole("rows_at_once", rows_at_once, 1)
         width = rollouts.mask.shape[1]
         rows = torch.arange(len(rollouts.mask), device=rollouts.mask.device).split(rows_at_once)
         parts = [completion_log_probs(policy, rollouts.select(some)) for some in rows]
@@ -337,9 +338,7 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     nan where there is no such column.
     """
     width, start = rollouts.tokens.shape[1], rollouts.prompt_length
-    if not isinstance(offset, int) or not -start <= offset <= width - start:
-        raise ValueError(f"offset: got {offset!r}, allowed is a whole number from {-start} to "
-                         f"{width - start}")
+    offset = check_whole("offset", offset, -start, f" to {width - start}", most=width - start)
     seen_mask = torch.cat((rollouts.prompt_mask, rollouts.attended.long()), 1)
     logits = policy(rollouts.tokens, seen_mask) / rollouts.temperature
     logits = logits[:, start + offset :][:, : width - start]
@@ -349,11 +348,12 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     return log_probs.masked_fill(rollouts.mask == 0, 0.0)
 
 
-def check_sampling(prompts, group_size, max_new_tokens, temperature) -> None:
-    """ValueError with the argument's name if ``sample_groups`` cannot use these."""
+def check_sampling(prompts, group_size, max_new_tokens, temperature) -> tuple[int, int, float]:
+    """The last three as Python's own numbers. ValueError with the argument's name if
+    ``sample_groups`` cannot use these."""
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: got none, or an empty one; allowed is one or more, each of one "
                          "token or more")
-    for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
-        check_whole(name, value, 1)
-    check_number("temperature", temperature, least=0)
+    return (check_whole("group_size", group_size, 1),
+            check_whole("max_new_tokens", max_new_tokens, 1),
+            check_number("temperature", temperature, least=0))

@@ -116,7 +116,7 @@ class RunFolder:
     @property
     def config(self) -> GRPOConfig:
         try:
-            return GRPOConfig(**self.about["config"])
+            return GRPOConfig.from_dict(self.about["config"])
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'run.json'}: its config does not fit "
                                   f"({error})") from None
@@ -189,26 +189,31 @@ class RunFolder:
             lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         except ValueError as error:
             raise CheckpointError(f"{path}: cannot be read ({error})") from None
-        kinds, history = {f.name: f.type for f in fields(StepMetrics)}, []
+        kinds = {f.name: f.type for f in fields(StepMetrics) if f.name != "rewards"}
+        history = []
         for number, line in enumerate(lines[:-1], start=1):  # a whole line ends in a newline
             try:
                 values = json.loads(line)
+                parts = {name: values.pop(name) for name in list(values)
+                         if name.startswith("rewards/")}
                 if values.keys() != kinds.keys() or values["step"] != number:
                     raise ValueError("not the metrics of this step")
                 wrong = [name for name, kind in kinds.items() if not fits(values[name], kind)]
+                wrong += [name for name, value in parts.items() if not fits(value, "float")]
                 if wrong:
-                    raise ValueError(f"{wrong[0]}: got {values[wrong[0]]!r}, allowed is "
-                                     f"{kinds[wrong[0]]}")
+                    raise ValueError(f"{wrong[0]}: got {(values | parts)[wrong[0]]!r}, allowed is "
+                                     f"{kinds.get(wrong[0], 'float | None')}")
             except (ValueError, AttributeError, RecursionError) as error:
                 raise CheckpointError(f"{path}: line {number} cannot be read ({error})") from None
-            history.append(StepMetrics(**values))
+            history.append(StepMetrics(**values, rewards=parts))
         return history
 
 
 def fits(value: object, kind: str) -> bool:
-    """Whether a value from a file is of the kind of a field: int, float or float | None."""
+    """Whether a value from a file is of the kind of a field: int, float or float | None. (Any
+    float may be None there: it was not finite.)"""
     if value is None:
-        return kind.endswith("None")
+        return kind != "int"
     return not isinstance(value, bool) and isinstance(value, int if kind == "int" else (int, float))
 
 

@@ -85,7 +85,7 @@ class SteeredRun:
 
     def __init__(self, make_trainer: Callable[[GRPOConfig], GRPOTrainer], config: GRPOConfig, *,
                  checkpoint_every: int = 5, on_change: Callable[[], None] | None = None):
-        check_whole("checkpoint_every", checkpoint_every, 1)
+        checkpoint_every = check_whole("checkpoint_every", checkpoint_every, 1)
         self.make_trainer, self.config, self.checkpoint_every = (make_trainer, config,
                                                                  checkpoint_every)
         self.on_change = on_change or (lambda: None)
@@ -99,6 +99,7 @@ class SteeredRun:
 
     def _fresh(self) -> None:
         self.trainer = self.make_trainer(self.config)
+        self.trainer.tell = self._note  # a thread's warnings would come up anywhere
         self.wanted = self.trainer.config
         self.moves: list[Move] = []
         self.checkpoints: list[int] = []
@@ -115,6 +116,11 @@ class SteeredRun:
     @property
     def running(self) -> bool:
         return not self._done.is_set()
+
+    @property
+    def pausing(self) -> bool:
+        """Whether the run goes on until its step is done, and no longer."""
+        return self.running and self._stop.is_set()
 
     # --- what may be asked for, from any thread -------------------------------------------------
 
@@ -146,6 +152,8 @@ class SteeredRun:
         """Stop after the step that is being taken; returns when it has."""
         self._stop.set()
         done = self._done
+        if self.running:
+            self._tell()  # a step may take long
         if self._thread is not threading.current_thread():
             while not done.wait(0.2):  # in pieces: a wait without a limit is not interrupted
                 pass  # everywhere
@@ -278,6 +286,9 @@ class SteeredRun:
             self.on_change()
         except Exception as error:
             self.note = f"on_change: {type(error).__name__}: {error}"
+
+    def _note(self, text: str) -> None:
+        self.note = text
 
     def _open(self, what: str) -> None:
         if self.state == CLOSED:

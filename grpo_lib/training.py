@@ -23,15 +23,17 @@ from torch import Tensor
 
 from grpo_lib.advantages import informative_groups
 from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
-from grpo_lib.checks import memory_explained, usable_device
+from grpo_lib.checks import check_whole, memory_explained, usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel, adamw, shorten_gradient, spoiled
 from grpo_lib.evaluation import evaluate
+from grpo_lib.notices import not_finite, nothing_to_learn, say_at_once, warn
 from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
 from grpo_lib.policy import Policy, token_entropy, token_log_probs
 from grpo_lib.processes import Processes
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
 from grpo_lib.tasks.base import Problem, Task
+from grpo_lib.tasks.scoring import RewardError, Scores, judged
 
 BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
 
@@ -41,9 +43,13 @@ class Batch(NamedTuple):
 
     problems: list[Problem]
     rollouts: Rollouts
-    rewards: Tensor  # (N, G)
-    grades: Tensor  # (N, G), 1 where right
+    scores: Scores
     ref_log_probs: Tensor | None  # (N * G, T)
+
+    @property
+    def counted(self) -> Tensor:
+        """Where the reward did not abstain: bool (N, G)."""
+        return ~self.scores.rewards.isnan()
 
     @staticmethod
     def join(parts: list[Batch]) -> Batch:
@@ -53,16 +59,16 @@ class Batch(NamedTuple):
         ref = [torch.nn.functional.pad(p.ref_log_probs, (0, width - p.ref_log_probs.shape[1]))
                for p in parts if p.ref_log_probs is not None]
         return Batch([problem for p in parts for problem in p.problems], rollouts,
-                     torch.cat([p.rewards for p in parts]), torch.cat([p.grades for p in parts]),
-                     torch.cat(ref) if ref else None)
+                     Scores.join([p.scores for p in parts]), torch.cat(ref) if ref else None)
 
     def groups(self, which: Tensor) -> Batch:
         """Some of its groups: indices (n,)."""
         size = self.rollouts.group_size
         rows = (which[:, None] * size + torch.arange(size)).flatten().to(self.rollouts.mask.device)
         rollouts = self.rollouts.select(rows)
-        return Batch([self.problems[n] for n in which.tolist()], rollouts, self.rewards[which],
-                     self.grades[which], rows_of(self.ref_log_probs, rows, rollouts.mask.shape[1]))
+        return Batch([self.problems[n] for n in which.tolist()], rollouts,
+                     self.scores.groups(which),
+                     rows_of(self.ref_log_probs, rows, rollouts.mask.shape[1]))
 
 
 class GRPOTrainer:
@@ -110,6 +116,8 @@ class GRPOTrainer:
         self.half_updated = False  # an update was broken off: weights belong to no step
         self.stepped = False  # a gradient step of the newest update has been taken
         self.history: list[StepMetrics] = []
+        self.tell: Callable[[str], None] = warn  # how a person hears what is odd about a step
+        self.told: set[str] = set()  # each kind once
         self.problems: list[Problem] = []
         self.rollouts: Rollouts | None = None
         self.rewards = self.advantages = self.returns = None
@@ -123,6 +131,8 @@ class GRPOTrainer:
         """
         if steps is None:
             steps = self.config.steps - self.step_count
+        else:
+            steps = check_whole("steps", steps, 0)
         for _ in range(steps):
             with finish_step_first() as interrupted:
                 metrics = self.step()
@@ -183,21 +193,25 @@ class GRPOTrainer:
             kl = values = None
             if batch.ref_log_probs is not None:
                 kl = kl_estimate(rollouts.log_probs, batch.ref_log_probs, self.algorithm.kl)
-            rewards = batch.rewards.to(rollouts.mask.device)
+            counted = batch.counted.to(rollouts.mask.device)
+            rewards = batch.scores.rewards.to(rollouts.mask.device).masked_fill(~counted, 0.0)
             if self.critic is not None:
                 values = self.critic.values(rollouts)
             check_finite(log_probs=rollouts.log_probs, ref_log_probs=batch.ref_log_probs,
                          values=values)
             if self.critic is not None:
                 self.returns = self.algorithm.returns(rewards, rollouts.mask, values, kl=kl)
-            advantages = self.algorithm.advantages(rewards, rollouts.mask, kl=kl, values=values)
+            advantages = self.algorithm.advantages(
+                rewards, rollouts.mask, kl=kl, values=values,
+                counted=None if counted.all() else counted)
             check_finite(advantages=advantages)
         except BaseException:
             self.generator.set_state(state)
             raise
-        self.problems, self.rollouts, self.rewards = batch.problems, rollouts, batch.rewards
+        self.problems, self.rollouts, self.rewards = (batch.problems, rollouts,
+                                                      batch.scores.rewards)
         self.advantages = advantages if advantages.dim() == 2 else advantages.view_as(
-            batch.rewards)
+            self.rewards)
         self.half_updated, self.stepped = True, False
         scored = time.perf_counter()
         try:
@@ -220,7 +234,27 @@ class GRPOTrainer:
         # together, so that a step that is counted has its metrics, whatever evaluation met with
         self.half_updated, self.step_count = False, self.step_count + 1
         self.history.append(metrics)
+        self._notice(metrics)
         return metrics
+
+    def _notice(self, metrics: StepMetrics) -> None:
+        """Tell, once, what a person should know of a step."""
+        found = {}
+        abstained = int(self.rewards.isnan().sum())
+        nothing = metrics.step == 1 and nothing_to_learn(
+            metrics, self.rewards, self.advantages, self.task.max_new_tokens)
+        if nothing:
+            found["nothing"] = nothing
+        elif abstained:
+            found["abstained"] = (f"the reward abstained (None) from {abstained} of the "
+                                  f"{self.rewards.numel()} completions of step {metrics.step}, "
+                                  f"which leave their groups")
+        found |= {name: f"{name}: got {metrics.to_dict()[name]} at step {metrics.step}; files say "
+                        f"null there" for name in not_finite(metrics)}
+        for name, text in found.items():
+            if name not in self.told and self.processes.rank == 0:
+                self.tell(text)
+            self.told.add(name)
 
     def gather(self) -> tuple[Batch, Batch, float, float]:
         """All that this step sampled; what of it is trained on; seconds of each work.
@@ -236,14 +270,17 @@ class GRPOTrainer:
             start = time.perf_counter()
             problems, rollouts = self.sample()
             sampled = time.perf_counter()
-            rewards, grades, ref_log_probs = self.score(problems, rollouts)
             try:
-                kept = informative_groups(rewards)
-            except ValueError as error:
-                raise ValueError(f"{error}, at step {self.step_count + 1}") from None
-            rewards = self.algorithm.shaped_rewards(rewards, rollouts.lengths.cpu(),
-                                                    self.task.max_new_tokens)
-            parts.append(Batch(problems, rollouts, rewards, grades, ref_log_probs))
+                scores, ref_log_probs = self.judge(problems, rollouts)
+                kept = informative_groups(scores.rewards, ~scores.rewards.isnan())
+            except (RewardError, TypeError, ValueError) as error:
+                if type(error) not in (RewardError, TypeError, ValueError):
+                    raise  # one of another making
+                raise type(error)(f"{error}, at step {self.step_count + 1}") from error.__cause__
+            shaped = self.algorithm.shaped_rewards(scores.rewards, rollouts.lengths.cpu(),
+                                                   self.task.max_new_tokens)
+            parts.append(Batch(problems, rollouts, scores._replace(rewards=shaped),
+                               ref_log_probs))
             rollout += sampled - start
             scoring += time.perf_counter() - sampled
             informative = torch.cat((informative, kept))
@@ -267,43 +304,49 @@ class GRPOTrainer:
             eos_id=self.task.tokenizer.eos_id, device=self.device)
         return problems, rollouts
 
-    @torch.no_grad()
     def score(self, problems: list[Problem], rollouts: Rollouts,
               ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rewards (N, G), grades (N, G) and the base model's log-probs (N*G, T), if needed."""
+        """Rewards (N, G), nan where the reward abstained, grades (N, G) and the base model's
+        log-probs (N*G, T), if needed."""
+        scores, ref_log_probs = self.judge(problems, rollouts)
+        return scores.rewards, scores.grades, ref_log_probs
+
+    @torch.no_grad()
+    def judge(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Scores, Tensor | None]:
+        """The task's scores, and the base model's log-probs (N*G, T), if needed."""
         texts = self.task.tokenizer.decode_rows(rollouts.completions, rollouts.mask)
-        finished = rollouts.finished.tolist()
-        rewards = self.task.rewards(problems, texts, finished)
-        grades = self.task.grades(problems, texts, finished)
-        if rewards.shape != (len(problems), rollouts.group_size):
-            raise ValueError(f"rewards: got shape {tuple(rewards.shape)}, allowed is one for each "
-                             f"completion, {(len(problems), rollouts.group_size)}")
+        scores = judged(self.task, problems, texts, rollouts.finished.tolist())
         if not self.config.measure_kl and self.algorithm.beta == 0:
-            return rewards, grades, None
+            return scores, None
         rows = self.processes.split(torch.arange(len(texts), device=self.device))
         mine = rollouts if len(rows) == len(texts) else rollouts.select(rows)
         ref = completion_log_probs(self.ref_policy, mine, self.config.micro_batch_size)
         missing = rollouts.mask.shape[1] - ref.shape[1]
-        return rewards, grades, self.processes.gather(torch.nn.functional.pad(ref, (0, missing)))
+        return scores, self.processes.gather(torch.nn.functional.pad(ref, (0, missing)))
 
     def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor | None) -> dict:
         """The gradient steps on one batch; returns its share of the metrics.
 
         Advantages belong to whole groups and are fixed before the rows are shuffled; a
-        minibatch may split a group. They are (N, G), or (N * G, T) where tokens differ.
+        minibatch may split a group. They are (N, G), or (N * G, T) where tokens differ. Rows whose
+        reward abstained (nan in ``rewards``) take no part.
         """
         config = self.config
         by_token = advantages.shape == rollouts.mask.shape
         row_advantages = (advantages if by_token else advantages.flatten()).to(
             self.device, rollouts.log_probs.dtype)
         loss_mask = self.algorithm.loss_mask(rollouts.mask, rollouts.finished)
-        stats, entropy, tokens = [], 0.0, rollouts.mask.sum().item()
+        counted = (~self.rewards.isnan()).flatten().nonzero().flatten().to(self.device)
+        stats, entropy, tokens = [], 0.0, rollouts.mask[counted].sum().item()
         minibatches, groups = config.minibatches, len(rollouts.tokens) // rollouts.group_size
         if groups < config.prompts_per_step:  # dynamic sampling left few: a group's rows at least
             minibatches = min(minibatches, groups)
+        minibatches = min(minibatches, len(counted) // self.processes.size)
+        if minibatches == 0:  # the reward abstained from everything
+            return NO_UPDATE
         for iteration in range(config.num_iterations):
-            order = torch.randperm(len(rollouts.tokens), generator=self.generator).to(self.device)
-            for rows in order.tensor_split(minibatches):
+            order = torch.randperm(len(counted), generator=self.generator).to(self.device)
+            for rows in counted[order].tensor_split(minibatches):
                 step = self.gradient_step(rollouts, rows, row_advantages, loss_mask, ref_log_probs,
                                           with_entropy=iteration == 0)
                 if iteration == 0:
@@ -508,18 +551,35 @@ def optimizer_state(part: str, parameters: dict[str, Tensor], saved: dict[str, T
     return state
 
 
+# The metrics of a step that made no update.
+NO_UPDATE = {"entropy": None, "loss": 0.0, "grad_norm": 0.0, "clip_fraction_low": 0.0,
+             "clip_fraction_high": 0.0, "ratio_min": 1.0, "ratio_max": 1.0}
+
+
+def mean_and_std(scores: Tensor) -> tuple[float | None, float | None]:
+    """Of those that did not abstain; (None, None) if all did."""
+    counted = scores[~scores.isnan()]
+    if len(counted) == 0:
+        return None, None
+    return counted.mean().item(), counted.std().item() if len(counted) > 1 else 0.0
+
+
 def batch_metrics(batch: Batch) -> dict:
     """The metrics that describe a batch of scored rollouts."""
-    _, rollouts, rewards, grades, ref_log_probs = batch
+    _, rollouts, (rewards, grades, parts), ref_log_probs = batch
     lengths, right = rollouts.lengths.float().cpu(), grades.flatten() > 0
-    kl = None
-    if ref_log_probs is not None:
-        distance = kl_estimate(rollouts.log_probs, ref_log_probs, "k3")
-        kl = aggregate(distance, rollouts.mask, "token_mean").item()
+    kl, counted = None, batch.counted
+    if ref_log_probs is not None and counted.any():
+        rows = counted.flatten().to(ref_log_probs.device)
+        distance = kl_estimate(rollouts.log_probs[rows], ref_log_probs[rows], "k3")
+        kl = aggregate(distance, rollouts.mask[rows], "token_mean").item()
+    informative = informative_groups(rewards, counted)
+    mean, std = mean_and_std(rewards)
     return {
-        "reward_mean": rewards.mean().item(),
-        "reward_std": rewards.std().item() if rewards.numel() > 1 else 0.0,
-        "zero_variance_groups": 1 - informative_groups(rewards).float().mean().item(),
+        "reward_mean": mean, "reward_std": std,
+        "zero_variance_groups": 1 - informative.float().mean().item(),
+        "rewards": {f"rewards/{name}/{of}": value for name, part in parts.items()
+                    for of, value in zip(("mean", "std"), mean_and_std(part))},
         "accuracy": grades.mean().item(), "length": lengths.mean().item(),
         "length_right": lengths[right].mean().item() if right.any() else None,
         "length_wrong": lengths[~right].mean().item() if (~right).any() else None,
@@ -530,8 +590,8 @@ def batch_metrics(batch: Batch) -> dict:
 
 @contextmanager
 def finish_step_first() -> Iterator[list]:
-    """Hold back Ctrl-C until the block ends; the list is then not empty. A second one acts
-    at once. Outside the main thread, where Python delivers no signals, it does nothing.
+    """Hold back Ctrl-C until the block ends, and say so; the list is then not empty. A second one
+    acts at once. Outside the main thread, where Python delivers no signals, it does nothing.
 
     Under torchrun, SIGTERM is such a signal too (``processes.joined``), and a second one no wish
     of anybody's: torchrun passes on what the terminal has sent already."""
@@ -545,7 +605,10 @@ def finish_step_first() -> Iterator[list]:
 
     def hold(signum, frame):
         interrupts.append(signum)
-        if len(interrupts) > 1 and signal.SIGTERM not in before:
+        again = "" if signal.SIGTERM in before else "; press Ctrl-C again to stop now"
+        if len(interrupts) == 1:
+            say_at_once(f"stopping after this step{again}")
+        elif again:
             raise KeyboardInterrupt
 
     for sign in before:

@@ -379,7 +379,7 @@ def test_the_overlong_punishment_is_a_ramp():
     expected = [0, 0, 0, -0.2, -0.4, -0.8, -1, -1]
     assert soft_overlong_punishment(lengths, 20, 5).tolist() == pytest.approx(expected)
     for cache in (0, 21, -1):
-        with pytest.raises(ValueError, match=f"cache: got {cache}, allowed is a number above 0"):
+        with pytest.raises(ValueError, match=f"cache: got {cache}, allowed is a whole"):
             soft_overlong_punishment(lengths, 20, cache)
 
 

@@ -160,9 +160,12 @@ def test_every_field_has_a_sentence_of_its_own(cls):
 
 def test_metrics_are_one_line_of_json_rounded_to_six_places():
     values = {f.name: 1 / 3 for f in fields(StepMetrics)} | {
-        "step": 4, "held_out_accuracy": None, "tokens": 12}
+        "step": 4, "held_out_accuracy": None, "tokens": 12,
+        "rewards": {"rewards/short/mean": 1 / 3, "rewards/short/std": None}}
     line = StepMetrics(**values).to_json()
     assert "\n" not in line
     content = json.loads(line)
-    assert list(content) == [f.name for f in fields(StepMetrics)]
+    assert list(content) == [*(f.name for f in fields(StepMetrics) if f.name != "rewards"),
+                             "rewards/short/mean", "rewards/short/std"]
+    assert (content["rewards/short/mean"], content["rewards/short/std"]) == (0.333333, None)
     assert (content["step"], content["held_out_accuracy"], content["loss"]) == (4, None, 0.333333)

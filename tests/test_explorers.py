@@ -17,7 +17,8 @@ from grpo_lib.plots import lines
 
 
 def metrics(step, **values):
-    return StepMetrics(**{f.name: 0.5 for f in fields(StepMetrics)} | {"step": step} | values)
+    return StepMetrics(**{f.name: 0.5 for f in fields(StepMetrics)}
+                       | {"step": step, "rewards": {}} | values)
 
 
 def bundle(shown):

@@ -13,8 +13,8 @@ import grpo_lib
 PACKAGE = Path(grpo_lib.__file__).parent
 CORE = ["threads", "checks", "tokenizer", "decoding", "policy", "tasks", "packing", "rollout",
         "advantages", "corrections", "objective", "length_bias", "algorithms", "critic",
-        "checkpoint", "evaluation", "config", "processes", "training", "pretraining", "exact",
-        "recorded"]  # each room may use those before it
+        "checkpoint", "evaluation", "config", "notices", "processes", "training", "pretraining",
+        "exact", "recorded"]  # each room may use those before it
 NUMBERS_ONLY = {"plots"}  # knows numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")
 

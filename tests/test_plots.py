@@ -13,7 +13,8 @@ from grpo_lib import plots
 from grpo_lib.config import StepMetrics
 
 HISTORY = [asdict(StepMetrics(**{f.name: 0.1 * i for f in fields(StepMetrics)} | {
-    "step": i, "held_out_accuracy": 0.2 * i if i % 2 else None})) for i in (1, 2, 3, 4)]
+    "step": i, "rewards": {},
+    "held_out_accuracy": 0.2 * i if i % 2 else None})) for i in (1, 2, 3, 4)]
 
 
 def drawn(axis):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import sys
 import threading
 import time
@@ -16,7 +15,8 @@ from dataclasses import asdict
 import ipywidgets
 
 from grpo_lib.algorithms import ALGORITHMS
-from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.checkpoint import json_text
+from grpo_lib.config import GRPOConfig, StepMetrics, measured
 from grpo_lib.explorers.base import Growing
 from grpo_lib.explorers.controls import choice, stops
 from grpo_lib.explorers.token_xray import token_xray_explorer
@@ -170,7 +170,7 @@ class Cockpit(Growing):
         if self.run.history:
             moves = len(self.run.moves)
             self.compare = (name or f"kept, {moves} move{'s' * (moves != 1)}",
-                            [asdict(m) for m in self.run.history])
+                            [m.to_dict() for m in self.run.history])
             self.redraw()
         else:
             self.say("nothing to keep yet: the run has taken no step")
@@ -264,7 +264,7 @@ class Cockpit(Growing):
     def _draw(self) -> None:
         start = time.perf_counter()
         run = self.run
-        figure = training_curves([asdict(m) for m in run.history], PANELS, run.wanted.steps,
+        figure = training_curves([m.to_dict() for m in run.history], PANELS, run.wanted.steps,
                                  compare=self.compare, marks=sorted({m.step for m in run.moves}),
                                  columns=3)
         keep_layout(self.figure, figure)
@@ -297,12 +297,13 @@ class Cockpit(Growing):
         """State, newest numbers, moves and what will change at the next step."""
         run = self.run
         history, now = run.history, run.trainer.config
-        text = f"{run.state}, step {len(history)} of {run.wanted.steps}"
+        state = "pausing after this step" if run.pausing else run.state
+        text = f"{state}, step {len(history)} of {run.wanted.steps}"
         if history:
             last = history[-1]
-            text += (f": reward {last.reward_mean:.2f}, right {last.accuracy:.0%}, length "
-                     f"{last.length:.1f}, entropy {last.entropy:.2f}, KL "
-                     f"{'not measured' if last.kl is None else f'{last.kl:.3f}'}, clipped "
+            text += (f": reward {measured(last.reward_mean, '.2f')}, right {last.accuracy:.0%}, "
+                     f"length {last.length:.1f}, entropy {measured(last.entropy, '.2f')}, KL "
+                     f"{measured(last.kl, '.3f')}, clipped "
                      f"{last.clip_fraction_low + last.clip_fraction_high:.1%}, silent groups "
                      f"{last.zero_variance_groups:.0%}")
         if run.moves:
@@ -341,7 +342,7 @@ class Cockpit(Growing):
                     f"The run that this cell had before ({len(history)} steps"
                     f"{', still going on' if going else ''}) was closed. Its curves are behind "
                     f"this one, its export is in .replaced of this cockpit.")
-                self.compare = self.compare or ("before", [asdict(m) for m in history])
+                self.compare = self.compare or ("before", [m.to_dict() for m in history])
             close_all(old.box)
         _made[cell] = [(e, c) for e, c in made if e == execution] + [
             (execution, weakref.ref(self))]
@@ -367,7 +368,7 @@ class Export:
     @property
     def jsonl(self) -> str:
         """The log, an object a step, every digit kept."""
-        return "".join(json.dumps(asdict(m)) + "\n" for m in self.log)
+        return "".join(json_text(m.to_dict()) + "\n" for m in self.log)
 
     def as_html(self) -> str:
         data = base64.b64encode(self.jsonl.encode()).decode()

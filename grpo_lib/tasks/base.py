@@ -1,21 +1,28 @@
 """What a task is: problems, a verifier, and (for a base model) worked examples.
 
 A task of your own needs a tokenizer, ``problem`` and ``correct``: about 30 lines, see
-``sorting.py``. Everything else here is derived from those.
+``sorting.py``. Everything else here is derived from those. How rewards are called and what they
+may return: ``scoring.py``.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
+import math
 import random
+import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grpo_lib.checks import check_whole
+from grpo_lib.tasks.scoring import check_weights, reward_functions, scores_of, weighted
 from grpo_lib.tokenizer import Tokenizer
 
 HELD_OUT_SHARE = 20  # one problem in 20 is held out
@@ -30,12 +37,23 @@ class Problem:
 
 
 class Task:
-    """Base of all tasks. A subclass sets the three attributes and the two functions."""
+    """Base of all tasks. A subclass sets the three attributes and the two functions.
+
+    A problem belongs to one of two splits by its prompt alone (``is_held_out``): about one prompt
+    in 20 is held out, to measure on, and never trained on. So all runs, seeds and the base
+    model's pre-training agree on the split without sharing a list. A task with very few prompts
+    may find all of them on one side: ``holds_out = False`` switches the split off, so that the
+    same problems are trained on and measured on. That is the usual test whether a policy can learn
+    one prompt by heart, and says nothing about new problems.
+    """
 
     name: str
     tokenizer: Tokenizer
     max_new_tokens: int  # longest completion, end-of-sequence included
     context_length: int = 64  # longest prompt plus completion, for a policy made for this task
+    holds_out: bool = True  # False: every prompt is trained on, and measured on too
+    reward_funcs: Mapping[str, Callable] | None = None  # several rewards by name (with_reward)
+    reward_weights: Sequence[float] | None = None  # of these, in their order; None: 1 each
 
     def problem(self, rng: random.Random) -> Problem:
         """One random problem, from ``rng`` alone."""
@@ -45,9 +63,17 @@ class Task:
         """The verifier: is this completion right? It parses text; it never runs it."""
         raise NotImplementedError(f"{type(self).__name__}.correct(...) is missing")
 
-    def reward(self, problem: Problem, completion: str) -> float:
-        """The number that GRPO maximises: 1 for a right completion, else 0."""
-        return float(self.correct(problem, completion))
+    def reward(self, problem: Problem, completion: str) -> float | None:
+        """The number that GRPO maximises: 1 for a right completion, else 0.
+
+        One of your own may return None to abstain, as in TRL: the completion then leaves its
+        group and is not trained on. It, and ``correct``, may also be ``async def``.
+        """
+        if self.reward_funcs:
+            number = self.rewards([problem], [completion], [True]).item()
+            return None if math.isnan(number) else number
+        right = self.correct(problem, completion)
+        return right if right is None or inspect.isawaitable(right) else float(right)
 
     def example(self, problem: Problem, rng: random.Random, style: str) -> str:
         """A completion to pre-train on, in style "skill" or "habit" (``pretraining``)."""
@@ -73,68 +99,98 @@ class Task:
         return self.tokenizer.encode(problem.prompt)
 
     def problems(self, count: int, rng: random.Random, split: str = "train") -> list[Problem]:
-        """``count`` problems of a split: "train" or "held_out". No prompt is in both."""
+        """``count`` problems of a split: "train" or "held_out". No prompt is in both (but with
+        ``holds_out = False`` every prompt is)."""
         if split not in ("train", "held_out"):
             raise ValueError(f"split: got {split!r}, allowed are 'train' and 'held_out'")
-        if count < 1:
-            raise ValueError(f"count: got {count}, allowed is a whole number from 1")
+        count = check_whole("count", count, 1)
         chosen: list[Problem] = []
         for _ in range(1000 * count):
             problem = self.problem(rng)
-            if is_held_out(problem.prompt) == (split == "held_out"):
+            if not self.holds_out or is_held_out(problem.prompt) == (split == "held_out"):
                 chosen.append(problem)
             if len(chosen) == count:
                 return chosen
         raise ValueError(f"split: of {1000 * count} problems of {type(self).__name__} only "
                          f"{len(chosen)} are in {split!r}; allowed is a task with more "
-                         f"different prompts")
+                         f"different prompts, or one with holds_out = False, whose prompts are "
+                         f"all trained on and measured on")
 
     def held_out(self, count: int = 1000) -> list[Problem]:
         """The first ``count`` of the fixed list of held-out problems, the same every time.
 
-        All are different, so that they count as independent.
+        All are different, so that they count as independent. With ``holds_out = False`` they are
+        problems that are trained on, which a warning says, and fewer if there are no more.
         """
         rng, found = random.Random(2402_03300), {}
+        count = check_whole("count", count, 1)
+        if not self.holds_out:
+            warnings.warn(f"held_out: {type(self).__name__} holds no prompt out, so accuracy is "
+                          f"measured on problems that are trained on", stacklevel=2)
+            for problem in self.problems(100 * count, rng):
+                found.setdefault(problem.prompt, problem)
+            return list(found.values())[:count]
         for _ in range(100 * count):
             [problem] = self.problems(1, rng, "held_out")
             found.setdefault(problem.prompt, problem)
             if len(found) == count:
                 return list(found.values())
         raise ValueError(f"count: got {count}, but {type(self).__name__} seems to have only "
-                         f"{len(found)} different held-out problems")
+                         f"{len(found)} different held-out problems; allowed are as many, as "
+                         f"eval_problems in GRPOConfig for instance")
 
     def rewards(self, problems: Sequence[Problem], completions: Sequence[str],
                 finished: Sequence[bool]) -> Tensor:
-        """Rewards (N, G) of N problems' completions, given row by row (n * G + g).
+        """Rewards (N, G) of N problems' completions, given row by row (n * G + g); nan where the
+        reward abstained. Of several rewards: the sum of those that did not, times their weights.
 
         A completion that was cut off (no end-of-sequence) has no final answer: 0. (So a
         task with negative rewards teaches never to finish; keep rewards from 0 up.)
         """
-        return self._each(self.reward, problems, completions, finished, "reward")
+        if self.reward_funcs:
+            return weighted(self.reward_parts(problems, completions, finished),
+                            self.reward_weights)
+        return self._each("reward", problems, completions, finished)
 
     def grades(self, problems: Sequence[Problem], completions: Sequence[str],
                finished: Sequence[bool]) -> Tensor:
         """1 where the verifier says right, else 0: (N, G), whatever the reward is."""
-        return self._each(self.correct, problems, completions, finished, "correct")
+        return self._each("correct", problems, completions, finished)
 
-    def _each(self, score: Callable, problems, completions, finished, name: str) -> Tensor:
-        group_size, rest = divmod(len(completions), len(problems))
-        if rest or len(finished) != len(completions):
-            raise ValueError(f"completions: got {len(completions)} (finished: {len(finished)}), "
-                             f"allowed is a multiple of the {len(problems)} problems")
-        scores = []
-        for row, (text, done) in enumerate(zip(completions, finished)):
-            value = score(problems[row // group_size], text) if done else 0.0
-            if not isinstance(value, (int, float)):
-                raise TypeError(f"{name}: {type(self).__name__}.{name} returned {value!r} for "
-                                f"{text!r}, allowed is one number")
-            scores.append(float(value))
-        return torch.tensor(scores).view(len(problems), group_size)
+    def reward_parts(self, problems: Sequence[Problem], completions: Sequence[str],
+                     finished: Sequence[bool]) -> dict[str, Tensor]:
+        """The several rewards by name, before they are weighed: (N, G) each."""
+        functions = {f"reward: {name}": function for name, function in self.reward_funcs.items()}
+        scores = scores_of(functions, problems, completions, finished, abstains=True)
+        return {name: torch.tensor(row).view(len(problems), -1)
+                for name, row in zip(self.reward_funcs, scores)}
 
-    def with_reward(self, reward: Callable[[Problem, str], float]) -> Task:
-        """The same task with another reward; ``correct`` still tells the truth."""
+    def _each(self, name: str, problems, completions, finished) -> Tensor:
+        said = f"{name}: {type(self).__name__}.{name}"
+        [scores] = scores_of({said: getattr(self, name)}, problems, completions, finished,
+                             abstains=name == "reward")
+        return torch.tensor(scores).view(len(problems), -1)
+
+    def with_reward(self, reward: Callable | Sequence[Callable] | Mapping[str, Callable],
+                    reward_weights: Sequence[float] | None = None) -> Task:
+        """The same task with another reward; ``correct`` still tells the truth.
+
+        ``reward``: a function (problem, completion) -> number, or None to abstain. Or several, as
+        a list or as a dict of name: function: their weighted sum is the reward, and each has its
+        metrics ``rewards/<name>/mean`` and ``rewards/<name>/std``. ``reward_weights``: a number
+        for each of several; None: 1 each. (The names are TRL's.)
+        """
         changed = copy.copy(self)
-        changed.reward = reward
+        if callable(reward):
+            if reward_weights is not None:
+                raise ValueError(f"reward_weights: got {reward_weights!r} with a single reward, "
+                                 f"allowed is None")
+            changed.reward_funcs = changed.reward_weights = None
+            changed.reward = reward
+            return changed
+        changed.reward_funcs = reward_functions(reward)
+        changed.reward_weights = check_weights(reward_weights, list(changed.reward_funcs))
+        changed.reward = functools.partial(Task.reward, changed)
         return changed
 
 

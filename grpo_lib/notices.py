@@ -1,0 +1,53 @@
+"""What a run says to a person, once: that nothing can be learned, that a number is not finite, that
+it is stopping."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+
+from torch import Tensor
+
+from grpo_lib.config import StepMetrics
+
+
+def warn(text: str) -> None:
+    """A UserWarning, shown each time: Python's memory of what was shown already, by the place in
+    the code, would keep back that of a second run."""
+    warnings.warn_explicit(text, UserWarning, "grpo_lib", 1, registry={})
+
+
+def say_at_once(text: str) -> None:
+    """Print to stderr, from a signal's handler too, which may have interrupted another print."""
+    try:
+        print(f"\n{text}", file=sys.stderr, flush=True)
+    except (RuntimeError, ValueError, OSError, AttributeError):
+        os.write(2, f"\n{text}\n".encode())
+
+
+def nothing_to_learn(metrics: StepMetrics, rewards: Tensor, advantages: Tensor,
+                     max_new_tokens: int) -> str | None:
+    """Why a step has taught nothing (all its advantages are 0) and what to change; None if it has
+    taught something. ``rewards`` (N, G): nan where the reward abstained."""
+    counted = rewards[~rewards.isnan()]
+    if advantages.any():
+        return None
+    start = f"step {metrics.step} taught the policy nothing: "
+    if len(counted) == 0:
+        return (f"{start}the reward abstained (None) from all {rewards.numel()} completions; it "
+                f"has to return a number for some")
+    if metrics.finished == 0:
+        return (f"{start}no completion came to its end within max_new_tokens = {max_new_tokens}, "
+                f"and one that is cut off gets reward 0; give the task a larger max_new_tokens, or "
+                f"start from a policy that ends its answers")
+    return (f"{start}in no group did the rewards differ (they lie from {counted.min():.3g} to "
+            f"{counted.max():.3g}); try easier or harder problems, a larger group_size, a higher "
+            f"temperature, or a reward in parts")
+
+
+def not_finite(metrics: StepMetrics) -> list[str]:
+    """Names of the metrics that are nan or inf."""
+    return [name for name, value in metrics.to_dict().items()
+            if isinstance(value, float) and not math.isfinite(value)]
