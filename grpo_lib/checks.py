@@ -144,13 +144,14 @@ def usable_device(name: torch.device | str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise ValueError(f"device: got {name!r}, must be cpu, cuda or cuda:0, cuda:1, ...") from None
+        raise ValueError(f"device: got {name!r}, must be cpu or cuda (cuda:0, cuda:1, ... of "
+                         f"several)") from None
     if device.type == "mps":
         raise ValueError(f"device: got {str(name)!r}, must be cpu: a Mac's mps has no float64, in "
                          f"which completions are sampled; the course is made for a CPU")
     try:
         torch.zeros(1, dtype=torch.float64, device=device).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         why = str(error).splitlines()[0].split(". ")[0]  # torch goes on with all that it can do
         raise ValueError(f"device: got {str(name)!r}, which cannot be used here ({why})") from None
     return device

@@ -341,8 +341,8 @@ ACCELERATE = {
 }
 README = '''# {task} on {model}, by TRL
 
-Needs `pip install "grpo_lib[llm]"`, in a checkout of grpo_lib `pip install -e ".[llm]"` (its verifier
-is the reward), and for some lines more: `deepspeed`, or `trl[vllm]`.
+Needs `pip install "grpo_lib[llm]"`, in a checkout of grpo_lib `pip install -e ".[llm]"` (its
+verifier is the reward), and for some lines more: `deepspeed`, or `trl[vllm]`.
 
 | for | command |
 |---|---|

@@ -35,7 +35,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 COPIED = ("grpo_lib", "tests", "benchmarks", "notebooks", "docs", "tools", "conftest.py",
-          "pyproject.toml", "README.md", "LICENSE", "requirements.txt")
+          "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "CHANGELOG.md",
+          "CITATION.cff", "CONTRIBUTING.md")
 # All others: not the list's own tests, which see at once that a text has changed.
 OTHERS = ("tests", "--ignore=tests/test_faults.py", "--ignore=tests/browser",
           "-m", "not gpu and not browser and not slow")
@@ -795,6 +796,43 @@ FAULTS = [
          "raise"),
         ("terminate-leaves-the-child", "lambda *_: process.terminate())", "lambda *_: None)"),
         ("terminate-is-not-given-back", "signal.signal(signal.SIGTERM, before)", "pass"),
+        ("old-python-goes-on", "if sys.version_info < (3, int(oldest)):", "if False:"),
+        ("newer-python-without-a-word", "if sys.version_info >= (3, newest + 1):", "if False:"),
+        ("locked-checkout-without-a-word", "if not os.access(str(place), os.W_OK):", "if False:"),
+        ("environment-without-pip", 'call([str(python), "-m", "ensurepip"], root)', "pass"),
+    ),
+    *faults_in(
+        "grpo_lib/environment.py", "tests/test_installed.py",
+        ("lessons-of-another-package",
+         'root / "notebooks" if is_checkout(root) else root / "grpo_lib" / "notebooks"',
+         'root / "notebooks"'),
+        ("lessons-written-over", "if not os.path.lexists(str(target)):", "if True:"),
+        ("lesson-written-through-a-lost-link", 'os.path.lexists(str(target))', "target.exists()"),
+        ("half-a-lesson", "path.unlink()", "pass"),
+        ("lessons-into-a-folder-called-home", "Path(arguments[0]).expanduser()",
+         "Path(arguments[0])"),
+        ("lessons-copied-again", "if not (folder / FIRST).is_file():\n            folder",
+         "if True:\n            folder"),
+        ("site-packages-before-everything", "    if is_checkout(root):\n        paths",
+         "    if True:\n        paths"),
+        ("wheels-into-an-installed-package", "        if wheels:\n", "        if False:\n"),
+    ),
+    *faults_in(
+        "grpo_lib/checks.py", "tests/test_training.py -k device",
+        ("a-thousand-characters-of-backends", 'splitlines()[0].split(". ")[0]', "splitlines()[0]"),
+    ),
+    *faults_in(
+        "tools/metadata.py", "tests/test_metadata.py",
+        ("pictures-as-pages", '(("pictures", "raw"), ("links", "blob"))',
+         '(("pictures", "blob"), ("links", "blob"))'),
+        ("requirements-without-the-tests", '*project["optional-dependencies"]["test"]', ""),
+        ("an-address-that-stays", 'text = re.sub(r"\\[project', 'pass; re.sub(r"\\[project'),
+    ),
+    *faults_in(
+        "pyproject.toml", "tests/test_metadata.py",
+        ("links-that-are-absolute-already", r"((?<!!)\[[^\[\]]*\]\()(?!\w+:|#)",
+         r"((?<!!)\[[^\[\]]*\]\()(?!#)"),
+        ("todays-torch-is-refused", "torch>=2.9,<2.16", "torch>=2.9,<2.15"),
     ),
     *faults_in(
         "grpo_lib/config.py", "tests/test_processes.py -k Refused",

@@ -490,11 +490,15 @@ def test_an_old_environment_is_kept(tmp_path, monkeypatch):
     from grpo_lib import environment
 
     (tmp_path / "requirements.txt").write_text("torch\n")
+    (tmp_path / "pyproject.toml").write_text('requires-python = ">=3.0"\n'
+                                             '"Programming Language :: Python :: 3.99"\n')
     python = tmp_path / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     python.parent.mkdir(parents=True)
     python.write_text("")
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     commands = []
     monkeypatch.setattr(environment, "call", lambda command, root: commands.append(command) or 0)
+    monkeypatch.setattr(subprocess, "run",
+                        lambda *_, **__: subprocess.CompletedProcess([], 0))  # pip is there
     assert environment.prepare(tmp_path) == str(python)
     assert len(commands) == 1 and "pip" in commands[0] and python.exists()

@@ -1,5 +1,6 @@
 """The two commands of the README, with the slow parts (venv, pip, JupyterLab) replaced."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -14,12 +15,21 @@ from waiting import PATIENCE, until
 from grpo_lib import environment
 
 ROOT = Path(__file__).parent.parent
+METADATA = '''\
+requires-python = ">=3.10"
+classifiers = ["Programming Language :: Python :: 3", "Programming Language :: Python :: 3.9",
+               "Programming Language :: Python :: 3.13", "Programming Language :: Python :: 3.10"]
+'''
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A bare checkout, a Python outside any virtual environment, and a record of commands."""
+    (tmp_path / "grpo_lib").mkdir()
+    (tmp_path / "pyproject.toml").write_text(METADATA)
     (tmp_path / "requirements.txt").write_text("torch\n")
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_start_here.ipynb").write_text("")
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     commands = []
 
@@ -28,6 +38,8 @@ def checkout(tmp_path, monkeypatch):
         return 0
 
     def run(command, **options):
+        if command[1] == "-c":
+            return subprocess.CompletedProcess(command, 0)  # pip is there
         commands.append(command)
         python = Path(command[-1]) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         python.parent.mkdir(parents=True, exist_ok=True)
@@ -157,11 +169,89 @@ def test_another_failure_of_venv_is_passed_on(checkout, monkeypatch):
         environment.prepare(root)
 
 
-@pytest.mark.parametrize("version", [(3, 9, 1), (3, 14, 0)])
-def test_a_python_too_old_or_too_new_is_named(checkout, monkeypatch, version):
-    monkeypatch.setattr(sys, "version_info", version)
-    with pytest.raises(environment.SetupError, match=r"needs Python 3\.10 to 3\.13, and this is 3"):
+def test_an_older_python_is_refused_with_ways_to_a_newer_one(checkout, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    told = r"needs Python 3\.10 or newer, and this is 3\.9.*uv venv --python 3\.13.*py -3\.13"
+    with pytest.raises(environment.SetupError, match=told) as error:
         environment.prepare(checkout[0])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("version", [(3, 14, 0), (3, 15, 2), (4, 0, 0)])
+def test_a_python_newer_than_tested_goes_on_with_a_warning(checkout, monkeypatch, capsys, version):
+    root, commands = checkout
+    monkeypatch.setattr(sys, "version_info", version)
+    assert environment.lab(root, []) == 0
+    said = capsys.readouterr().err
+    assert f"Python {version[0]}.{version[1]} is newer than those tested, 3.10 to 3.13" in said
+    assert "uv venv --python 3.13" in said and "py -3.13" in said and said.count("\n") == 1
+    assert "jupyterlab" in commands[-1]
+
+
+@pytest.mark.parametrize("version", [(3, 10, 0), (3, 13, 9)])
+def test_a_tested_python_is_no_matter_for_words(checkout, monkeypatch, capsys, version):
+    monkeypatch.setattr(sys, "version_info", version)
+    environment.prepare(checkout[0])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bounds_of_the_launcher_are_those_of_the_metadata(monkeypatch, capsys):
+    """It reads pyproject.toml, so that no other file has to name a Python."""
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0))
+    environment.check_python(ROOT)
+    said = capsys.readouterr().err
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    oldest, newest = said.split("those tested, ")[1].split(". If")[0].split(" to ")
+    assert f'requires-python = ">={oldest}"' in text
+    assert f":: Python :: {oldest}\"" in text and f":: Python :: {newest}\"" in text
+
+
+@pytest.mark.parametrize("name", ["__init__", "__main__", "environment"])
+def test_what_runs_before_the_refusal_can_be_read_by_an_old_python(name):
+    """Python 3.7 parses it, and evaluates no annotation: list[str] would end in a traceback."""
+    path = ROOT / "grpo_lib" / f"{name}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 7))
+    postponed = any(isinstance(node, ast.ImportFrom) and node.module == "__future__"
+                    for node in tree.body)
+    annotations = [a for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+                   for a in (node.returns, *(arg.annotation for arg in node.args.args)) if a]
+    assert postponed or not any(isinstance(a, (ast.Subscript, ast.BinOp))
+                                for a in annotations)
+
+
+@pytest.mark.parametrize("place", ["checkout", "environment"])
+def test_where_nothing_can_be_written_the_ways_out_are_told(checkout, monkeypatch, place):
+    root, commands = checkout
+    if place == "environment":
+        (root / "mine").mkdir()
+        monkeypatch.setattr(sys, "prefix", str(root / "mine"))
+    locked = str(root if place == "checkout" else root / "mine")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked)
+    with pytest.raises(environment.SetupError) as error:
+        environment.lab(root, [])
+    assert str(error.value).startswith(f"{locked} cannot be written to. Copy the checkout")
+    assert "python3 -m venv ~/grpo" in str(error.value) and "\n" not in str(error.value)
+    assert commands == []
+
+
+def test_a_locked_checkout_is_enough_where_an_environment_is_ready(checkout, monkeypatch):
+    root, commands = checkout
+    environment.prepare(root)
+    commands.clear()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert environment.lab(root, []) == 0 and len(commands) == 1
+
+
+def test_an_environment_without_pip_gets_it_first(checkout, monkeypatch):
+    """uv makes such environments, and is one of the ways that the launcher names."""
+    root, commands = checkout
+    python = root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python.parent.mkdir(parents=True)
+    python.write_text("")
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(
+        command, int(command[1:] == ["-c", "import pip"])))
+    environment.prepare(root)
+    assert [c[1:4] for c in commands] == [["-m", "ensurepip"], ["-m", "pip", "install"]]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
@@ -188,19 +278,6 @@ def test_a_child_decides_on_ctrl_c_and_is_told_to_stop(tmp_path, sent, child, st
         pytest.fail("the child was left")
     sender.join()
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_outside_a_checkout_it_says_so(tmp_path):
-    with pytest.raises(environment.SetupError, match="run this in a checkout"):
-        environment.prepare(tmp_path)
-
-
-def test_requirements_and_package_metadata_agree():
-    """Every requirement stands in pyproject.toml too, with the same range."""
-    metadata = (ROOT / "pyproject.toml").read_text()
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    for line in lines:
-        assert line.startswith("#") or f'"{line}"' in metadata
 
 
 def test_no_file_says_where_packages_come_from():

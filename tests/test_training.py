@@ -14,6 +14,7 @@ from grpo_lib import algorithms, training
 from grpo_lib.advantages import informative_groups
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
+from grpo_lib.checks import usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
 from grpo_lib.objective import LossOutput, grpo_loss
@@ -976,6 +977,20 @@ def test_a_device_that_is_not_there_is_named(make_trainer, name):
     with pytest.raises(ValueError, match=f"device: got '{name}'") as caught:
         make_trainer(replace(SMALL, device=name))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0", "gpu", "xla", "vulkan", "hpu", "", None, 3])
+def test_a_device_of_no_use_is_one_short_line(name):
+    """torch's own words go on with a thousand characters of backends."""
+    with pytest.raises(ValueError, match=r"^device: got ") as caught:
+        usable_device(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 160
+
+
+def test_mps_says_what_a_mac_is_to_use():
+    for name in ("mps", "mps:0", torch.device("mps")):
+        with pytest.raises(ValueError, match="must be cpu: a Mac's mps has no float64"):
+            usable_device(name)
 
 
 def test_a_context_that_is_too_short_is_said_before_anything_happens(make_policy, sort_task):

@@ -573,7 +573,7 @@ class TestWhatGoesWrong:
                    lambda: HuggingFacePolicy.from_pretrained(tmp_path / "a"))
 
     def test_a_device_that_is_not_there(self, saved):
-        self.check(ValueError, "device: got 'nowhere', which cannot be used here",
+        self.check(ValueError, "device: got 'nowhere', must be cpu or cuda",
                    lambda: HuggingFacePolicy.from_pretrained(saved, device="nowhere"))
 
     @pytest.mark.parametrize("kind, shape", [
