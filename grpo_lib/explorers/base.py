@@ -2,8 +2,7 @@
 
 Each is a plain object that shows itself three ways at once: a live widget where a kernel
 runs, a picture where the notebook is only read, and a line of text with the numbers, which
-tests compare (``outputs.py`` says how). Figures are drawn without pyplot, since callbacks may run
-beside a cell.
+tests compare. Figures are drawn without pyplot, since callbacks may run beside a cell.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import html
 import threading
 import time
-import uuid
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,14 +20,6 @@ from traitlets import TraitError
 
 from grpo_lib.config import StepMetrics
 from grpo_lib.explorers.controls import ends
-from grpo_lib.explorers.outputs import (
-    LIVE,
-    VIEW,
-    display_outputs,
-    in_a_notebook,
-    update_picture,
-    when_this_cell_ends,
-)
 from grpo_lib.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
@@ -44,7 +34,6 @@ class Shown:
         self.view = ipywidgets.HTML()
         self.caption = ipywidgets.HTML()
         self.box = ipywidgets.VBox([*controls, self.view, self.caption])
-        self.box.add_class(LIVE)
         self.figure, self.text = Figure(), ""
 
     def show(self, figure: Figure, text: str, view: str | None = None) -> None:
@@ -57,16 +46,8 @@ class Shown:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         picture = b64encode(to_png(self.figure, self.dpi)).decode()
-        return {"text/plain": self.text, "image/png": picture, VIEW: view}
-
-    def _to_display(self) -> tuple[dict, dict]:
-        """What goes into a notebook: the bundle, and the metadata of its picture."""
-        return self._repr_mimebundle_(), {}
-
-    def _ipython_display_(self) -> None:
-        if not in_a_notebook():
-            raise NotImplementedError("IPython then takes _repr_mimebundle_")
-        display_outputs(*self._to_display())
+        return {"text/plain": self.text, "image/png": picture,
+                "application/vnd.jupyter.widget-view+json": view}
 
 
 class Explorer(Shown):
@@ -129,39 +110,7 @@ class Explorer(Shown):
             self.caption.value = f"<b>{type(error).__name__}: {html.escape(str(error))}</b>"
 
 
-class Growing(Shown):
-    """What goes on after it was displayed. ``keep_picture`` brings the saved picture up to date.
-
-    The line of text that is saved is ``about``, true from the first picture to the last: of a text
-    that changes, a run of the cell and its comparison would see different ones. The numbers of the
-    last picture are its description (``alt``).
-    """
-
-    about = ""
-
-    def __init__(self, controls: Sequence[ipywidgets.Widget]):
-        super().__init__(controls)
-        self._display_id: str | None = None
-        self._kept: Figure | None = None
-
-    def _to_display(self) -> tuple[dict, dict]:
-        self._kept = self.figure
-        return (self._repr_mimebundle_() | {"text/plain": self.about},
-                {"image/png": {"alt": self.text}})
-
-    def _ipython_display_(self) -> None:
-        if not in_a_notebook():
-            raise NotImplementedError("IPython then takes _repr_mimebundle_")
-        self._display_id = self._display_id or uuid.uuid4().hex
-        display_outputs(*self._to_display(), self._display_id)
-
-    def keep_picture(self) -> None:
-        """Put the figure as it is now where the notebook has an earlier one."""
-        if self._display_id and self._kept is not self.figure:
-            update_picture(*self._to_display(), self._display_id)
-
-
-class LiveCurves(Growing):
+class LiveCurves(Shown):
     """Curves and a progress bar that grow while a run goes on.
 
         curves = LiveCurves(steps=50)
@@ -169,18 +118,18 @@ class LiveCurves(Growing):
         for metrics in trainer.run():
             curves.add(metrics)
 
-    The saved notebook keeps the curves as they are when the cell ends, be it interrupted.
+    The saved notebook keeps the picture at the time of ``display``: end with a cell that
+    shows ``curves.picture()``.
     """
 
     def __init__(self, steps: int, panels: Sequence[str] = ("accuracy", "length", "entropy"),
                  title: str | None = None):
         self.steps, self.panels, self.title = steps, panels, title
-        self.about = f"{title + ': a' if title else 'A'} run of {steps} steps, {', '.join(panels)}"
         self.history: list[dict] = []
         self.progress = ipywidgets.IntProgress(0, 0, steps, description="step 0",
                                                layout=ipywidgets.Layout(width="500px"))
         super().__init__([self.progress])
-        self._drawn, self._steps_drawn, self._waits = 0.0, 0, False
+        self._drawn = 0.0
         self.redraw()
 
     def add(self, metrics: StepMetrics) -> None:
@@ -190,20 +139,11 @@ class LiveCurves(Growing):
         self.progress.description = f"step {metrics.step}"
         if metrics.step == self.steps or time.monotonic() - self._drawn > REDRAW_SECONDS:
             self.redraw()
-        if self._display_id and not self._waits:
-            when_this_cell_ends(self.keep_picture)
-            self._waits = True
 
     def redraw(self) -> None:
         self.show(training_curves(self.history, self.panels, self.steps, self.title),
                   self.describe())
-        self._drawn, self._steps_drawn = time.monotonic(), len(self.history)
-
-    def keep_picture(self) -> None:
-        self._waits = False
-        if self._steps_drawn != len(self.history):
-            self.redraw()
-        super().keep_picture()
+        self._drawn = time.monotonic()
 
     def picture(self, text: str | None = None) -> Picture:
         """The curves so far, to keep in the notebook; ``text`` says what they show."""

@@ -17,7 +17,7 @@ import ipywidgets
 
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig, StepMetrics
-from grpo_lib.explorers.base import Growing
+from grpo_lib.explorers.base import Shown
 from grpo_lib.explorers.controls import choice, stops
 from grpo_lib.explorers.token_xray import token_xray_explorer
 from grpo_lib.plots import Picture, keep_layout, training_curves
@@ -57,7 +57,7 @@ def chain_trainer(config: GRPOConfig) -> GRPOTrainer:
     return GRPOTrainer(load_base_model("chain"), ChainTask(), config)
 
 
-class Cockpit(Growing):
+class Cockpit(Shown):
     """Buttons, sliders and curves over a ``SteeredRun``, which is ``cockpit.run``.
 
     What the buttons do can be done from code too: ``start``, ``pause``, ``step``, ``back``,
@@ -72,7 +72,6 @@ class Cockpit(Growing):
         self._drawn, self._cost, self._steps = 0.0, 0.0, 0
         self._message = ""
         self.compare, self.replaced = compare, None
-        self.about = f"A run of {config.steps} steps to steer: {', '.join(PANELS)}"
         me = weakref.ref(self)  # the run's thread must not keep a cockpit that nobody holds
         self.run = SteeredRun(make_trainer, config, checkpoint_every=checkpoint_every,
                               on_change=lambda: me() and me().follow())
@@ -240,19 +239,12 @@ class Cockpit(Growing):
             if self.run.state != RUNNING or (new and time.monotonic() - self._drawn > pause):
                 self._draw()
             self._say()
-            self._keep_at_rest()
 
     def redraw(self) -> None:
         """Draw the curves now."""
         with self._drawing:
             self._draw()
             self._say()
-            self._keep_at_rest()
-
-    def _keep_at_rest(self) -> None:
-        """While a run goes on, its curves are not worth a picture for the notebook's file."""
-        if self.run.state != RUNNING:
-            self.keep_picture()
 
     def say(self, what: str) -> None:
         """The line of numbers, with a message below it that stays until something is pressed or
