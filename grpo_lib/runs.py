@@ -244,6 +244,8 @@ def lock(path: Path) -> None:
                                   f"it, or stop it, and start again") from None
         return  # a file system that knows no locks
     LOCKS[path] = file
+    atexit.unregister(unlock_all)  # so that it is registered once
+    atexit.register(unlock_all)
 
 
 def unlock(path: Path) -> None:
@@ -253,7 +255,6 @@ def unlock(path: Path) -> None:
         file.close()
 
 
-@atexit.register
 def unlock_all() -> None:
     """Leave no file open, which Python would warn of."""
     for path in list(LOCKS):

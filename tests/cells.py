@@ -74,7 +74,7 @@ def names_made(source: str) -> set[str]:
 
 
 def names_used(source: str) -> set[str]:
-    """The names that a cell may look up and does not make itself in a function or comprehension:
+    """The names that a cell may look up and does not make or import itself, in a function too:
     those that it needs from somewhere."""
     used, inside = set(), set()
     for node in ast.walk(ast.parse(source)):
@@ -82,6 +82,10 @@ def names_used(source: str) -> set[str]:
             (used if isinstance(node.ctx, ast.Load) else inside).add(node.id)
         elif isinstance(node, ast.arg):
             inside.add(node.arg)
+        elif isinstance(node, ast.FunctionDef):
+            inside.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            inside.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ExceptHandler) and node.name:
             inside.add(node.name)
     return used - inside - names_made(source) - set(dir(builtins)) - {"get_ipython", "display"}

@@ -96,7 +96,7 @@ def test_set_up_after_torch_leaves_the_environment_and_takes_one_thread():
 
 @pytest.mark.parametrize(("lacking", "said"), [
     (["torch"], "the lessons need torch: run the line  %pip install torch  in a cell of its own"),
-    (["PIL", "ipywidgets"], "need pillow, ipywidgets: run the line  %pip install pillow ipywidgets")])
+    (["PIL", "ipywidgets"], "pillow, ipywidgets: run the line  %pip install pillow ipywidgets")])
 def test_a_missing_package_is_named_in_one_line(monkeypatch, lacking, said):
     monkeypatch.setattr(course, "find_spec", lambda name: None if name in lacking else object())
     with pytest.raises(ImportError) as caught:
@@ -112,7 +112,7 @@ def shell(monkeypatch):
     """An IPython shell that notes which tracebacks it shows."""
     shell = InteractiveShell()
     shell.shown = []
-    shell.showtraceback = lambda exc_tuple=None, **_: shell.shown.append(exc_tuple or sys.exc_info())
+    shell.showtraceback = lambda exc=None, **_: shell.shown.append(exc or sys.exc_info())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     yield shell
     shell.history_manager.end_session()

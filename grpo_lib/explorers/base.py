@@ -14,12 +14,13 @@ import time
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import ipywidgets
 from matplotlib.figure import Figure
 from traitlets import TraitError
 
-from grpo_lib.config import StepMetrics, measured
+from grpo_lib.config import StepMetrics
 from grpo_lib.explorers.controls import ends
 from grpo_lib.explorers.outputs import (
     LIVE,
@@ -169,7 +170,9 @@ class LiveCurves(Growing):
     def __init__(self, steps: int, panels: Sequence[str] = ("accuracy", "length", "entropy"),
                  title: str | None = None):
         self.steps, self.panels, self.title = steps, panels, title
-        self.about = f"{title + ': a' if title else 'A'} run of {steps} steps, {', '.join(panels)}"
+        self.about = f"Curves over {steps} steps: {', '.join(panels)}"
+        if title:
+            self.about = f"{title}. {self.about}"
         self.history: list[dict] = []
         self.progress = ipywidgets.IntProgress(0, 0, steps, description="step 0",
                                                layout=ipywidgets.Layout(width="500px"))
@@ -179,7 +182,7 @@ class LiveCurves(Growing):
 
     def add(self, metrics: StepMetrics) -> None:
         """Take in a step; draws if it is time to, and always at the last step."""
-        self.history.append(metrics.to_dict())
+        self.history.append(asdict(metrics))
         self.progress.value = metrics.step
         self.progress.description = f"step {metrics.step}"
         if metrics.step == self.steps or time.monotonic() - self._drawn > REDRAW_SECONDS:
@@ -209,7 +212,6 @@ class LiveCurves(Growing):
         if not self.history:
             return f"0 of {self.steps} steps"
         last = self.history[-1]
-        return (f"step {last['step']} of {self.steps}: reward "
-                f"{measured(last['reward_mean'], '.2f')}, "
+        return (f"step {last['step']} of {self.steps}: reward {last['reward_mean']:.2f}, "
                 f"accuracy {last['accuracy']:.0%}, length {last['length']:.1f} tokens, "
-                f"entropy {measured(last['entropy'], '.2f')} nats")
+                f"entropy {last['entropy']:.2f} nats")
