@@ -111,9 +111,9 @@ class Kernel:
 
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
 
-    def run(self, source: str) -> tuple[str, str] | None:
+    def run(self, source: str, longest: float = PATIENCE) -> tuple[str, str] | None:
         """None, or (the error's name, its message)."""
-        reply = self.client.execute_interactive(source, timeout=PATIENCE, allow_stdin=False,
+        reply = self.client.execute_interactive(source, timeout=longest, allow_stdin=False,
                                                 output_hook=lambda message: None)["content"]
         return None if reply["status"] == "ok" else (reply["ename"], reply["evalue"])
 

@@ -66,8 +66,8 @@ def task_cell(exercise, number: int):
     return cell
 
 
-def attempt_cell(exercise, solved: bool):
-    """The cell to fill in, or the same filled in."""
+def attempt_source(exercise, solved: bool) -> tuple[str, str]:
+    """(the imports of the cell to fill in, the rest of it); or of the same cell filled in."""
     name = exercise.name
     if solved or isinstance(exercise, Repair):
         source = exercise.solution if solved else exercise.broken
@@ -79,16 +79,22 @@ def attempt_cell(exercise, solved: bool):
         answer = f"my_{name} = None  # your number"
     else:
         answer = f"my_{name} = None  # the name of a fault"
-    gap = "\n\n\n" if isinstance(exercise, Exercise) else "\n"
-    start = "from grpo_lib.exercises import check\n" + ("\n\n" if not answer.startswith((
-        "import", "from", "my_")) else "\n" if answer.startswith("my_") else "")
-    cell = nbformat.v4.new_code_cell(f"{start}{answer}{gap}check.{name}(my_{name})",
-                                     metadata={"tags": ["exercise"]})
-    if answer.startswith(("import", "from")):  # the standard library and torch come first
-        cell.source = f"{answer}{gap}check.{name}(my_{name})"
-        body = answer.split("\n\n\n", 1)
-        cell.source = (f"{body[0]}\n\nfrom grpo_lib.exercises import check\n\n\n{body[1]}{gap}"
-                       f"check.{name}(my_{name})")
+    if answer.startswith(("import", "from")):
+        imports, answer = answer.split("\n\n\n", 1)
+        return imports, answer
+    return "", answer
+
+
+def attempt_cell(exercise, solved: bool):
+    """The cell to fill in, or the same filled in."""
+    name, (imports, answer) = exercise.name, attempt_source(exercise, solved)
+    function = isinstance(exercise, Exercise)
+    # the standard library and torch come first
+    start = "\n\n".join(filter(None, [imports, "from grpo_lib.exercises import check"]))
+    gap = "\n\n\n" if function else "\n\n"
+    cell = nbformat.v4.new_code_cell(
+        f"{start}{gap}{answer}{gap if function else chr(10)}check.{name}(my_{name})",
+        metadata={"tags": ["exercise"]})
     if isinstance(exercise, CurveQuestion):
         cell.source = (f"from grpo_lib.exercises import check\n"
                        f"from grpo_lib.exercises.curves import show\n\n{answer}\n"
@@ -142,30 +148,51 @@ def solutions(lesson: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNod
     return put_front(notebook, f"solutions/{solution_path(path).name}")
 
 
+LOCKED = """\
+# This notebook computes the answers; another process, which knows nothing else of it, judges them
+import pathlib
+import subprocess
+import sys
+
+import grpo_lib
+from grpo_lib.exercises.grading import answers
+
+judge = subprocess.run([sys.executable, "-m", "grpo_lib.exercises.grading", "{name}"],
+                       cwd=pathlib.Path(grpo_lib.__file__).parents[1],
+                       input=answers("{name}", my_{name}),
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+print(judge.stdout.decode(errors="replace"))
+assert judge.returncode == 0, "no point yet"
+"""
+
+
 def graded_cells(exercise) -> list:
     """The cell that a student fills in, with the solution that nbgrader takes out, and the
-    locked cell that gives a point if the checker calls it right. Before them, what to repair."""
-    name, solved = exercise.name, attempt_cell(exercise, solved=True).source
-    solved = re.sub(r"\n+(?:print\()?check\.[^\n]*(?:\nshow\([^\n]*)?\Z", "", solved)
-    lines = solved.split("\n")
-    start = next(i for i, line in enumerate(lines)
-                 if line.startswith((f"def my_{name}(", f"my_{name} =")))
-    if lines[start].startswith("def"):
-        start += 1
-    indent = "    " if lines[start].startswith(" ") else ""
-    lines[start:] = [f"{indent}### BEGIN SOLUTION", *lines[start:], f"{indent}### END SOLUTION"]
-    attempt = nbformat.v4.new_code_cell("\n".join(lines), metadata={
-        "nbgrader": grading(name, solution=True)})
-    before = []
-    if isinstance(exercise, Repair):  # nbgrader leaves nothing of a solution: what is to be mended
-        broken = nbformat.v4.new_code_cell(exercise.broken, metadata={
-            "nbgrader": grading(f"{name}-broken", locked=True)})
-        before = [broken]
-    picture = f"\nshow({name!r})" if isinstance(exercise, CurveQuestion) else ""
-    test = nbformat.v4.new_code_cell(
-        f"verdict = check.{name}(my_{name})\nassert verdict, str(verdict){picture}",
-        metadata={"nbgrader": grading(f"{name}-test", grade=True, locked=True, points=1)})
-    return [*before, attempt, test]
+    locked cell that gives a point if the checker calls it right. Before a question on curves,
+    the curves.
+
+    What the locked cell asks for has its name in the student's cell, solution or not, and a
+    function to mend stands there as it is.
+    """
+    name, indent = exercise.name, ""
+    imports, solved = attempt_source(exercise, solved=True)
+    empty = attempt_source(exercise, solved=False)[1]
+    if isinstance(exercise, Repair):
+        empty += "\n\n"
+    elif isinstance(exercise, Exercise):  # its own line stays, the rest goes
+        empty, solved = re.fullmatch(r"(def .*?:)\n(    .*)", solved, re.DOTALL).groups()
+        indent = "    "
+    attempt = nbformat.v4.new_code_cell("\n".join([
+        *([imports, "", ""] if imports else []), empty, f"{indent}### BEGIN SOLUTION", solved,
+        f"{indent}### END SOLUTION"]), metadata={"nbgrader": grading(name, solution=True)})
+    test = nbformat.v4.new_code_cell(LOCKED.format(name=name).rstrip(), metadata={
+        "nbgrader": grading(f"{name}-test", grade=True, locked=True, points=1)})
+    if not isinstance(exercise, CurveQuestion):
+        return [attempt, test]
+    curves = nbformat.v4.new_code_cell(
+        f"from grpo_lib.exercises.curves import show\n\nshow({name!r})",
+        metadata={"nbgrader": grading(f"{name}-curves", locked=True)})
+    return [curves, attempt, test]
 
 
 def grading(grade_id: str, **roles) -> dict:
@@ -189,6 +216,13 @@ def assignment(lesson: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNo
     return notebook
 
 
+SETTINGS = """\
+c = get_config()
+c.CourseDirectory.course_id = "grpo"
+c.Execute.timeout = 300  # seconds a cell: each locked one starts a Python, on a busy computer too
+"""
+
+
 def write_course(folder: Path) -> None:
     """An nbgrader course: ``source/LESSON/LESSON.ipynb`` for each lesson, and its settings.
 
@@ -204,7 +238,7 @@ def write_course(folder: Path) -> None:
             write_atomically(target, text.encode())
     settings = folder / "nbgrader_config.py"
     if not settings.exists():
-        write_atomically(settings, b"c = get_config()\nc.CourseDirectory.course_id = \"grpo\"\n")
+        write_atomically(settings, SETTINGS.encode())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -174,10 +174,17 @@ class Exercise:
     @never_raises
     def check(self, function: Callable, limit: float = LIMIT) -> Verdict:
         """Run a learner's function on all cases and say what came of it."""
+        tried = self.tried(function, limit)
+        return tried if isinstance(tried, Verdict) else self.judge(*tried)
+
+    def tried(self, function: Callable,
+              limit: float = LIMIT) -> Verdict | tuple[list[Answer], str]:
+        """A learner's answers to all cases, and notes on them; or what kept them from coming."""
         if not callable(function):
             return Verdict("error", f"{self.name}: got {short(function)}, allowed is a function. "
                                     f"{self.task}")
-        printed, found = Printed(), []
+        printed = Printed()
+        found: list[Answer] = []
         given, before = ([a for _, a in self.cases()] for _ in range(2))
 
         def run():
@@ -198,7 +205,7 @@ class Exercise:
         if printed.anything:
             notes += (f" (It printed {printed.lines} line{'s' * (printed.lines != 1)}, left out "
                       f"here.)")
-        return self.judge(found, notes)
+        return found, notes
 
     def failed(self, function: Callable, error: BaseException, number: int,
                limit: float) -> Verdict:

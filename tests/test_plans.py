@@ -1,0 +1,85 @@
+"""Every plan of docs/teaching/plans.md is run as it is written: its sections' cells, and no others.
+
+A class that leaves a section out has not run its cells. Each path has a kernel of its own, apart
+from those that another one begins with.
+"""
+
+import importlib.util
+import json
+import re
+
+import cells
+import pytest
+from test_teaching import NOTEBOOKS, lessons_of_the_day, plans
+
+LLM = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))  # for lesson 09
+LONGEST = 1800  # seconds that a cell may take on a machine that is busy with other things
+
+
+def sections_of(stem):
+    """[(the section that a code cell stands in, its source)], in the notebook's order."""
+    found, section = [], None
+    for cell in json.loads(NOTEBOOKS[stem].read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            found.append((section, source))
+        else:
+            for heading in re.findall(r"(?m)^#{1,3} (.*)$", source):
+                section = heading.strip()
+    return found
+
+
+def path_of(stem, sections):
+    """The places of the code cells that a plan runs."""
+    return tuple(at for at, (section, _) in enumerate(sections_of(stem)) if section in sections)
+
+
+def every_path():
+    """{plan: (lesson, its path)} for the tables, and for the day where it differs from them."""
+    found = {f"{stem[:2]}, {minutes} minutes": (stem, path_of(stem, {s for _, s, _ in rows}))
+             for stem, minutes, rows in plans()}
+    for stem, (_, sections) in lessons_of_the_day().items():
+        found[f"{stem[:2]}, the day"] = (stem, path_of(stem, sections))
+    return found
+
+
+def longest(paths):
+    """{lesson, path: the plans that it runs}: a path that begins another one is run with it."""
+    whole = {(stem, path) for stem, path in paths.values() if not any(
+        other == stem and len(longer) > len(path) and longer[:len(path)] == path
+        for other, longer in paths.values())}
+    return {(stem, path): [plan for plan, (other, part) in paths.items()
+                           if other == stem and path[:len(part)] == part]
+            for stem, path in sorted(whole)}
+
+
+RUN = longest(every_path())
+
+
+def test_every_plan_is_on_a_path_that_is_run_and_begins_with_the_set_up():
+    assert {plan for on_it in RUN.values() for plan in on_it} == set(every_path())
+    for _, path in every_path().values():
+        assert path[:cells.SET_UP] == tuple(range(cells.SET_UP)) and len(path) > 5
+
+
+def test_a_path_leaves_out_what_its_plan_does():
+    paths = {"short": ("a", (0, 1, 4)), "long": ("a", (0, 1, 2)), "core": ("a", (0, 1)),
+             "else": ("b", (0, 1))}
+    assert longest(paths) == {("a", (0, 1, 2)): ["long", "core"],
+                              ("a", (0, 1, 4)): ["short", "core"], ("b", (0, 1)): ["else"]}
+    stem = next(iter(NOTEBOOKS))
+    assert 0 < len(path_of(stem, {"6. One step"})) < len(path_of(stem, {"6. One step", "Clipping"}))
+
+
+@pytest.mark.parametrize("stem, path", [pytest.param(stem, path, id="; ".join(plans)) for
+                                        (stem, path), plans in RUN.items()
+                                        if LLM or not stem.startswith("09")])
+def test_a_plan_runs_as_it_is_written(stem, path):
+    sources, kernel = sections_of(stem), cells.Kernel(NOTEBOOKS[stem].parent)
+    try:
+        for at in path:
+            section, source = sources[at]
+            error = kernel.run(source, LONGEST)
+            assert error is None, f"{section}: {': '.join(error)}\n{source}"
+    finally:
+        kernel.close()
