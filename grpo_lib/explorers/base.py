@@ -170,7 +170,9 @@ class LiveCurves(Growing):
     def __init__(self, steps: int, panels: Sequence[str] = ("accuracy", "length", "entropy"),
                  title: str | None = None):
         self.steps, self.panels, self.title = steps, panels, title
-        self.about = f"{title + ': a' if title else 'A'} run of {steps} steps, {', '.join(panels)}"
+        self.about = f"Curves over {steps} steps: {', '.join(panels)}"
+        if title:
+            self.about = f"{title}. {self.about}"
         self.history: list[dict] = []
         self.progress = ipywidgets.IntProgress(0, 0, steps, description="step 0",
                                                layout=ipywidgets.Layout(width="500px"))
