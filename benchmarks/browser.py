@@ -71,7 +71,8 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folders = {f"JUPYTER{name}": str(folder / name) for name in
-               ("_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}
+               ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR",
+                "LAB_WORKSPACES_DIR")}
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | folders
     with open(folder / "lab.log", "w") as log:
         process = subprocess.Popen(
@@ -148,6 +149,21 @@ class NotebookPage:
             "[...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.innerText)"
             ".filter(t => /Error displaying widget|Traceback|Loading widget/.test(t))")
         return shown + text + self.errors
+
+    def save(self) -> None:
+        """As the disk's picture in the toolbar does."""
+        self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+
+    def restart(self) -> None:
+        """The kernel: what it held is gone."""
+        self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+                           ".restart()")
+
+    def reload(self) -> None:
+        """The page. What was not saved is lost."""
+        self.page.once("dialog", lambda dialog: dialog.accept())
+        self.page.reload()
+        self.page.wait_for_function(f"{KERNEL} === 'idle'")
 
     def all_cells(self) -> list:
         """Every cell's element, the ones out of sight included."""

@@ -31,7 +31,10 @@ const clear = () => {
   const view = mark.nextElementSibling?.lastElementChild;
   if (view?.textContent && !view.children.length) view.textContent = "";
 };
-if (mark) new MutationObserver(clear).observe(mark.parentNode, {childList: true, subtree: true});
+if (mark) {
+  clear();
+  new MutationObserver(clear).observe(mark.parentNode, {childList: true, subtree: true});
+}
 }</script>"""
 
 
