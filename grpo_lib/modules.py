@@ -115,6 +115,14 @@ def check_trainable(name: str, module: nn.Module) -> None:
                          f"trained; make it outside")
 
 
+def check_apart(policy: nn.Module, ref_policy: nn.Module) -> None:
+    """ValueError if the reference policy has weights of its own that training would change."""
+    fixed = {id(p) for p in ref_policy.parameters()}
+    if any(p.requires_grad and id(p) in fixed for p in policy.parameters()):
+        raise ValueError("ref_policy: shares weights with policy that are to be trained; give a "
+                         "copy of it (copy.deepcopy), or None, which makes one")
+
+
 def check_gradients_on(what: str) -> None:
     """RuntimeError inside ``torch.no_grad()`` and ``torch.inference_mode()``."""
     if not torch.is_grad_enabled():
