@@ -19,7 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from grpo_lib.checks import check_choice
-from grpo_lib.policy import PolicyConfig, TransformerPolicy
+from grpo_lib.modules import load_weights, named_weights, unwrapped, weights_of
+from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
 
 BASE_MODELS = Path(__file__).parent / "base_models"
 
@@ -28,9 +29,18 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is of something else."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that was not written to its end, or has changed since."""
+
+
+def as_path(path: Path | str) -> Path:
+    """A path as a person gives it: ~ is the home folder."""
+    return Path(path).expanduser()
+
+
 def write_atomically(path: Path | str, data: bytes) -> None:
     """Replace ``path`` by ``data``, or leave it as it was (OSError)."""
-    path = Path(path)
+    path = as_path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
@@ -63,7 +73,7 @@ def write_json(path: Path | str, content: Mapping) -> None:
 def read_json(path: Path | str) -> dict:
     """A JSON object, or CheckpointError saying what is wrong with the file."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(as_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({in_a_line(error)})") from None
     if not isinstance(content, dict):
@@ -93,21 +103,33 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and description of a file whose description says ``kind``."""
-    if not Path(path).is_file():
+def describe(path: Path | str) -> dict:
+    """The description of a file, without its tensors; {} where it is none of ours."""
+    path = as_path(path)
+    if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("grpo_lib", "{}"))
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise DamagedError(f"{path}: not a readable checkpoint ({in_a_line(error)})") from None
+    return about if isinstance(about, dict) else {}
+
+
+def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and description of a file whose description says ``kind``."""
+    path = as_path(path)
+    about = describe(path)
+    try:
+        with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({in_a_line(error)})") from None
-    written = about.pop("checksum", None) if isinstance(about, dict) else None
+        raise DamagedError(f"{path}: not a readable checkpoint ({in_a_line(error)})") from None
+    written = about.pop("checksum", None)
     if written is not None and written != checksum(tensors, about):
-        raise CheckpointError(f"{path}: not a readable checkpoint (its checksum does not fit: "
-                              f"it was damaged after it was written)")
-    found = about.get("kind", "something") if isinstance(about, dict) else "something"
+        raise DamagedError(f"{path}: not a readable checkpoint (its checksum does not fit: "
+                           f"it was damaged after it was written)")
+    found = about.get("kind", "something")
     if found != kind:
         raise CheckpointError(f"{path}: holds {found!r}, allowed is {kind!r}")
     return tensors, about
@@ -115,7 +137,7 @@ def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
 
 def check_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
     """CheckpointError with one line saying which weight does not fit the module."""
-    wanted = module.state_dict()
+    wanted, trained = weights_of(module), named_weights(module)
     for name in sorted(wanted.keys() | tensors.keys()):
         got = tuple(tensors[name].shape) if name in tensors else "nothing"
         want = tuple(wanted[name].shape) if name in wanted else "nothing"
@@ -124,25 +146,44 @@ def check_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: 
         if tensors[name].is_floating_point() != wanted[name].is_floating_point():
             raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, allowed is "
                                   f"{wanted[name].dtype}")
-        if not tensors[name].isfinite().all():
+        # (a buffer may well hold -inf, as masks do)
+        if name in trained and not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} holds nan or inf, allowed are finite numbers")
 
 
-def save_policy(path: Path | str, policy: TransformerPolicy, task_name: str) -> None:
-    """The policy alone: weights, shape, and the task whose vocabulary it speaks."""
-    if not isinstance(policy, TransformerPolicy):
-        raise TypeError(f"policy: got a {type(policy).__name__}, allowed is a TransformerPolicy "
-                        f"(save the state_dict of others yourself)")
-    save_tensors(path, policy.state_dict(),
-                 {"kind": "policy", "config": policy.config.to_dict(), "task": task_name})
+def save_policy(path: Path | str, policy: Policy, task_name: str) -> None:
+    """The policy alone: weights, shape, and the task whose vocabulary it speaks. Of a class of
+    your own: its weights, and which class it is."""
+    policy = unwrapped(policy)
+    if not isinstance(policy, torch.nn.Module):
+        raise TypeError(f"policy: got a {type(policy).__name__}, must be a torch.nn.Module")
+    shape = {"config": policy.config.to_dict()} if type(policy) is TransformerPolicy else {
+        "class": class_of(policy)}
+    save_tensors(path, weights_of(policy), {"kind": "policy", **shape, "task": task_name})
 
 
-def load_policy(path: Path | str, task_name: str | None = None) -> TransformerPolicy:
-    """A policy saved by ``save_policy``. CheckpointError: damaged, or of another task."""
+def class_of(policy: Policy | type) -> str:
+    """Where a policy's class is to be found."""
+    kind = policy if isinstance(policy, type) else type(unwrapped(policy))
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def load_policy(path: Path | str, task_name: str | None = None,
+                policy: Policy | None = None) -> Policy:
+    """A policy saved by ``save_policy``. ``policy``: one of your own class, which gets the
+    weights. CheckpointError: damaged, or of another task or class."""
     tensors, about = load_tensors(path, "policy")
     if task_name is not None and about.get("task") != task_name:
         raise CheckpointError(f"{path}: is a policy for the task {about.get('task')!r}, allowed "
                               f"is {task_name!r}")
+    if policy is not None:
+        check_weights(policy, tensors, path)
+        load_weights(policy, tensors)
+        return policy
+    if "class" in about:
+        raise CheckpointError(f"{path}: holds the weights of a {about['class']}, a class that is "
+                              f"yours; make one, and load_policy(path, policy=made) gives it "
+                              f"the weights")
     try:
         config = PolicyConfig(**about["config"])
     except (KeyError, TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lib.checks import check_same_shape
+from grpo_lib.modules import check_gradients_on, check_trainable, unwrapped
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import TransformerPolicy
 from grpo_lib.rollout import Rollouts, completion_outputs
@@ -29,6 +30,7 @@ class ValueModel(nn.Module):
 
     def __init__(self, policy: TransformerPolicy):
         super().__init__()
+        policy = unwrapped(policy)
         if not isinstance(policy, TransformerPolicy):
             raise TypeError(f"policy: got a {type(policy).__name__}, allowed is a "
                             f"TransformerPolicy, whose transformer the value model copies")
@@ -94,6 +96,7 @@ class Critic:
     """A value model with its optimizer."""
 
     def __init__(self, value_model: ValueModel, learning_rate: float, max_grad_norm: float):
+        check_trainable("value_model", value_model)
         self.value_model, self.max_grad_norm = value_model, max_grad_norm
         self.optimizer = adamw(value_model.parameters(), learning_rate)
 
@@ -110,6 +113,7 @@ class Critic:
 
     def update(self, rollouts: Rollouts, returns: Tensor) -> float:
         """One gradient step towards ``returns`` (N*G, T); the value loss before it."""
+        check_gradients_on("update")
         loss = value_loss(completion_values(self.value_model, rollouts), returns, rollouts.mask)
         if not loss.isfinite():
             raise FloatingPointError(f"value loss: got {loss.item()}; that step was not taken")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_lib.checks import check_number, check_whole, memory_explained, one_number
+from grpo_lib.modules import check_vocabulary, in_eval_mode
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, sample_groups
 from grpo_lib.tasks.base import Problem, Task
@@ -53,6 +54,7 @@ class Evaluation:
 
 
 @torch.no_grad()
+@in_eval_mode
 def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples: int = 1,
              temperature: float = 1.0, generator: torch.Generator | None = None,
              device: torch.device | str = "cpu", rows_at_once: int = 1024,
@@ -64,6 +66,7 @@ def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples
         raise ValueError("problems: got none, allowed is one or more")
     samples = check_whole("samples", samples, 1)
     rows_at_once = check_whole("rows_at_once", rows_at_once, 1)
+    check_vocabulary(policy, task.tokenizer)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     right, lengths, completions = [], [], []

@@ -13,6 +13,7 @@ import torch
 
 from grpo_lib.checkpoint import CheckpointError, check_weights
 from grpo_lib.huggingface import load_model, need
+from grpo_lib.modules import unwrapped, weights_of
 from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.tokenizer import EOS, PAD, Tokenizer
 
@@ -31,6 +32,7 @@ def llama(policy: TransformerPolicy):
     need("transformers")
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    policy = unwrapped(policy)
     if not isinstance(policy, TransformerPolicy):
         raise TypeError(f"policy: got a {type(policy).__name__}, allowed is a TransformerPolicy "
                         f"(a HuggingFacePolicy has save_pretrained)")
@@ -41,7 +43,7 @@ def llama(policy: TransformerPolicy):
                          rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
                          pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None)
     model = LlamaForCausalLM(config).to(policy.lm_head.weight.dtype)
-    model.load_state_dict(policy.state_dict())
+    model.load_state_dict(weights_of(policy))
     model.config.dtype = policy.lm_head.weight.dtype
     return model.eval()
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from grpo_lib.checks import memory_explained, usable_device
 from grpo_lib.environment import install_command
+from grpo_lib.modules import check_vocabulary, in_eval_mode, named_weights, plain_name, unwrapped
 from grpo_lib.policy import token_positions
 from grpo_lib.rollout import Rollouts, check_sampling, part_of
 from grpo_lib.tasks.base import Problem, Task
@@ -151,7 +152,7 @@ class HuggingFacePolicy(nn.Module):
         self.model, self.autocast = model, autocast
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
-        self.saved = list(trained)
+        self.saved = [plain_name(name) for name in trained]
         changes = [p for n, p in trained.items() if ".lora_B." in n]
         self.without_adapters_the_same = bool(changes) and not any(p.any() for p in changes)
         if any(p.dtype in (torch.float16, torch.bfloat16) for p in trained.values()):
@@ -251,11 +252,11 @@ class HuggingFacePolicy(nn.Module):
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """What is trained: with adapters, those alone; tied weights once."""
-        parameters = dict(self.named_parameters())
+        parameters = named_weights(self)
         return {name: parameters[name].detach() for name in self.saved}
 
     def load_state_dict(self, state: dict[str, Tensor], *args, **kwargs) -> None:
-        parameters = dict(self.named_parameters())
+        parameters = named_weights(self)
         with torch.no_grad():
             for name in self.saved:
                 parameters[name].copy_(state[name])
@@ -351,14 +352,25 @@ class HuggingFaceTokenizer:
         need("transformers")
         from transformers import AutoTokenizer
 
+        policy = unwrapped(policy)
         known = isinstance(policy, HuggingFacePolicy)
         tokenizer = loaded(AutoTokenizer.from_pretrained, policy.name if known else policy,
                            "tokenizer")
         ends = end_ids(policy.model if known else policy, tokenizer)
-        return cls(tokenizer, eos_ids=ends, **options)
+        made = cls(tokenizer, eos_ids=ends, **options)
+        if known:
+            check_vocabulary(policy, made)
+        return made
 
     def __len__(self) -> int:
         return len(self.tokenizer)
+
+    @property
+    def tokens_in_texts(self) -> int:
+        """How many tokens a model must know. A special one that was added, for padding say, and
+        that ends nothing, need not be among them: a prompt that has it is refused."""
+        added = set(self.tokenizer.all_special_ids) - set(self.eos_id)
+        return 1 + max(set(self.tokenizer.get_vocab().values()) - added)
 
     def encode(self, text: str) -> list[int]:
         """The token ids that the model continues."""
@@ -440,6 +452,7 @@ class InstructionTask(Task):
 
 
 @torch.no_grad()
+@in_eval_mode
 def generate_groups(policy: HuggingFacePolicy, prompts: Sequence[Sequence[int]], group_size: int,
                     *, max_new_tokens: int, temperature: float = 1.0,
                     generator: torch.Generator | None = None, eos_id: int | Sequence[int],
@@ -454,7 +467,8 @@ def generate_groups(policy: HuggingFacePolicy, prompts: Sequence[Sequence[int]],
     """
     from transformers import GenerationConfig
 
-    group_size, max_new_tokens, temperature = check_sampling(prompts, group_size,
+    policy = unwrapped(policy)
+    group_size, max_new_tokens, temperature = check_sampling(policy, prompts, group_size,
                                                              max_new_tokens, temperature)
     ends = [eos_id] if isinstance(eos_id, int) else list(eos_id)
     chosen = part_of(len(prompts), part)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from grpo_lib.checks import check_number, check_whole, settle
+from grpo_lib.modules import check_gradients_on, check_vocabulary, in_eval_mode
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import PolicyConfig, TransformerPolicy, token_log_probs
 from grpo_lib.tasks.base import Task
@@ -56,7 +57,9 @@ def pretrain(task: Task, config: PretrainConfig, policy_config: PolicyConfig | N
     examples are drawn on the CPU, so that they are the same on every device."""
     if policy_config is None:
         policy_config = PolicyConfig(len(task.tokenizer), context_length=task.context_length)
+    check_gradients_on("pretrain")
     policy = TransformerPolicy(policy_config, torch.Generator().manual_seed(config.seed)).to(device)
+    check_vocabulary(policy, task.tokenizer)
     rng = random.Random(config.seed)
     step = 0
     for steps, share, rate in ((config.skill_steps, config.skill_share, 1.0),
@@ -112,6 +115,7 @@ def example_loss(policy: TransformerPolicy, task: Task, examples) -> Tensor:
 
 
 @torch.no_grad()
+@in_eval_mode
 def one_step_accuracy(policy: TransformerPolicy, task: Task, count: int = 1000,
                       seed: int = 0) -> float | None:
     """How often the task's probe is answered rightly, greedily: the skill, measured.

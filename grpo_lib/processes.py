@@ -69,7 +69,8 @@ class SeveralProcesses(Processes):
 
     def wrap(self, module):
         with lost_processes():
-            self._wrapped = nn.parallel.DistributedDataParallel(module)
+            several = nn.parallel.DistributedDataParallel
+            self._wrapped = module if isinstance(module, several) else several(module)
         return self._wrapped
 
     @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from grpo_lib.checks import check_number, check_same_shape, check_whole
+from grpo_lib.modules import eval_mode, in_eval_mode, unwrapped, vocabulary_of
 from grpo_lib.packing import pack
 from grpo_lib.policy import Policy, token_log_probs
 from grpo_lib.tokenizer import EOS, PAD, pad
@@ -167,6 +168,7 @@ def up_to_last(mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@in_eval_mode
 def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, *,
                   max_new_tokens: int, temperature: float = 1.0,
                   generator: torch.Generator | None = None,
@@ -179,12 +181,15 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     CPU ``generator`` (None: a fresh one, seeded by the system), one for each row and column:
     what a row samples does not depend on which other rows are still running.
 
-    Each prompt is encoded once and shared by its group; a finished row stops costing.
+    Each prompt is encoded once and shared by its group; a finished row stops costing. The policy
+    is in eval mode meanwhile; a compiled one, or one of several processes', is called without its
+    wrapper (rows and columns change from token to token).
     ``use_cache=False`` encodes everything again for every token: same result, slowly.
     ``eos_id``: the token that ends a completion, or several. ``part=(k, n)``: of n nearly equal
     parts of the prompts only the k-th, from 0, with the tokens that it has in the whole.
     """
-    group_size, max_new_tokens, temperature = check_sampling(prompts, group_size,
+    policy = unwrapped(policy)
+    group_size, max_new_tokens, temperature = check_sampling(policy, prompts, group_size,
                                                              max_new_tokens, temperature)
     if generator is None:
         generator = torch.Generator()
@@ -285,10 +290,11 @@ def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
         closed, back = without_gaps(rollouts)
         return completion_outputs(model, closed)[torch.arange(len(back))[:, None], back]
     mask = torch.cat((rollouts.prompt_mask, there.long()), 1)
-    if getattr(getattr(model, "module", model), "packs", False):  # leaves out padding (packing)
-        return model(rollouts.tokens, mask, None,
-                     pack(rollouts.tokens, mask, rollouts.prompt_length))
-    return model(rollouts.tokens[:, :-1], mask[:, :-1])[:, rollouts.prompt_length - 1 :]
+    with eval_mode(model):
+        if getattr(unwrapped(model), "packs", False):  # leaves out padding (packing)
+            return model(rollouts.tokens, mask, None,
+                         pack(rollouts.tokens, mask, rollouts.prompt_length))
+        return model(rollouts.tokens[:, :-1], mask[:, :-1])[:, rollouts.prompt_length - 1 :]
 
 
 def without_gaps(rollouts: Rollouts) -> tuple[Rollouts, Tensor]:
@@ -340,7 +346,8 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     width, start = rollouts.tokens.shape[1], rollouts.prompt_length
     offset = check_whole("offset", offset, -start, f" to {width - start}", most=width - start)
     seen_mask = torch.cat((rollouts.prompt_mask, rollouts.attended.long()), 1)
-    logits = policy(rollouts.tokens, seen_mask) / rollouts.temperature
+    with eval_mode(policy):
+        logits = policy(rollouts.tokens, seen_mask) / rollouts.temperature
     logits = logits[:, start + offset :][:, : width - start]
     scored = rollouts.completions[:, : logits.shape[1]]
     missing = logits.new_full((len(logits), width - start - logits.shape[1]), torch.nan)
@@ -348,12 +355,17 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     return log_probs.masked_fill(rollouts.mask == 0, 0.0)
 
 
-def check_sampling(prompts, group_size, max_new_tokens, temperature) -> tuple[int, int, float]:
+def check_sampling(policy, prompts, group_size, max_new_tokens,
+                   temperature) -> tuple[int, int, float]:
     """The last three as Python's own numbers. ValueError with the argument's name if
     ``sample_groups`` cannot use these."""
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: got none, or an empty one; allowed is one or more, each of one "
                          "token or more")
+    known, largest = vocabulary_of(policy), max(max(prompt) for prompt in prompts)
+    if known is not None and largest >= known:
+        raise ValueError(f"prompts: got token {int(largest)}, must be below {known}, the number of "
+                         f"tokens that the policy knows")
     return (check_whole("group_size", group_size, 1),
             check_whole("max_new_tokens", max_new_tokens, 1),
             check_number("temperature", temperature, least=0))

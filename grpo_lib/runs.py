@@ -2,7 +2,8 @@
 
     run.json                          settings, versions, scores before and after
     metrics.jsonl                     one object a step (``config.StepMetrics``)
-    checkpoints/step-00010.safetensors   everything needed to go on, bit for bit
+    reference.safetensors             the reference policy, which no step changes
+    checkpoints/step-00010.safetensors   everything else that is needed to go on, bit for bit
     policy.safetensors                the trained policy
     curves.png                        the picture of it
     lock                              held by the process that is writing here (``lock``)
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO
@@ -25,19 +27,26 @@ import torch
 import grpo_lib
 from grpo_lib.checkpoint import (
     CheckpointError,
+    DamagedError,
+    as_path,
+    class_of,
+    describe,
     read_json,
     save_policy,
     write_atomically,
     write_json,
 )
+from grpo_lib.checks import check_whole
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
+from grpo_lib.modules import unwrapped
 from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
 from grpo_lib.processes import Processes
 from grpo_lib.tasks import Problem, Task, get_task
 from grpo_lib.training import GRPOTrainer
 
+REFERENCE = "reference.safetensors"
 MOST = {"threads": 1024}  # of the numbers in run.json
 
 
@@ -45,13 +54,21 @@ class RunFolder:
     """``RunFolder.create(path, ...)`` starts one, ``RunFolder.open(path)`` goes on with one."""
 
     def __init__(self, path: Path | str, about: dict):
-        self.path, self.about = Path(path), about
+        self.path, self.about = as_path(path), about
+        self.saved: tuple | None = None  # the state in the checkpoint that was written last
 
     @classmethod
     def create(cls, path: Path | str, trainer: GRPOTrainer, held_out: int = 1000,
-               save_every: int = 10, **about) -> RunFolder:
-        """A new folder; FileExistsError if there is anything in it already."""
-        path = Path(path)
+               save_every: int = 10, save_total_limit: int | None = None,
+               **about) -> RunFolder:
+        """A new folder; FileExistsError if there is anything in it already.
+
+        ``save_total_limit`` (TRL's name): keep so many checkpoints, the newest (None: all). A
+        policy of your own class is saved by its state_dict; TypeError: one that cannot be.
+        """
+        path = as_path(path)
+        if save_total_limit is not None:
+            check_whole("save_total_limit", save_total_limit, 1)
         taken = f"{path}: is not an empty folder; nothing was overwritten"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(taken)
@@ -62,15 +79,17 @@ class RunFolder:
             raise FileExistsError(taken) from None
         lock(path)
         run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
-                         "policy_config": trainer.policy.config.to_dict(),
-                         "held_out": held_out, "save_every": save_every, **about,
+                         "policy_class": class_of(trainer.policy),
+                         "policy_config": shape_of(trainer.policy), "held_out": held_out,
+                         "save_every": save_every, "save_total_limit": save_total_limit, **about,
                          "versions": versions(), "threads": torch.get_num_threads()})
         try:
+            trainer.save_reference(path / REFERENCE)
             run.save(trainer)
             run.write()  # last, so that a folder with a run.json has a checkpoint
         except BaseException:
             unlock(path)
-            for name in ("lock", "run.json"):  # an empty folder, as before
+            for name in ("lock", "run.json", REFERENCE):  # an empty folder, as before
                 (path / name).unlink(missing_ok=True)
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
             raise
@@ -79,10 +98,11 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         """An existing run. CheckpointError: not a run's folder, or damaged."""
-        if (Path(path) / "checkpoints").is_dir() and not (Path(path) / "run.json").exists():
+        path = as_path(path)
+        if (path / "checkpoints").is_dir() and not (path / "run.json").exists():
             raise CheckpointError(f"{path}: has no run.json, so it was stopped before its first "
                                   f"step and nothing is lost; remove the folder and start again")
-        run = cls(path, read_json(Path(path) / "run.json"))
+        run = cls(path, read_json(path / "run.json"))
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
                            ("held_out", int), ("threads", int), ("save_every", int)):
             value = run.about.get(name)
@@ -97,24 +117,42 @@ class RunFolder:
                 raise CheckpointError(f"{run.path / 'run.json'}: its {when} holds no scores")
         return run
 
-    def new_trainer(self, processes: Processes | None = None, **changes) -> GRPOTrainer:
-        """A trainer at the newest checkpoint; ``changes`` are settings to replace. A policy from
-        transformers is yours to load: make the trainer, and ``restore`` it."""
+    def new_trainer(self, processes: Processes | None = None, *, policy: Policy | None = None,
+                    **changes) -> GRPOTrainer:
+        """A trainer at the newest checkpoint, with the settings of then; ``changes`` are settings
+        to replace. ``policy``: one as the run began with, where its class is your own or
+        transformers'; it gets the checkpoint's weights."""
         task = get_task(self.about["task"])
+        policy = self.new_policy() if policy is None else policy
+        config = replace(self.config, **changes)
+        value_model = ValueModel(policy) if config.choices.critic else None
+        reference = getattr(unwrapped(policy), "reference", lambda: None)()
+        trainer = GRPOTrainer(policy, task, config, reference, value_model=value_model,
+                              processes=processes)
+        with warnings.catch_warnings():
+            if changes:  # what is asked for anew need not be told
+                warnings.filterwarnings("ignore", "settings: going on")
+            self.restore(trainer)
+        trainer.change(replace(trainer.config, **changes))
+        return trainer
+
+    def new_policy(self) -> TransformerPolicy:
+        """A policy of the run's shape, with random weights. CheckpointError: of a class that is
+        not this library's to make."""
+        kind = self.about.get("policy_class")
+        if kind not in (None, class_of(TransformerPolicy)):
+            raise CheckpointError(f"{self.path / 'run.json'}: the run's policy is a {kind}, which "
+                                  f"is yours to make; new_trainer(policy=made) takes it, or make "
+                                  f"the trainer and ``restore`` it")
         try:
-            policy = TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
+            return TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'run.json'}: its policy_config does not fit "
                                   f"({error})") from None
-        config = replace(self.config, **changes)
-        value_model = ValueModel(policy) if config.choices.critic else None
-        trainer = GRPOTrainer(policy, task, config, value_model=value_model,
-                              processes=processes)
-        self.restore(trainer)
-        return trainer
 
     @property
     def config(self) -> GRPOConfig:
+        """The settings that the run began, or was reopened, with."""
         try:
             return GRPOConfig.from_dict(self.about["config"])
         except (TypeError, ValueError) as error:
@@ -136,6 +174,7 @@ class RunFolder:
         self.write(**about)
         for name in ("policy.safetensors", "curves.png"):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "policy", ignore_errors=True)
 
     def record(self, metrics: StepMetrics) -> None:
         """Add a step to metrics.jsonl."""
@@ -148,39 +187,87 @@ class RunFolder:
         write_atomically(self.path / "metrics.jsonl", lines.encode())
 
     def save(self, trainer: GRPOTrainer) -> Path:
-        """A checkpoint of this step, unless it is there already."""
-        path = self.path / "checkpoints" / f"step-{trainer.step_count:05d}.safetensors"
-        if not path.exists():
-            trainer.save(path)
+        """A checkpoint of the trainer as it is, unless that was written last; then older ones
+        than the ``save_total_limit`` newest are removed."""
+        path = self.checkpoint_at(trainer.step_count)
+        state = (trainer.step_count, trainer.config, trainer.history[-1:])
+        if state != self.saved:
+            reference = self.path / REFERENCE  # older runs have none
+            trainer.save(path, reference if reference.is_file() else None)
+            self.saved = state
+            self.remove_old(path)
         return path
+
+    def checkpoint_at(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:05d}.safetensors"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, file) of this run's checkpoints, the newest last. The step is the one that the
+        file itself describes, whatever its name says. What cannot be read is left out, with a
+        warning, and so are files of something else."""
+        found = []
+        for path in (self.path / "checkpoints").glob("*.safetensors"):
+            try:
+                about = describe(path)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; it is left out", stacklevel=3)
+                continue
+            if about.get("kind") == "trainer" and about.get("task") == self.about["task"] and (
+                    isinstance(about.get("step"), int)):
+                found.append((about["step"], path))
+        return sorted(found, key=lambda pair: (pair[0], pair[1] == self.checkpoint_at(pair[0]),
+                                               pair[1]))
+
+    def remove_old(self, newest: Path) -> None:
+        """Remove checkpoints that are beyond ``save_total_limit``, the oldest first, but neither
+        ``newest`` nor a copy under another name."""
+        limit = self.about.get("save_total_limit")
+        if limit is None:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that cannot be read, told when resuming
+            mine = [path for step, path in self.checkpoints() if path == self.checkpoint_at(step)]
+        for path in [path for path in mine if path != newest][: max(0, len(mine) - limit)]:
+            path.unlink(missing_ok=True)
 
     def finish(self, trainer: GRPOTrainer) -> None:
         """The last checkpoint and the trained policy (one from transformers: into policy/)."""
         self.save(trainer)
-        if hasattr(trainer.policy, "save_pretrained"):
-            trainer.policy.save_pretrained(self.path / "policy")
+        policy = unwrapped(trainer.policy)
+        if hasattr(policy, "save_pretrained"):
+            policy.save_pretrained(self.path / "policy")
             return
         save_policy(self.path / "policy.safetensors", trainer.policy, trainer.task.name)
 
     def restore(self, trainer: GRPOTrainer) -> None:
         """Bring a trainer made with this run's config to the newest checkpoint, and
-        metrics.jsonl with it: steps after the checkpoint will be taken again.
+        metrics.jsonl with it: steps after the checkpoint will be taken again. The settings are
+        the checkpoint's; a warning tells where the trainer was made with others. A checkpoint
+        that is damaged is left out, with a warning, for the one before it.
 
         BlockingIOError: another process is writing into the folder."""
         if trainer.processes.rank == 0:
             lock(self.path)
             for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
                 part.unlink()  # what a killed process had begun to write
-        saved = sorted((self.path / "checkpoints").glob("step-*.safetensors"))
-        if not saved:
-            raise CheckpointError(f"{self.path}: has no checkpoint to resume from")
-        trainer.history = self.metrics()
-        trainer.load(saved[-1])
+        path = self.load_newest(trainer)
         if len(trainer.history) != trainer.step_count:
             raise CheckpointError(f"{self.path / 'metrics.jsonl'}: has {len(trainer.history)} of "
-                                  f"the {trainer.step_count} steps before {saved[-1].name}")
+                                  f"the {trainer.step_count} steps before {path.name}")
         if trainer.processes.rank == 0:
             self.record_all(trainer.history)
+
+    def load_newest(self, trainer: GRPOTrainer) -> Path:
+        """Bring a trainer to the newest checkpoint that is whole."""
+        for _, path in reversed(self.checkpoints()):
+            trainer.history = self.metrics()
+            try:
+                trainer.load(path)
+            except DamagedError as error:
+                warnings.warn(f"{error}; it is left out", stacklevel=4)
+                continue
+            return path
+        raise CheckpointError(f"{self.path}: has no checkpoint to resume from")
 
     def metrics(self) -> list[StepMetrics]:
         """The steps in metrics.jsonl; a last line cut short by a crash is left out."""
@@ -207,6 +294,13 @@ class RunFolder:
                 raise CheckpointError(f"{path}: line {number} cannot be read ({error})") from None
             history.append(StepMetrics(**values, rewards=parts))
         return history
+
+
+def shape_of(policy: Policy) -> dict:
+    """The settings that a policy was made by, where the library, or transformers, knows them."""
+    inner = unwrapped(policy)
+    known = type(inner) is TransformerPolicy or hasattr(inner, "save_pretrained")
+    return inner.config.to_dict() if known else {}
 
 
 def fits(value: object, kind: str) -> bool:

@@ -22,20 +22,35 @@ import torch
 from torch import Tensor
 
 from grpo_lib.advantages import informative_groups
-from grpo_lib.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
 from grpo_lib.checks import check_whole, memory_explained, usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel, adamw, shorten_gradient, spoiled
 from grpo_lib.evaluation import evaluate
+from grpo_lib.modules import (
+    check_apart,
+    check_gradients_on,
+    check_policy,
+    check_trainable,
+    check_vocabulary,
+    eval_mode,
+    named_weights,
+    unwrapped,
+)
 from grpo_lib.notices import not_finite, nothing_to_learn, say_at_once, warn
 from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
+from grpo_lib.off_policy import off_policy
 from grpo_lib.policy import Policy, token_entropy, token_log_probs
 from grpo_lib.processes import Processes
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tasks.scoring import RewardError, Scores, judged
+from grpo_lib.trainer_state import load_trainer, save_reference, save_trainer, tell_other_settings
 
 BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
+
+
+class NoGradientError(RuntimeError):
+    """The loss has no gradient to train by."""
 
 
 class Batch(NamedTuple):
@@ -96,14 +111,18 @@ class GRPOTrainer:
                        if self.algorithm.critic else "None, since the algorithm has no critic")
             raise ValueError(f"value_model: got {type(value_model).__name__} with algorithm="
                              f"{config.algorithm!r}, allowed is {allowed}")
+        check_policy(policy)
+        check_trainable("policy", policy)
+        check_vocabulary(policy, task.tokenizer)
         self.processes = processes or Processes()
         self.sampler = self.processes.sampler(sampler)
         check_processes(config, self.processes.size)
         self.device = usable_device(config.device)
         self.policy = policy.to(self.device)
         self.wrapped = self.processes.wrap(self.policy)  # which gives all the first one's weights
-        own = ref_policy is not None and ref_policy is not policy
-        self.ref_policy = ref_policy if own else copy.deepcopy(policy)
+        own = ref_policy is not None and unwrapped(ref_policy) is not unwrapped(policy)
+        self.ref_policy = ref_policy if own else copy.deepcopy(unwrapped(policy))
+        check_apart(policy, self.ref_policy)
         self.ref_policy.to(self.device).requires_grad_(False)
         self.task, self.config = task, config
         self.optimizer = adamw((p for p in policy.parameters() if p.requires_grad),
@@ -167,7 +186,8 @@ class GRPOTrainer:
         FloatingPointError: something is nan or inf; it says what, and at which step. If no
         gradient step of the update had been taken, that leaves no trace either.
         """
-        with memory_explained(self.doing), culprit_named(self):
+        check_gradients_on("step")
+        with memory_explained(self.doing), culprit_named(self), eval_mode(*self.modules().values()):
             return self._step()
 
     def doing(self) -> tuple[str, str]:
@@ -216,7 +236,7 @@ class GRPOTrainer:
         scored = time.perf_counter()
         try:
             updates = self.update(rollouts, self.advantages, batch.ref_log_probs)
-        except FloatingPointError:
+        except (FloatingPointError, NoGradientError):
             if self.half_updated and not self.stepped:
                 self.generator.set_state(state)
                 self.half_updated = False
@@ -251,10 +271,15 @@ class GRPOTrainer:
                                   f"which leave their groups")
         found |= {name: f"{name}: got {metrics.to_dict()[name]} at step {metrics.step}; files say "
                         f"null there" for name in not_finite(metrics)}
+        self.say_once(**found)
+
+    def say_once(self, **found: str | None) -> None:
+        """Tell a person what was found, each kind once in a run; None: nothing was."""
         for name, text in found.items():
-            if name not in self.told and self.processes.rank == 0:
-                self.tell(text)
-            self.told.add(name)
+            if text and name not in self.told:
+                self.told.add(name)
+                if self.processes.rank == 0:
+                    self.tell(text)
 
     def gather(self) -> tuple[Batch, Batch, float, float]:
         """All that this step sampled; what of it is trained on; seconds of each work.
@@ -349,6 +374,8 @@ class GRPOTrainer:
             for rows in counted[order].tensor_split(minibatches):
                 step = self.gradient_step(rollouts, rows, row_advantages, loss_mask, ref_log_probs,
                                           with_entropy=iteration == 0)
+                if not stats and "ratio" not in self.told:
+                    self.say_once(ratio=off_policy(self.policy, rollouts, step))
                 if iteration == 0:
                     entropy += step["entropy"] * rollouts.mask[rows].sum().item() / tokens
                 stats.append(step)
@@ -394,6 +421,11 @@ class GRPOTrainer:
                     raise FloatingPointError(
                         f"loss: got {output.loss.item()} at step {self.step_count + 1}"
                         f"{' from log_probs' if found else ''}; that gradient step was not taken")
+                if not output.loss.requires_grad:
+                    raise NoGradientError(
+                        "loss: depends on no weight that is trained; either the policy's forward "
+                        "computes without gradient (inside torch.no_grad()), or what is not "
+                        "frozen has no part in its logits")
                 # several processes: their gradients are averaged, and are to be added
                 (output.loss * share * processes.size).backward()
             entropy = output.loss.new_zeros(())
@@ -425,7 +457,7 @@ class GRPOTrainer:
     def spoiled_weights(self) -> list[str]:
         """Names of the weights that hold nan or inf, as in a checkpoint."""
         return [f"{part}.{name}" for part, module in self.modules().items()
-                for name in spoiled(module.named_parameters())]
+                for name in spoiled(named_weights(module).items())]
 
     def optimizers(self) -> dict[str, tuple]:
         """(module, optimizer) of what is trained, by the name of the state in a checkpoint."""
@@ -433,58 +465,33 @@ class GRPOTrainer:
             "value_optimizer": (self.critic.value_model, self.critic.optimizer)}
         return {"optimizer": (self.policy, self.optimizer)} | critic
 
-    def save(self, path: Path | str) -> None:
-        """Everything needed to go on, bit for bit: weights, optimizer, base model, generator.
+    def save(self, path: Path | str, reference: Path | str | None = None) -> None:
+        """Everything needed to go on, bit for bit: weights, optimizer, base model, generator,
+        settings. ``reference``: a file of ``save_reference``, which has the base model already.
 
         RuntimeError if the last update was broken off half-way: ``load`` a checkpoint first.
         """
         if self.half_updated:
             raise RuntimeError(f"save: the update of step {self.step_count + 1} was broken off "
                                f"half-way; load the last checkpoint first")
-        tensors = {}
-        for part, module in self.modules().items():
-            tensors |= {f"{part}.{name}": t for name, t in module.state_dict().items()}
-        for part, (module, optimizer) in self.optimizers().items():
-            names = {p: name for name, p in module.named_parameters()}
-            tensors |= {f"{part}.{names[p]}.{key}": torch.as_tensor(value)
-                        for p, state in optimizer.state.items() for key, value in state.items()}
-        tensors["generator"] = self.generator.get_state()
-        save_tensors(path, tensors, {"kind": "trainer", "step": self.step_count,
-                                     "task": self.task.name, "config": self.config.to_dict()})
+        save_trainer(self, path, reference)
+
+    def save_reference(self, path: Path | str) -> None:
+        """The base model alone, which no step changes, so that checkpoints can refer to it."""
+        save_reference(self, path)
 
     def load(self, path: Path | str) -> None:
         """Go back (or on) to a state written by ``save``; ``history`` is cut to its step.
 
+        The settings come back too, but for ``steps`` and those of ``BUILT_WITH``; where a new
+        trainer was made with others, a warning says so.
+
         CheckpointError: damaged, or of another task or shape; then nothing has changed.
         """
-        tensors, about = load_tensors(path, "trainer")
-        if about.get("task") != self.task.name:
-            raise CheckpointError(f"{path}: is of a run on the task {about.get('task')!r}, allowed "
-                                  f"is {self.task.name!r}")
-        parts: dict[str, dict[str, Tensor]] = {
-            part: {} for part in [*self.modules(), *self.optimizers()]}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part in parts:
-                parts[part][rest] = tensor
-            elif part != "generator":
-                raise CheckpointError(f"{path}: holds {name}, allowed are only {', '.join(parts)} "
-                                      f"(with a value model it is of an algorithm with a critic)")
-        for part, module in self.modules().items():
-            check_weights(module, parts[part], path)
-        try:
-            step, generator = about["step"] + 0, torch.Generator()
-            generator.set_state(tensors["generator"])
-            states = {part: optimizer_state(part, dict(module.named_parameters()), parts[part])
-                      for part, (module, _) in self.optimizers().items()}
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: is incomplete or damaged ({error})") from None
-        for part, module in self.modules().items():
-            module.load_state_dict(parts[part])
-        for part, (_, optimizer) in self.optimizers().items():
-            optimizer.state.clear()
-            optimizer.state.update(states[part])
-        self.generator, self.step_count, self.half_updated = generator, step, False
+        fresh, made_with = self.step_count == 0, self.config
+        load_trainer(self, path)
+        if fresh and self.processes.rank == 0:
+            tell_other_settings(made_with, self.config, path)
         self.problems, self.rollouts = [], None  # they belong to a step that is not this one
         self.rewards = self.advantages = self.returns = None
         self.history = [m for m in self.history if m.step <= self.step_count]
@@ -530,25 +537,6 @@ def check_processes(config: GRPOConfig, size: int) -> None:
     if config.choices.dynamic_sampling and config.group_size < size:
         raise ValueError(f"group_size: got {config.group_size} with dynamic_sampling, which may "
                          f"keep a single group, for {size} processes; allowed are {size} or more")
-
-
-def optimizer_state(part: str, parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> dict:
-    """AdamW's state of each parameter from a checkpoint's tensors, name.key -> value."""
-    state: dict = {}
-    for name, tensor in saved.items():
-        parameter, key = name.rsplit(".", 1)
-        values = state.setdefault(parameters[parameter], {})
-        if key == "step":
-            values[key] = tensor.to("cpu")
-            continue
-        if tensor.shape != parameters[parameter].shape:
-            raise ValueError(f"{part}.{name} has shape {tuple(tensor.shape)}")
-        # in memory as the parameter is: AdamW's fused kernel walks through both alike
-        values[key] = torch.empty_like(parameters[parameter], dtype=tensor.dtype,
-                                       requires_grad=False).copy_(tensor)
-    if any(values.keys() != {"step", "exp_avg", "exp_avg_sq"} for values in state.values()):
-        raise ValueError("the optimizer's state is incomplete")
-    return state
 
 
 # The metrics of a step that made no update.

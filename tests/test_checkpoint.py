@@ -133,9 +133,10 @@ def test_a_safetensors_file_with_another_description_is_refused(tmp_path, metada
     refusal(path)
 
 
-def test_a_trainers_file_is_no_policy_and_the_other_way_round(small, sort_task, saved, tmp_path):
+def test_a_trainers_file_is_no_policy_and_the_other_way_round(make_policy, sort_task, saved,
+                                                              tmp_path):
     config = GRPOConfig(prompts_per_step=2, group_size=2, eval_every=0)
-    trainer = GRPOTrainer(small, sort_task, config)
+    trainer = GRPOTrainer(make_policy(len(sort_task.tokenizer)), sort_task, config)
     trainer.save(tmp_path / "trainer")
     assert "holds 'trainer', allowed is 'policy'" in refusal(tmp_path / "trainer")
     assert "holds 'policy', allowed is 'trainer'" in refusal(saved, trainer.load)
