@@ -2,6 +2,7 @@
 
     python tools/front.py                        the address that git remote has; none: take it away
     python tools/front.py --address owner/name   another one (or its URL)
+    python tools/front.py --ref v1.0             before the commit that will carry this tag
 
 It goes into the badges and set-up cells of all notebooks, the README, pyproject.toml, CITATION.cff
 and the link for hubs in docs/teaching. If HEAD carries a tag, notebooks fetch that tag; else what
@@ -178,7 +179,7 @@ def badge(name: str, place: Place, host: str = "Colab") -> str:
 
 def badges(name: str, place: Place) -> str:
     """All badges of a notebook in one line. Binder has neither a GPU nor what 09 needs."""
-    hosts = [h for h in HOSTS if h != "Binder" or not name.startswith(GPU_LESSON[:2])]
+    hosts = [h for h in HOSTS if h != "Binder" or not Path(name).name.startswith("09")]
     return " ".join(badge(name, place, host) for host in hosts)
 
 
@@ -291,12 +292,15 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def place_of(address: str | None) -> Place:
-    """The place of an address; None: of the remote "origin", with the tag that HEAD carries."""
+def place_of(address: str | None, ref: str | None) -> Place:
+    """The place of an address (None: of the remote "origin") and a tag (None: that of HEAD)."""
     address = git("config", "--get", "remote.origin.url") if address is None else address
     if not address:
         return Place()
-    return Place(repository_of(address), git("describe", "--tags", "--exact-match", "HEAD"))
+    tag = git("describe", "--tags", "--exact-match", "HEAD") if ref is None else ref
+    if tag and not re.fullmatch(r"\w[\w./-]*", tag):
+        raise ValueError(f"ref: got {tag}, must be a tag, branch or commit")
+    return Place(repository_of(address), tag)
 
 
 def notebooks() -> list[Path]:
@@ -318,9 +322,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the repository's address everywhere.")
     parser.add_argument("--address", help="owner/name on GitHub, or its URL; \"\" takes it away "
                                           "(if not given: what git remote has)")
+    parser.add_argument("--ref", help="tag that notebooks fetch (if not given: HEAD's, if any)")
     options = parser.parse_args(arguments)
     try:
-        place = place_of(options.address)
+        place = place_of(options.address, options.ref)
     except ValueError as error:
         print(f"front.py: error: {error}", file=sys.stderr)
         return 2
