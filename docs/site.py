@@ -51,7 +51,8 @@ INDEX = """\
 {documents}
 ```
 
-Do you teach this? [For teachers](docs/teaching/README.md) there are plans, questions with their answers, a quiz in two forms, and keys.
+[For teachers](docs/teaching/README.md) there are plans, questions with their answers, a quiz in two
+forms, and keys.
 """
 # What gives answers away, and the forms that are handed out: in no list and found by no search
 APART = {"orphan": True, "nosearch": True}
