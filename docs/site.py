@@ -10,6 +10,7 @@ up: exit status 1 if one is missing.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -44,26 +45,17 @@ INDEX = """\
 ```
 
 ```{{toctree}}
-:caption: Teaching
-:maxdepth: 1
-
-{teaching}
-```
-
-```{{toctree}}
 :caption: Reference
 :maxdepth: 1
 
 {documents}
 ```
 
-```{{toctree}}
-:caption: Solutions
-:maxdepth: 1
-
-{solutions}
-```
+[For teachers](docs/teaching/README.md) there are plans, questions with their answers, a quiz in two
+forms, and keys.
 """
+# What gives answers away, and the forms that are handed out: in no list and found by no search
+APART = {"orphan": True, "nosearch": True}
 
 
 def gather(folder: Path) -> None:
@@ -80,12 +72,16 @@ def gather(folder: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     intro = readme.partition("\n## ")[0].replace("](benchmarks/results.md)", "](docs/results.md)")
     shutil.copy(ROOT / "benchmarks" / "results.md", folder / "docs" / "results.md")
+    for page in (folder / "docs" / "teaching").glob("*.md"):
+        top = "".join(f"{name}: true\n" for name in APART)
+        page.write_text(f"---\n{top}---\n\n{page.read_text(encoding='utf-8')}", encoding="utf-8")
+    for page in (folder / "notebooks" / "solutions").glob("*.ipynb"):
+        notebook = json.loads(page.read_text(encoding="utf-8"))
+        notebook["metadata"] |= APART
+        page.write_text(json.dumps(notebook), encoding="utf-8")
     pages = {
         "lessons": sorted((folder / "notebooks").glob("[0-9]*.ipynb")),
-        "teaching": sorted((folder / "docs" / "teaching").glob("*.md"),
-                           key=lambda page: (page.name != "README.md", page.name)),
-        "documents": sorted((folder / "docs").glob("*.md")),
-        "solutions": sorted((folder / "notebooks" / "solutions").glob("*.ipynb"))}
+        "documents": sorted((folder / "docs").glob("*.md"))}
     (folder / "index.md").write_text(INDEX.format(intro=intro, **{
         part: "\n".join(p.relative_to(folder).with_suffix("").as_posix() for p in paths)
         for part, paths in pages.items()}), encoding="utf-8")

@@ -617,14 +617,21 @@ FAULTS = [
          'if kind == "heading":'),
     ),
     *faults_in(
-        "docs/teaching/concept_quiz.md", "tests/test_teaching.py",
+        "docs/teaching/quiz_form_a.md", "tests/test_teaching.py",
         ("quiz-biased-std", "- c. +1.50", "- c. +1.73"),
+        ("quiz-hands-out-its-key", "Name: ____", "[keys](keys.md) ____"),
+    ),
+    *faults_in(
+        "docs/teaching/quiz_form_b.md", "tests/test_teaching.py",
+        ("quiz-unmarked-for-the-day", "**B12.** † ", "**B12.** "),
+    ),
+    *faults_in(
+        "docs/teaching/keys.md", "tests/test_teaching.py",
         ("quiz-wrong-letter", "| A5 | c |", "| A5 | a |"),
         ("quiz-prompt-counted", "| B7 | b |", "| B7 | c |"),
         ("quiz-k3-upside-down", "| A10 | c |", "| A10 | d |"),
         ("quiz-off-by-one", "| B6 | b |", "| B6 | c |"),
         ("quiz-choice-unexplained", "a: shifts twice; ", ""),
-        ("quiz-unmarked-for-the-day", "**B12.** † ", "**B12.** "),
     ),
     *faults_in(
         "docs/teaching/plans.md", "tests/test_teaching.py",
@@ -634,6 +641,21 @@ FAULTS = [
         ("plan-number-turned-round", "→ 18%.", "→ 81%."),
         ("day-break-it-for-nothing", "*9. Optional: break it* (9)",
          "*9. Optional: break it* (0)"),
+    ),
+    *faults_in(
+        "grpo_lib/exercises/grading.py", "tests/test_grading.py",
+        ("too-few-answers-are-right", "if len(found) != len(list(exercise.cases())):",
+         "if False:"),
+        ("what-was-said-is-right", 'return Verdict("error", given)',
+         'return Verdict("right", given)'),
+        ("exit-status-of-every-verdict", "return 0 if verdict else 1", "return 0"),
+    ),
+    *faults_in(
+        "tools/exercises.py", "tests/test_grading.py",
+        ("points-judged-in-the-kernel", 'assert judge.returncode == 0, "no point yet"',
+         'from grpo_lib.exercises import check\nassert check.{name}(my_{name})'),
+        ("name-lost-with-the-solution", 'empty, f"{indent}### BEGIN SOLUTION", solved,',
+         'f"{indent}### BEGIN SOLUTION", empty, solved,'),
     ),
     *faults_in(
         "tools/exercises.py", "tests/test_exercise_notebooks.py",

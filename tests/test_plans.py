@@ -4,6 +4,7 @@ A class that leaves a section out has not run its cells. Each path has a kernel 
 from those that another one begins with.
 """
 
+import ast
 import importlib.util
 import json
 import re
@@ -69,6 +70,46 @@ def test_a_path_leaves_out_what_its_plan_does():
                               ("a", (0, 1, 4)): ["short", "core"], ("b", (0, 1)): ["else"]}
     stem = next(iter(NOTEBOOKS))
     assert 0 < len(path_of(stem, {"6. One step"})) < len(path_of(stem, {"6. One step", "Clipping"}))
+
+
+def imported(source):
+    """The names that a cell's own imports make."""
+    return {(alias.asname or alias.name).partition(".")[0] for node in ast.parse(source).body
+            if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+
+
+def can_be_left_out(stem):
+    """The sections below another one, and the optional ones."""
+    text = "\n".join("".join(cell["source"]) for cell in json.loads(
+        NOTEBOOKS[stem].read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown")
+    return {heading for level, heading in re.findall(r"(?m)^(#+) (.*)$", text)
+            if level == "###" or "optional" in heading.lower()}
+
+
+def borrowed(sections, optional):
+    """[(section, name)]: names that it uses and that only optional ones have imported."""
+    found = []
+    for place, (section, source) in enumerate(sections):
+        for name in cells.names_used(source):
+            givers = {other for other, before in sections[:place]
+                      if name in cells.names_made(before)}
+            imports = any(name in imported(before) for _, before in sections[:place])
+            if imports and givers <= optional and section not in givers:
+                found.append((section, name))
+    return found
+
+
+def test_an_import_that_is_borrowed_from_an_optional_section_is_found():
+    cut = [("1", "import math"), ("2", "from a import b, c\nx = 1"), ("3", "b(x, math)"),
+           ("4", "from a import c"), ("5", "c()"), ("2", "b()")]
+    assert borrowed(cut, {"2"}) == [("3", "b")] and borrowed(cut, set()) == []
+    assert imported("from a import (b,\n    c)\nimport d.e as f, g.h\nx = 1") == set("bcfg")
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_what_an_optional_section_imports_others_import_for_themselves(stem):
+    """So that who is short of time can leave out any of them."""
+    assert borrowed(sections_of(stem), can_be_left_out(stem)) == []
 
 
 @pytest.mark.parametrize("stem, path", [pytest.param(stem, path, id="; ".join(plans)) for

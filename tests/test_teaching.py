@@ -54,6 +54,22 @@ def plans():
     return found
 
 
+SLACK = 5  # minutes of each class that no plan fills
+
+
+def test_the_plans_say_what_their_minutes_leave():
+    assert "five minutes less than the class has" in flat(text_of("plans.md")) and SLACK == 5
+
+
+def test_the_one_hour_plan_shows_where_it_ends_and_moves_epsilon():
+    _, _, rows = plans()[0]
+    [picture] = re.findall(r"picture of accuracy and length first \(`([\w/.]+)`", rows[0][2])
+    assert (ROOT / picture).is_file()
+    assert f"]({picture})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    [what] = [what for _, section, what in rows if section == "Clipping"]
+    assert "epsilon" in what and "Move" in what
+
+
 def test_every_lesson_has_a_plan_of_50_and_of_90_minutes():
     assert [(name, minutes) for name, minutes, _ in plans()] == [
         (stem, minutes) for stem in NOTEBOOKS for minutes in (50, 90)]
@@ -63,7 +79,8 @@ def test_every_lesson_has_a_plan_of_50_and_of_90_minutes():
                          ids=lambda value: str(value) if not isinstance(value, list) else "")
 def test_a_plans_minutes_add_up_and_its_sections_come_in_the_notebooks_order(lesson, promised,
                                                                             rows):
-    assert sum(minutes for minutes, _, _ in rows) == promised
+    assert sum(minutes for minutes, _, _ in rows) == promised - SLACK
+    assert "et-up" in rows[0][2] and all(minutes > 0 for minutes, _, _ in rows)
     assert {section for _, section, _ in rows} <= headings(lesson)
     text = "\n".join("".join(c["source"]) for c in json.loads(
         NOTEBOOKS[lesson].read_text(encoding="utf-8"))["cells"])
@@ -198,7 +215,7 @@ def test_the_day_asks_only_what_it_teaches():
             asked.append(number)
     elsewhere = sorted({stem[:2] for stem in NOTEBOOKS} - taught.keys())
     assert f"lessons {', '.join(elsewhere[:-1])} and {elsewhere[-1]}" in flat(
-        text_of("concept_quiz.md"))
+        text_of("keys.md"))
     assert f"Lessons {', '.join(elsewhere[:-1])} and {elsewhere[-1]} are for afterwards" in flat(
         text_of("plans.md"))
     for form, (_, _, _, what) in (("A", day()[0]), ("B", day()[-1])):
@@ -268,16 +285,16 @@ def test_a_first_loss_of_0_has_the_condition_that_the_sheet_gives_it():
 
 def questions():
     """{"A1": (its text, {"a": a choice, ...})}"""
-    found = {}
+    found, both = {}, "\n".join(text_of(f"quiz_form_{form}.md") for form in "ab")
     for number, body in re.findall(r"\*\*([AB]\d+)\.\*\* (.*?)(?=\n\*\*[AB]\d|\n## )",
-                                   text_of("concept_quiz.md"), re.DOTALL):
+                                   both + "\n## ", re.DOTALL):
         found[number] = (body.split("\n")[0], dict(re.findall(r"(?m)^- ([a-d])\. (.*)$", body)))
     return found
 
 
 def answers():
     """{"A1": (the right letter, where, {"a": what it tells})}"""
-    rows = [cells_of(line) for line in text_of("concept_quiz.md").splitlines()
+    rows = [cells_of(line) for line in text_of("keys.md").splitlines()
             if re.match(r"\| [AB]\d", line)]
     return {number: (right, where, tells) for number, right, where, tells in rows}
 
@@ -290,6 +307,20 @@ def test_the_two_forms_have_twelve_questions_of_four_choices_each():
     assert list(answers()) == list(questions())
     letters = "".join(right for right, _, _ in answers().values())
     assert all(letters.count(letter) >= 2 for letter in "abcd"), "not always the same letter"
+
+
+HANDOUTS = ("entry_check", "quiz_form_a", "quiz_form_b")
+
+
+@pytest.mark.parametrize("name", HANDOUTS)
+def test_what_is_handed_out_stands_alone_without_an_answer(name):
+    """It is printed as it is: a title, a place for a name, questions; nothing leads to the keys."""
+    text = text_of(f"{name}.md")
+    assert text.startswith("# ") and text.count("\n#") == 0 and "Name: ____" in text
+    assert "](" not in text and "| " not in text and "keys" not in text
+    assert not [line for line in text_of("keys.md").splitlines() if len(line) > 30 and line in text]
+    forms = {number[0] for number in re.findall(r"\*\*([AB]\d+)\.\*\*", text)}
+    assert forms == {"quiz_form_a": {"A"}, "quiz_form_b": {"B"}}.get(name, set())
 
 
 def test_every_wrong_choice_is_explained_and_leads_to_a_lesson():
@@ -403,8 +434,7 @@ def test_the_quizs_words_are_what_the_library_does():
 
 
 def test_the_entry_checks_answers():
-    text = text_of("entry_check.md")
-    questions, said = text.split("## The check")[1].split("## Answers")
+    questions, said = text_of("entry_check.md"), text_of("keys.md").split("## Concept quiz")[0]
     found = dict(re.findall(r"(?m)^(\d)\. (.*)$", said))
     assert len(found) == len(re.findall(r"(?m)^\d\. ", questions)) == 7
     x, t = torch.zeros(3, 4), [10, 11, 12, 13]

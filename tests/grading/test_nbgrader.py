@@ -1,4 +1,6 @@
-"""The exercises as an nbgrader course: generated, solved by three students, graded by nbgrader.
+"""The exercises as an nbgrader course, for a class that has the package and no checkout: generated,
+released, solved by students, collected and graded by nbgrader, in folders and an environment of
+their own.
 
 Left out where the ``grading`` extra is not installed.
 """
@@ -10,11 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import nbformat
 import pytest
-from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -23,18 +25,50 @@ import exercises as writer  # noqa: E402
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None,
                                 reason="nbgrader is not installed")
-# nbgrader calls alembic by its name, which stands beside this Python
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
 LESSONS = ("03_advantages", "06_loss_aggregation", "07_training_run")
 EMPTY = re.compile(r"# YOUR CODE HERE\n *raise NotImplementedError\(\)")
+PATIENCE = 1800  # seconds, after which something hangs
+LEFT_OUT = (".git", ".venv", "build", "runs", "site", "slides", "*.egg-info", "__pycache__",
+            ".*_cache", ".hypothesis", ".ipynb_checkpoints")
 
 
-def nbgrader(course, *arguments):
-    done = subprocess.run([sys.executable, "-m", "nbgrader", *arguments], cwd=course, text=True,
-                          capture_output=True, check=False, timeout=PATIENCE, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def run(command, cwd, **environment):
+    """What a command says, grpo_lib being found only where it is installed."""
+    outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
+                          env={**outside, **environment})
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def nbgrader(tmp_path_factory):
+    """Calls nbgrader in an environment that has the package: its wheel, and all else from the
+    environment of the tests. ``nbgrader.python`` is its Python."""
+    place = tmp_path_factory.mktemp("installed")
+    shutil.copytree(ROOT, place / "source", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", place,
+         place / "source"], place)
+    [wheel] = place.glob("grpo_lib-*.whl")
+    venv.create(place / "env", with_pip=False)
+    scripts = "Scripts" if os.name == "nt" else "bin"
+    python = place / "env" / scripts / Path(sys.executable).name
+    library = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                  place).strip()
+    run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", library,
+         wheel], place)
+    Path(library, "others.pth").write_text("\n".join(
+        path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")))
+    # nbgrader calls alembic by its name, which stands beside the tests' Python
+    paths = os.pathsep.join([str(python.parent), str(Path(sys.executable).parent),
+                             os.environ.get("PATH", "")])
+
+    def call(course, *arguments):
+        return run([python, "-m", "nbgrader", *arguments], course, PATH=paths)
+
+    call.python = python
+    return call
 
 
 def answered(release, source, keep):
@@ -49,8 +83,43 @@ def answered(release, source, keep):
     return notebook
 
 
+TAMPERED = {  # what a student may put into a cell in place of an answer
+    "group_advantages": "import grpo_lib.exercises as e\n"
+                        "from grpo_lib.exercises.base import Verdict\n"
+                        "Verdict.__bool__ = lambda verdict: True\n"
+                        "check = e.check = type('Always', (), {{'__getattr__': "
+                        "lambda self, name: lambda attempt: True}})()\n"
+                        "my_{name} = lambda rewards: rewards\n"
+                        "print('{name}: right, on 9 cases.')",
+    "leave_one_out": "import sys\nsys.exit(0)",
+    "informative_share": "def my_{name}(p, group_size):\n    while True:\n        pass",
+    "teaching_share": "raise SystemExit('right')",
+}
+
+
+def tampered(release):
+    notebook = nbformat.read(release, as_version=4)
+    for cell in notebook.cells:
+        role = cell.metadata.get("nbgrader", {})
+        if role.get("solution"):
+            name = role["grade_id"]
+            cell.source = TAMPERED[name].format(name=name)
+    return notebook
+
+
+def points_of(nbgrader, course):
+    """"student/lesson" -> grade_id -> points."""
+    code = ("from nbgrader.api import Gradebook; import json\n"
+            "with Gradebook('sqlite:///gradebook.db') as book:\n"
+            "    print(json.dumps({f'{s.student.id}/{n.name}': {g.name: g.score\n"
+            "                                                   for g in n.grades}\n"
+            "                      for a in book.assignments for s in a.submissions\n"
+            "                      for n in s.notebooks}))")
+    return json.loads(run([nbgrader.python, "-c", code], course).splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
-def graded(tmp_path_factory):
+def graded(tmp_path_factory, nbgrader):
     """student, lesson -> grade_id -> points, after generating, solving and grading."""
     course = tmp_path_factory.mktemp("course")
     writer.main(["--nbgrader", str(course)])
@@ -60,30 +129,17 @@ def graded(tmp_path_factory):
         nbgrader(course, "generate_assignment", lesson, "--create")
         release, source = (course / part / lesson / f"{lesson}.ipynb"
                            for part in ("release", "source"))
-        text = release.read_text()
-        assert "BEGIN SOLUTION" not in text
-        for student, keep in students.items():
+        assert "BEGIN SOLUTION" not in release.read_text(encoding="utf-8")
+        notebooks = {student: answered(release, source, keep)
+                     for student, keep in students.items()}
+        if lesson == LESSONS[0]:
+            notebooks["cheat"] = tampered(release)
+        for student, notebook in notebooks.items():
             target = course / "submitted" / student / lesson / f"{lesson}.ipynb"
             target.parent.mkdir(parents=True)
-            nbformat.write(answered(release, source, keep), target)
+            nbformat.write(notebook, target)
         nbgrader(course, "autograde", lesson, "--create")
-    code = ("from nbgrader.api import Gradebook; import json, sys\n"
-            "found = {}\n"
-            "with Gradebook('sqlite:///gradebook.db') as book:\n"
-            "    for s in book.submissions:\n"
-            "        if hasattr(s, 'student'):\n"
-            "            for n in s.notebooks:\n"
-            "                found[f'{s.student.id}/{n.name}'] = {g.name: g.score "
-            "for g in n.grades}\n"
-            "print(json.dumps(found))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=course, capture_output=True, text=True,
-                          check=False, env=ENVIRONMENT)
-    if done.returncode:  # older and newer gradebooks name their parts differently
-        code = code.replace("book.submissions", "[s for a in book.assignments "
-                            "for s in a.submissions]")
-        done = subprocess.run([sys.executable, "-c", code], cwd=course, capture_output=True,
-                              text=True, check=True, env=ENVIRONMENT)
-    yield json.loads(done.stdout.splitlines()[-1]), course
+    yield points_of(nbgrader, course), course
     shutil.rmtree(course)
 
 
@@ -115,4 +171,52 @@ class TestRoundTrip:
         assert len(attempts) == len(self.names(lesson))
         assert all(EMPTY.search(c.source) for c in attempts)
         tests = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade")]
-        assert all("assert verdict" in c.source for c in tests)
+        assert len(tests) == len(attempts)
+        for attempt, test in zip(attempts, tests):
+            name = attempt.metadata.nbgrader.grade_id
+            assert re.search(rf"(?m)^(def my_{name}\(|my_{name} = )", attempt.source)
+            assert f"my_{name})" in test.source
+
+    def test_the_library_was_the_installed_one(self, graded, nbgrader, lesson):
+        """The first cell of each notebook has worked, with no checkout around."""
+        done = graded[1] / "autograded" / "all" / lesson / f"{lesson}.ipynb"
+        cells = [c for c in nbformat.read(done, as_version=4).cells if c.cell_type == "code"]
+        for cell in cells[:2]:
+            assert not [o for o in cell.outputs if o.output_type == "error"], cell.outputs
+        assert str(ROOT) not in done.read_text(encoding="utf-8")
+        place = run([nbgrader.python, "-c", "import grpo_lib; print(grpo_lib.__file__)"], graded[1])
+        assert Path(place.strip()).is_relative_to(nbgrader.python.parents[1])
+
+
+def test_who_tampers_has_no_point_and_the_grader_an_answer(graded):
+    assert graded[0]["cheat/03_advantages"] == {f"{name}-test": 0.0 for name in TAMPERED}
+
+
+def test_through_the_exchange_with_the_commands_of_the_page(tmp_path, nbgrader, monkeypatch):
+    """docs/teaching/grading.md, a command for each step, with one lesson and one student."""
+    page = (ROOT / "docs" / "teaching" / "grading.md").read_text(encoding="utf-8")
+    commands = re.findall(r"(?m)^nbgrader (.*?) +#", page)
+    words = [command.split()[0] for command in commands]
+    assert words == ["generate_assignment", "release_assignment", "fetch_assignment", "submit",
+                     "collect", "autograde", "export"]
+    course, exchange, home = (tmp_path / name for name in ("course", "exchange", "student"))
+    for folder in (exchange, home):
+        folder.mkdir()
+    exchange.chmod(0o777)
+    writer.main(["--nbgrader", str(course)])
+    settings = (course / "nbgrader_config.py").read_text()
+    settings += f"c.Exchange.root = {str(exchange)!r}\n"
+    for folder in (course, home):
+        (folder / "nbgrader_config.py").write_text(settings)
+    lesson = "09_real_llm"
+    for command in commands:
+        step = command.replace("03_advantages", lesson).split()
+        where = home if step[0] in ("fetch_assignment", "submit") else course
+        nbgrader(where, *step)
+        if step[0] == "fetch_assignment":
+            mine = home / lesson / f"{lesson}.ipynb"
+            nbformat.write(answered(mine, course / "source" / lesson / mine.name,
+                                    lambda name: name == "passes_on_a_gpu"), mine)
+    [points] = points_of(nbgrader, course).values()
+    assert points == {"passes_on_a_gpu-test": 1.0, "loss_of_two_parts-test": 0.0}
+    assert lesson in (course / "grades.csv").read_text()
