@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("pretrain", run_pretrain, "Train a base model from scratch.")
-    sub.add_argument("--out", type=Path, default=Path("base.safetensors"),
+    sub.add_argument("--out", type=file_path, default=Path("base.safetensors"),
                      help="checkpoint to write; the recipe and scores go beside it, as .json")
     sub.add_argument("--seed", type=int, default=0, help="of weights and examples")
     sub.add_argument("--skill-steps", type=int, default=240, help="batches of worked examples")
@@ -104,19 +104,25 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu", help="cpu or cuda")
 
     sub = command("train", run_train, "Train a policy by GRPO, and measure it before and after.")
-    sub.add_argument("--policy", type=Path, help="checkpoint to start from (if not given: the "
-                                                 "base model that comes with the package)")
-    sub.add_argument("--out", type=Path, help="new folder for the run (if not given: under runs/)")
-    sub.add_argument("--resume", type=Path, metavar="OUT", help="go on with the run in this folder")
+    sub.add_argument("--policy", type=file_path,
+                     help="checkpoint to start from (if not given: the "
+                          "base model that comes with the package)")
+    sub.add_argument("--out", type=file_path,
+                     help="new folder for the run (if not given: under runs/)")
+    sub.add_argument("--resume", type=file_path, metavar="OUT",
+                     help="go on with the run in this folder")
     sub.add_argument("--save-every", type=positive,
                      help="steps between checkpoints (default: 10)")
+    sub.add_argument("--save-total-limit", type=positive,
+                     help="checkpoints to keep, the newest (if not given: all)")
     sub.add_argument("--held-out", type=positive,
                      help="held-out problems to measure on, before and after (default: 1000)")
     settings(sub)
 
     sub = command("evaluate", run_evaluate, "Measure accuracy and pass@k on held-out problems.")
-    sub.add_argument("--policy", type=Path, help="checkpoint or folder of a run (if not given: the "
-                                                 "base model that comes with the package)")
+    sub.add_argument("--policy", type=file_path,
+                     help="checkpoint or folder of a run (if not given: the "
+                          "base model that comes with the package)")
     sub.add_argument("--problems", type=positive, default=1000, help="held-out problems")
     sub.add_argument("--samples", type=positive, default=16, help="completions of each")
     sub.add_argument("--k", type=positive, nargs="+", default=[1, 8], help="the k of pass@k")
@@ -127,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("handover", run_handover, "Write a training script for TRL's GRPOTrainer, with "
                                             "accelerate's configurations.")
     sub.add_argument("--model", required=True, help="a model's name on the hub, or its folder")
-    sub.add_argument("--out", type=Path, required=True, help="new folder to write into")
+    sub.add_argument("--out", type=file_path, required=True, help="new folder to write into")
     sub.add_argument("--max-new-tokens", type=positive, default=256, help="longest completion")
     sub.add_argument("--no-chat", action="store_true",
                      help="the task's own prompts, for a model without a chat template")
@@ -193,6 +199,11 @@ def run_project(options) -> int:
     return project(ROOT, options.lesson, [
         *([f"--port={options.port}"] if options.port else []),
         *(["--no-browser"] if options.no_browser else [])])
+
+
+def file_path(text: str) -> Path:
+    """~ is the home folder, which a shell leaves as it is in --out=~/run."""
+    return Path(text).expanduser()
 
 
 def positive(text: str) -> int:
@@ -305,7 +316,8 @@ def run_train(options) -> int:
             return follow(trainer, out)
         run = RunFolder.create(out, trainer, options.held_out or 1000,
                                policy=str(options.policy or "base model"),
-                               save_every=options.save_every or 10, processes=processes.size)
+                               save_every=options.save_every or 10, processes=processes.size,
+                               save_total_limit=options.save_total_limit)
         return train_in(run, trainer)
 
 
@@ -321,7 +333,8 @@ def resume(options, given: dict) -> int:
                        "held_out") if getattr(options, name) is not None})
     if others:
         raise ValueError(f"--resume: takes its settings from the run, allowed with it are --steps, "
-                         f"--device, --threads, --save-every; got {', '.join(others)}")
+                         f"--device, --threads, --save-every, --save-total-limit; got "
+                         f"{', '.join(others)}")
     run = RunFolder.open(options.resume)
     if options.threads is None:
         torch.set_num_threads(run.about["threads"])
@@ -338,6 +351,7 @@ def resume(options, given: dict) -> int:
             return follow(trainer, run.path)
         run.reopen(config=trainer.config.to_dict(), threads=torch.get_num_threads(),
                    save_every=options.save_every or run.about["save_every"],
+                   save_total_limit=options.save_total_limit or run.about.get("save_total_limit"),
                    processes=processes.size)
         return train_in(run, trainer)
 

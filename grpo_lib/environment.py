@@ -146,7 +146,7 @@ def wheels(root, arguments):
     need_checkout(root, "wheels", "requirements.txt")
     if not arguments or arguments[0].startswith("-"):
         raise SetupError("wheels: a folder is missing: python3 -m grpo_lib wheels FOLDER")
-    folder = Path(arguments[0]).absolute()
+    folder = Path(arguments[0]).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     status = call([prepare(root), "-m", "pip", "download", "--disable-pip-version-check",
                    "--only-binary=:all:", "--dest", str(folder),
@@ -173,7 +173,7 @@ def take_wheels(arguments):
     at = arguments.index("--wheels")
     if at + 1 == len(arguments):
         raise SetupError("--wheels: a folder is missing after it")
-    folder = Path(arguments[at + 1]).absolute()
+    folder = Path(arguments[at + 1]).expanduser().absolute()
     if not any(folder.glob("*.whl")):
         raise SetupError(f"--wheels: there are no wheels in {folder}; fill it where there is a "
                          f"network: python3 -m grpo_lib wheels FOLDER")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from grpo_lib.checkpoint import CheckpointError, check_weights
+from grpo_lib.checkpoint import CheckpointError, as_path, check_weights
 from grpo_lib.huggingface import load_model, need
 from grpo_lib.modules import unwrapped, weights_of
 from grpo_lib.policy import PolicyConfig, TransformerPolicy
@@ -72,7 +72,7 @@ def fast_tokenizer(tokenizer: Tokenizer):
 def export_llama(policy: TransformerPolicy, tokenizer: Tokenizer, folder: Path | str) -> Path:
     """Write config.json, model.safetensors and the tokenizer's files into a new folder, which
     ``AutoModelForCausalLM.from_pretrained(folder)`` loads. FileExistsError: not empty."""
-    folder, model, fast = Path(folder), llama(policy), fast_tokenizer(tokenizer)
+    folder, model, fast = as_path(folder), llama(policy), fast_tokenizer(tokenizer)
     if policy.config.vocab_size != len(tokenizer):
         raise ValueError(f"tokenizer: knows {len(tokenizer)} words, allowed are the "
                          f"{policy.config.vocab_size} of the policy")
@@ -90,6 +90,7 @@ def import_llama(folder: Path | str) -> TransformerPolicy:
     embeddings, biases, scaled positions, another activation), or weights that do not fit.
     """
     need("transformers")
+    folder = as_path(folder)
     model = load_model(folder)
     config = model.config
     wanted = {"model_type": "llama", **ALWAYS,

@@ -401,7 +401,7 @@ def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfi
         lora_rank = check_whole("lora_rank", lora_rank, 1)
     if Path(model).expanduser().is_dir():  # the script may be started anywhere
         model = str(Path(model).expanduser().resolve())
-    folder, made = Path(folder), as_code(task)
+    folder, made = Path(folder).expanduser(), as_code(task)
     lines = translate(config, max_new_tokens)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: is not an empty folder; nothing was overwritten")

@@ -40,8 +40,8 @@ def need(*packages: str) -> None:
 
 def loaded(load: Callable, name: str | Path, what: str, **options):
     """``load(name, **options)``, with one clear line for what commonly goes wrong."""
-    name = str(name)
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    name = at_home(name)
+    if name.startswith((".", "/")) and not Path(name).is_dir():
         raise OSError(f"{name}: no such folder; allowed are a folder with a model in it and a "
                       f"model's name on the hub, like Qwen/Qwen2.5-0.5B-Instruct")
     try:
@@ -70,6 +70,11 @@ def loaded(load: Callable, name: str | Path, what: str, **options):
         raise OSError(f"{name}: could not be fetched from the hub and is not in the cache; check "
                       f"the network, or give a folder that holds the model "
                       f"({first_line(error)})") from None
+
+
+def at_home(name: str | Path) -> str:
+    """A model's name or folder, of which a ~ at the start is the home folder."""
+    return str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
 
 
 def load_model(name: str | Path, **options) -> nn.Module:
@@ -178,7 +183,7 @@ class HuggingFacePolicy(nn.Module):
         ImportError, OSError: an extra, the model or the network is missing; says what to do.
         ValueError: the device cannot be used; new adapters on top of others.
         """
-        device = usable_device(device)
+        device, name = usable_device(device), at_home(name)
         trained = (Path(name) / "adapter_config.json").is_file()
         need("transformers", *(["peft"] if lora_rank is not None or trained else []))
         if lora_rank is not None and trained:
@@ -263,7 +268,7 @@ class HuggingFacePolicy(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the model, or its adapters, as transformers and peft read them."""
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(Path(folder).expanduser())
 
 
 class Reference(nn.Module):
@@ -354,6 +359,7 @@ class HuggingFaceTokenizer:
 
         policy = unwrapped(policy)
         known = isinstance(policy, HuggingFacePolicy)
+        policy = policy if known else at_home(policy)
         tokenizer = loaded(AutoTokenizer.from_pretrained, policy.name if known else policy,
                            "tokenizer")
         ends = end_ids(policy.model if known else policy, tokenizer)
@@ -399,7 +405,7 @@ def end_ids(model: nn.Module | str | Path, tokenizer) -> list[int]:
         settings = getattr(model, "generation_config", None)
     else:
         try:
-            settings = GenerationConfig.from_pretrained(model)
+            settings = GenerationConfig.from_pretrained(at_home(model))
         except OSError:  # the model comes without: then those of its configuration count
             settings = loaded(AutoConfig.from_pretrained, model, "configuration")
     ends = getattr(settings, "eos_token_id", None)

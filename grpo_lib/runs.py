@@ -44,6 +44,7 @@ from grpo_lib.modules import unwrapped
 from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
 from grpo_lib.processes import Processes
 from grpo_lib.tasks import Problem, Task, get_task
+from grpo_lib.trainer_state import OF_THE_TRAINER
 from grpo_lib.training import GRPOTrainer
 
 REFERENCE = "reference.safetensors"
@@ -104,8 +105,11 @@ class RunFolder:
                                   f"step and nothing is lost; remove the folder and start again")
         run = cls(path, read_json(path / "run.json"))
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
-                           ("held_out", int), ("threads", int), ("save_every", int)):
+                           ("held_out", int), ("threads", int), ("save_every", int),
+                           ("save_total_limit", int)):
             value = run.about.get(name)
+            if name == "save_total_limit" and value is None:
+                continue
             if not isinstance(value, kind) or (kind is int and (
                     value is True or not 1 <= value <= MOST.get(name, 2**31))):
                 raise CheckpointError(f"{run.path / 'run.json'}: describes no run, its {name} is "
@@ -124,15 +128,13 @@ class RunFolder:
         transformers'; it gets the checkpoint's weights."""
         task = get_task(self.about["task"])
         policy = self.new_policy() if policy is None else policy
-        config = replace(self.config, **changes)
+        at_once = {name: changes[name] for name in changes.keys() & OF_THE_TRAINER}
+        config = replace(self.config, **at_once)
         value_model = ValueModel(policy) if config.choices.critic else None
         reference = getattr(unwrapped(policy), "reference", lambda: None)()
         trainer = GRPOTrainer(policy, task, config, reference, value_model=value_model,
                               processes=processes)
-        with warnings.catch_warnings():
-            if changes:  # what is asked for anew need not be told
-                warnings.filterwarnings("ignore", "settings: going on")
-            self.restore(trainer)
+        self.restore(trainer)
         trainer.change(replace(trainer.config, **changes))
         return trainer
 

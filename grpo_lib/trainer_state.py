@@ -32,7 +32,7 @@ from grpo_lib.modules import load_weights, named_weights, plain_name, weights_of
 if TYPE_CHECKING:
     from grpo_lib.training import GRPOTrainer
 
-OF_THE_TRAINER = ("steps", "seed", "device", "eval_every", "eval_problems")  # and not of a state
+OF_THE_TRAINER = {"steps", "seed", "device", "eval_every", "eval_problems"}  # and not of a state
 
 
 def save_reference(trainer: GRPOTrainer, path: Path | str) -> None:

@@ -161,20 +161,23 @@ FAULTS = [
     ),
     *faults_in(
         "grpo_lib/training.py", "tests/test_training.py -k no_number_stops",
-        ("moments-in-another-order", "torch.empty_like(parameters[parameter], dtype=tensor.dtype,\n"
-         "                                       requires_grad=False).copy_(tensor)",
-         "tensor.to(parameters[parameter].device)", "tests/test_training.py -k memory_order"),
         ("reference-may-be-nan", "ref_log_probs=batch.ref_log_probs,\n"
          "                         values=values)", "values=values)"),
         ("values-may-be-nan", "batch.ref_log_probs,\n                         values=values)",
          "batch.ref_log_probs)"),
         ("advantages-may-be-nan", "check_finite(advantages=advantages)", "pass"),
-        ("culprit-unnamed", "with memory_explained(self.doing), culprit_named(self):",
-         "with memory_explained(self.doing):"),
+        ("culprit-unnamed", "with memory_explained(self.doing), culprit_named(self), eval_mode(",
+         "with memory_explained(self.doing), eval_mode("),
         ("infinite-weights-are-saved", "if self.spoiled_weights():", "if False:",
          "tests/test_training.py -k infinite"),
         ("half-a-step-is-saved", "self.half_updated and not self.stepped", "True",
          "tests/test_training.py -k second_gradient_step"),
+    ),
+    *faults_in(
+        "grpo_lib/trainer_state.py", "tests/test_training.py -k memory_order",
+        ("moments-in-another-order", "torch.empty_like(parameters[parameter], dtype=tensor.dtype,\n"
+         "                                       requires_grad=False).copy_(tensor)",
+         "tensor.to(parameters[parameter].device)"),
     ),
     *faults_in(
         "grpo_lib/course.py", "tests/test_notebooks.py",
@@ -1570,8 +1573,8 @@ FAULTS = [
         ("training-on-held-out", "self.task.problems(config.prompts_per_step, rng)",
          'self.task.problems(config.prompts_per_step, rng, "held_out")',
          "tests/test_tasks.py -k rl_never"),
-        ("reference-moves-along", "ref_policy if own else copy.deepcopy(policy)",
-         "ref_policy if own else policy"),
+        ("reference-moves-along", "ref_policy if own else copy.deepcopy(unwrapped(policy))",
+         "ref_policy if own else unwrapped(policy)"),
         ("base-model-scored-for-nothing", "if not self.config.measure_kl and", "if False and",
          "tests/test_training.py -k base_model"),
         ("base-model-not-scored-for-the-loss", "not self.config.measure_kl and "

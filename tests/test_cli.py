@@ -68,6 +68,7 @@ def test_train_writes_everything_and_ends_with_the_line(tmp_path):
     assert "reward" in done.stderr and "held-out" in done.stderr, "no progress bar"
     names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*.*")}
     assert names == {"run.json", "metrics.jsonl", "curves.png", "policy.safetensors",
+                     "reference.safetensors",
                      *(f"checkpoints/step-0000{i}.safetensors" for i in (0, 2, 4))}
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["config"]["group_size"] == 4 and about["threads"] == 1
