@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ class SteeredRun:
 
     def _fresh(self) -> None:
         self.trainer = self.make_trainer(self.config)
-        self.trainer.tell = self._note  # a thread's warnings would come up anywhere
+        self.trainer.tell = partial(note, weakref.ref(self))  # warnings of a thread get lost
         (self.folder / "reference.safetensors").unlink(missing_ok=True)
         self.wanted = self.trainer.config
         self.moves: list[Move] = []
@@ -291,13 +292,17 @@ class SteeredRun:
         except Exception as error:
             self.note = f"on_change: {type(error).__name__}: {error}"
 
-    def _note(self, text: str) -> None:
-        self.note = text
-
     def _open(self, what: str) -> None:
         if self.state == CLOSED:
             raise RuntimeError(f"{what}: this run was closed (its cell was run again, perhaps); "
                                f"make another one")
+
+
+def note(reference: weakref.ref[SteeredRun], text: str) -> None:
+    """Make ``text`` the run's note, if there still is a run."""
+    run = reference()
+    if run is not None:
+        run.note = text
 
 
 def work(reference: weakref.ref[SteeredRun], steps: int | None, stop: threading.Event,

@@ -43,7 +43,7 @@ from grpo_lib.policy import Policy, token_entropy, token_log_probs
 from grpo_lib.processes import Processes
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
 from grpo_lib.tasks.base import Problem, Task
-from grpo_lib.tasks.scoring import RewardError, Scores, judged
+from grpo_lib.tasks.scoring import RewardError, Scores
 from grpo_lib.trainer_state import load_trainer, save_reference, save_trainer, tell_other_settings
 
 BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
@@ -340,7 +340,7 @@ class GRPOTrainer:
     def judge(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Scores, Tensor | None]:
         """The task's scores, and the base model's log-probs (N*G, T), if needed."""
         texts = self.task.tokenizer.decode_rows(rollouts.completions, rollouts.mask)
-        scores = judged(self.task, problems, texts, rollouts.finished.tolist())
+        scores = self.task.scores(problems, texts, rollouts.finished.tolist())
         if not self.config.measure_kl and self.algorithm.beta == 0:
             return scores, None
         rows = self.processes.split(torch.arange(len(texts), device=self.device))

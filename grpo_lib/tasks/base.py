@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from grpo_lib.checks import check_whole
-from grpo_lib.tasks.scoring import check_weights, reward_functions, scores_of, weighted
+from grpo_lib.tasks.scoring import (
+    Scores,
+    check_scores,
+    check_weights,
+    reward_functions,
+    scores_of,
+    weighted,
+)
 from grpo_lib.tokenizer import Tokenizer
 
 HELD_OUT_SHARE = 20  # one problem in 20 is held out
@@ -156,6 +163,22 @@ class Task:
                finished: Sequence[bool]) -> Tensor:
         """1 where the verifier says right, else 0: (N, G), whatever the reward is."""
         return self._each("correct", problems, completions, finished)
+
+    def scores(self, problems: Sequence[Problem], completions: Sequence[str],
+               finished: Sequence[bool]) -> Scores:
+        """Rewards, grades and, of several rewards, each of them. TypeError, ValueError: a
+        ``rewards`` or ``grades`` of one's own returns something else than finite numbers (N, G)."""
+        parts, own = {}, vars(self).get("rewards", type(self).rewards) is not Task.rewards
+        if self.reward_funcs and not own:
+            parts = self.reward_parts(problems, completions, finished)
+            rewards = weighted(parts, self.reward_weights)
+        else:
+            rewards = self.rewards(problems, completions, finished)
+        grades = self.grades(problems, completions, finished)
+        shape = (len(problems), len(completions) // len(problems))
+        check_scores(f"{type(self).__name__}.rewards", rewards, shape, abstains=not own)
+        check_scores(f"{type(self).__name__}.grades", grades, shape, abstains=False)
+        return Scores(rewards, grades, parts)
 
     def reward_parts(self, problems: Sequence[Problem], completions: Sequence[str],
                      finished: Sequence[bool]) -> dict[str, Tensor]:

@@ -49,26 +49,20 @@ class Scores(NamedTuple):
                       {name: part[which] for name, part in self.parts.items()})
 
 
-def judged(task, problems: Sequence, completions: Sequence[str],
-           finished: Sequence[bool]) -> Scores:
-    """Rewards and grades of a batch. TypeError, ValueError: a task's own ``rewards`` or
-    ``grades`` returns no (N, G) tensor."""
-    parts = {}
-    if task.reward_funcs:
-        parts = task.reward_parts(problems, completions, finished)
-        rewards = weighted(parts, task.reward_weights)
-    else:
-        rewards = task.rewards(problems, completions, finished)
-    grades = task.grades(problems, completions, finished)
-    shape = (len(problems), len(completions) // len(problems))
-    for name, scores in (("rewards", rewards), ("grades", grades)):
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"{name}: {type(task).__name__}.{name} returned {brief(scores)}, must "
-                            f"be a tensor of shape {shape}")
-        if scores.shape != shape:
-            raise ValueError(f"{name}: got shape {tuple(scores.shape)}, must be one number for "
-                             f"each completion, {shape}")
-    return Scores(rewards, grades, parts)
+def check_scores(said: str, scores: object, shape: tuple[int, int], abstains: bool) -> None:
+    """TypeError, ValueError unless they are a tensor (N, G), of finite numbers (but nan where one
+    may abstain)."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"{said} returned {brief(scores)}, must be a tensor of shape {shape}")
+    name = said.rpartition(".")[2]
+    if scores.shape != shape:
+        raise ValueError(f"{name}: got shape {tuple(scores.shape)}, must be one number for each "
+                         f"completion, {shape}")
+    wrong = scores.isinf() if abstains else ~scores.isfinite()
+    if wrong.any():
+        n, g = wrong.nonzero()[0].tolist()
+        raise ValueError(f"{name}: got {scores[n, g].item()} for prompt {n}, completion {g}; must "
+                         f"be finite numbers (to abstain, Task.reward returns None)")
 
 
 def scores_of(functions: Mapping[str, Callable], problems: Sequence, completions: Sequence[str],
