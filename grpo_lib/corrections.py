@@ -52,7 +52,7 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
                          f"{tuple(mask.shape)} or {(len(mask), 1)}")
     moved = (old_log_probs - log_probs).masked_fill(mask == 0, 0.0).nan_to_num(0.0)
     moved = moved.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    if advantages.shape == mask.shape:
+    if advantages.shape[1] > 1:
         advantages = advantages.masked_fill(mask == 0, -torch.inf)
     kept = (advantages >= 0).any(1, keepdim=True) | (moved <= threshold)
     return kept.to(log_probs.dtype)

@@ -1102,7 +1102,7 @@ FAULTS = [
         ("off-policy-drops-mixed-rows", "(advantages >= 0).any(1", "(advantages >= 0).all(1"),
         ("off-policy-drops-ties", "(moved <= threshold)", "(moved < threshold)"),
         ("off-policy-keeps-for-padding",
-         "if advantages.shape == mask.shape:\n        advantages = advantages.masked_fill(",
+         "if advantages.shape[1] > 1:\n        advantages = advantages.masked_fill(",
          "if False:\n        advantages = advantages.masked_fill("),
         ("off-policy-drops-one-or-the-other", "keepdim=True) | (moved", "keepdim=True) & (moved"),
         ("off-policy-of-the-sum", "moved.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(",
