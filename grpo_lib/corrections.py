@@ -41,8 +41,8 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
     Moved away: the row's mean of log pi_old - log pi exceeds ``threshold``
     (DeepSeek-V3.2, 2512.02556 Eq. 9; TRL: ``off_policy_mask_threshold``). A row with A < 0 that
     is far from what the policy would now say teaches it nothing, and can harm. advantages
-    (B, 1), or (B, T), of which every token must be below 0. A token whose difference is no
-    number has not moved.
+    (B, 1), or (B, T), of which every token that counts must be below 0: what stands in padding
+    keeps no row. A token whose difference is no number has not moved.
     """
     threshold = check_number("off_policy_mask_threshold", threshold)
     check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
@@ -52,6 +52,8 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
                          f"{tuple(mask.shape)} or {(len(mask), 1)}")
     moved = (old_log_probs - log_probs).masked_fill(mask == 0, 0.0).nan_to_num(0.0)
     moved = moved.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    if advantages.shape[1] > 1:
+        advantages = advantages.masked_fill(mask == 0, -torch.inf)
     kept = (advantages >= 0).any(1, keepdim=True) | (moved <= threshold)
     return kept.to(log_probs.dtype)
 

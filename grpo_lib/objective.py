@@ -181,7 +181,7 @@ def outside_fraction(ratio: Tensor, mask: Tensor, epsilon: float,
     if ratio.masked_fill(mask == 0, 0.0).isnan().any():
         raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
     outside = ((ratio < 1 - epsilon) | (ratio > 1 + epsilon_high)) & (mask > 0)
-    return outside.sum() / (mask > 0).sum().clamp(min=1)
+    return share_of(outside, mask > 0, ratio)
 
 
 def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3") -> Tensor:
@@ -283,12 +283,13 @@ def aggregation_share(part: Tensor, whole: Tensor, aggregation: str) -> Tensor:
             raise ValueError(f"{name}: got shape {tuple(mask.shape)}, allowed are masks (b, T) and "
                              f"(B, T) with b up to B")
     part, whole = at_least_float32(part), at_least_float32(whole)
+    # counts are whole numbers, whose quotient would be float32 in a run of float64
+    dtype = part.dtype if part.is_floating_point() else torch.get_default_dtype()
     if aggregation == "token_mean":
-        return part.sum() / whole.sum().clamp(min=1)
+        return part.sum(dtype=dtype) / whole.sum().clamp(min=1)
     if aggregation == "nonempty_sequence_mean":
-        return (part.sum(1) > 0).sum() / rows_with_tokens(whole)
-    return torch.tensor(part.shape[0] / whole.shape[0], device=part.device,
-                        dtype=part.dtype if part.is_floating_point() else None)
+        return (part.sum(1) > 0).sum(dtype=dtype) / rows_with_tokens(whole)
+    return torch.tensor(part.shape[0] / whole.shape[0], device=part.device, dtype=dtype)
 
 
 def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
@@ -440,12 +441,18 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
     counts = mask > 0
     low, high = (where & counts
                  for where in clip_binds(ratio, advantages, epsilon, epsilon_high))
-    tokens = counts.sum().clamp(min=1)
     everywhere = ratio.expand_as(mask)
-    return {"clip_fraction": (low | high).sum() / tokens,
-            "clip_fraction_low": low.sum() / tokens, "clip_fraction_high": high.sum() / tokens,
+    return {"clip_fraction": share_of(low | high, counts, ratio),
+            "clip_fraction_low": share_of(low, counts, ratio),
+            "clip_fraction_high": share_of(high, counts, ratio),
             "ratio_min": everywhere.masked_fill(~counts, torch.inf).amin(),
             "ratio_max": everywhere.masked_fill(~counts, -torch.inf).amax()}
+
+
+def share_of(some: Tensor, counts: Tensor, like: Tensor) -> Tensor:
+    """The share of ``some`` in ``counts``, both bool, as precise as ``like``; float32 at least."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return some.sum(dtype=dtype) / counts.sum().clamp(min=1)
 
 
 def check_max_length(max_length: int | None) -> int:

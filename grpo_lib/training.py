@@ -360,7 +360,9 @@ class GRPOTrainer:
         by_token = advantages.shape == rollouts.mask.shape
         row_advantages = (advantages if by_token else advantages.flatten()).to(
             self.device, rollouts.log_probs.dtype)
-        loss_mask = self.algorithm.loss_mask(rollouts.mask, rollouts.finished)
+        # in the precision of the loss: what shares of it are made of
+        loss_mask = self.algorithm.loss_mask(rollouts.mask.to(rollouts.log_probs.dtype),
+                                             rollouts.finished)
         counted = (~self.rewards.isnan()).flatten().nonzero().flatten().to(self.device)
         stats, entropy, tokens = [], 0.0, rollouts.mask[counted].sum().item()
         minibatches, groups = config.minibatches, len(rollouts.tokens) // rollouts.group_size

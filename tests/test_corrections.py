@@ -99,6 +99,59 @@ def test_rows_with_a_negative_advantage_far_away_are_dropped():
     assert empty[:, 0].tolist() == [0, 1, 0, 0]  # nothing moved: 0, and 0 > -0.1
 
 
+def kept_in_loops(now, old, A, mask, threshold):
+    """off_policy_mask of (B, T) advantages on plain numbers."""
+    kept = []
+    for row in range(len(mask)):
+        counted = [t for t in range(len(mask[row])) if mask[row][t]]
+        moved = sum(old[row][t] - now[row][t] for t in counted) / max(1, len(counted))
+        kept.append([float(any(A[row][t] >= 0 for t in counted) or moved <= threshold)])
+    return kept
+
+
+def test_a_row_at_the_threshold_is_kept_and_one_just_beyond_is_dropped():
+    mask = numbers([[1, 1, 0]] * 3)
+    old = numbers([[-1, -1, 7]] * 3)
+    now = old - numbers([[0.25, 0.75, 9], [0.5, 0.5, -9], [0.5, 0.5 + 2**-40, 0]])  # exact in bits
+    A = numbers([[-1]] * 3)
+    assert off_policy_mask(now, old, A, mask, 0.5).tolist() == [[1], [1], [0]]
+    assert off_policy_mask(now, old, A, mask, 0.5 - 2**-42).tolist() == [[0]] * 3
+    assert off_policy_mask(old, old, A, mask, 0).tolist() == [[1]] * 3, "nothing moved: 0 <= 0"
+
+
+@pytest.mark.parametrize("threshold", [-0.5, -0.25, 0.0, 0.25, 0.5])
+def test_mixed_signs_and_ties_in_loops(threshold):
+    """All patterns of signs of two tokens beside padding that holds anything, and moves that lie
+    below the threshold, on it and above it, all exact in bits."""
+    signs = [(a, b, c) for a in (-1.0, -0.0, 0.0, 2.0) for b in (-3.0, 0.0, 1.0)
+             for c in (-1.0, 0.0, 5.0)]
+    moves = [(-1.0, 0.0), (-0.25, -0.25), (0.5, -0.5), (0.75, -0.25), (0.0, 1.0), (2.0, -0.5)]
+    rows = [(s, m, counts) for s in signs for m in moves
+            for counts in ((1, 1, 0), (1, 0, 0), (0, 1, 0))]
+    A, mask = numbers([s for s, *_ in rows]), numbers([counts for *_, counts in rows])
+    old = -numbers([[1, 2, 3]] * len(rows))
+    now = old - numbers([(*m, 8) for _, m, _ in rows])
+    wanted = kept_in_loops(now.tolist(), old.tolist(), A.tolist(), mask.tolist(), threshold)
+    assert off_policy_mask(now, old, A, mask, threshold).tolist() == wanted
+    assert 0 < sum(kept for [kept] in wanted) < len(rows)
+    by_row = A[:, :1]  # one advantage a row: that of its first token
+    wanted = kept_in_loops(now.tolist(), old.tolist(), by_row.expand(-1, 3).tolist(),
+                           mask.tolist(), threshold)
+    assert off_policy_mask(now, old, by_row, mask, threshold).tolist() == wanted
+
+
+def test_the_loss_keeps_rows_at_the_threshold_and_good_tokens_beside_bad_ones():
+    """Four rows that moved by 0.5, 0.5 and twice by 1, the third of which has a good token."""
+    mask = numbers([[1, 1, 0]] * 4)
+    old = numbers([[-1, -1, 0]] * 4)
+    moved = numbers([[0.5, 0.5, 0], [0.25, 0.75, 0], [1, 1, 0], [1, 1, 0]])
+    A = numbers([[-1, -2, 0], [0, 0, 0], [-1, 0.5, 0], [-1, -2, 0]])
+    loss = grpo_loss(old - moved, old, A, mask, off_policy_mask_threshold=0.5,
+                     surrogate="log_prob", aggregation="token_mean").loss
+    gains = [A[b, t].item() * (old - moved)[b, t].item() for b in (0, 1, 2) for t in (0, 1)]
+    assert loss.item() == pytest.approx(-sum(gains) / 8, abs=1e-15)
+
+
 def test_the_loss_drops_the_row_and_not_its_kl_nor_its_place(batch):
     log_probs, _, _, mask = batch
     old = log_probs + numbers([[0.5], [0.5], [0.0], [0.0]])

@@ -17,8 +17,9 @@ from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
 from grpo_lib.checks import usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
-from grpo_lib.objective import LossOutput, grpo_loss
+from grpo_lib.objective import AGGREGATIONS, LossOutput, grpo_loss
 from grpo_lib.policy import TinyPolicy
+from grpo_lib.processes import Processes
 from grpo_lib.rollout import sample_groups
 from grpo_lib.tasks import ChainTask
 from grpo_lib.training import GRPOTrainer, finish_step_first
@@ -437,6 +438,99 @@ def test_cut_off_completions_leave_the_loss_and_stay_in_the_group(make_trainer, 
     expected = (trainer.rollouts.lengths * finished).sort().values
     assert torch.equal(order, expected.to(order))
     assert trainer.advantages.shape == (4, 4)
+
+
+class OneOf(Processes):
+    """A process that works alone on its share of the rows."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+
+def loss_in_loops(now, old, A, mask, aggregation, max_length, epsilon=0.2):
+    """(loss, its slope by each log-prob, share of clipped tokens), of lists of plain numbers: rows
+    with nothing to count stay in the number of rows, but for the mean over those with tokens."""
+    counted = [[t for t, m in enumerate(row) if m] for row in mask]
+    tokens = sum(map(len, counted))
+    loss, clipped, slopes = 0.0, 0, [[0.0] * len(row) for row in mask]
+    for b, row in enumerate(counted):
+        for t in row:
+            weight = {"sequence_mean": 1 / len(mask) / len(row), "token_mean": 1 / tokens,
+                      "constant": 1 / (len(mask) * max_length), "sequence_sum": 1 / len(mask),
+                      "nonempty_sequence_mean": 1 / sum(map(bool, counted)) / len(row),
+                      }[aggregation]
+            ratio = math.exp(now[b][t] - old[b][t])
+            bound = min(max(ratio, 1 - epsilon), 1 + epsilon)
+            cut = bound * A[b] < ratio * A[b]
+            loss -= weight * (bound if cut else ratio) * A[b]
+            slopes[b][t] = 0.0 if cut else -weight * ratio * A[b]
+            clipped += cut
+    return loss, slopes, clipped / tokens
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("processes, micro", [(1, None), (1, 1), (1, 3), (3, None), (3, 2)])
+def test_cut_off_completions_leave_the_divisors_of_all_parts(make_trainer, aggregation, processes,
+                                                             micro):
+    """One gradient step in parts, against plain numbers, to the last digits of float64."""
+    trainer = make_trainer(replace(SMALL, mask_truncated_completions=True, max_grad_norm=1e9,
+                                   aggregation=aggregation, micro_batch_size=micro))
+    trainer.optimizer.step = lambda: None
+    _, rollouts = trainer.sample()
+    assert rollouts.log_probs.dtype == torch.float64 and 0 < rollouts.finished[:13].sum() < 13
+    generator = torch.Generator().manual_seed(1)
+    now = rollouts.log_probs.clone()
+    rollouts.log_probs.add_(0.3 * torch.randn(now.shape, generator=generator, dtype=now.dtype))
+    advantages = torch.randn(16, generator=generator, dtype=torch.float64)
+    rows = torch.randperm(16, generator=generator)[:13]
+    mask = trainer.algorithm.loss_mask(rollouts.mask, rollouts.finished)
+    loss, slopes, clipped = loss_in_loops(
+        now[rows].tolist(), rollouts.log_probs[rows].tolist(), advantages[rows].tolist(),
+        mask[rows].tolist(), aggregation, trainer.task.max_new_tokens)
+    parameters = list(trainer.policy.parameters())
+    log_probs = training.completion_log_probs(trainer.policy, rollouts)[rows]
+    wanted = torch.autograd.grad((torch.tensor(slopes, dtype=now.dtype) * log_probs).sum(),
+                                 parameters)
+    found, gradients = [], []
+    for rank in range(processes):
+        trainer.processes = OneOf(rank, processes)
+        found.append(trainer.gradient_step(rollouts, rows, advantages, mask, None, False))
+        gradients.append([p.grad / processes for p in parameters])  # averaged, as DDP does
+    assert sum(step["loss"] for step in found) == pytest.approx(loss, rel=1e-13)
+    assert sum(step["clip_fraction_low"] + step["clip_fraction_high"] for step in found
+               ) == pytest.approx(clipped, rel=1e-13)
+    assert 0 < clipped < 1 and abs(loss) > 1e-3
+    for gradient, *parts in zip(wanted, *gradients):
+        assert torch.allclose(sum(parts), gradient, rtol=0, atol=1e-13 * gradient.abs().max())
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_where_everything_was_cut_off_nothing_is_learned_and_nothing_is_nan(make_trainer,
+                                                                            aggregation):
+    def draw(*arguments, **options):
+        rollouts = sample_groups(*arguments, **options)
+        return replace(rollouts, finished=torch.zeros_like(rollouts.finished))
+
+    trainer = make_trainer(replace(SMALL, mask_truncated_completions=True, micro_batch_size=3,
+                                   aggregation=aggregation), sampler=draw)
+    metrics = trainer.step()
+    assert (metrics.finished, metrics.loss, metrics.grad_norm) == (0, 0, 0)
+
+
+def test_a_mask_of_another_type_gives_the_loss_of_the_policys_own(make_trainer):
+    """A sampler may hand out its mask in float32, or as bool; shares are as exact as the loss."""
+    found = []
+    for dtype in (torch.float64, torch.float32, torch.bool):
+        def draw(*arguments, dtype=dtype, **options):
+            rollouts = sample_groups(*arguments, **options)
+            return replace(rollouts, mask=rollouts.mask.to(dtype))
+
+        trainer = make_trainer(replace(SMALL, aggregation="token_mean", micro_batch_size=3,
+                                       minibatches=1), sampler=draw)
+        trainer.step()
+        found.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters()]))
+    for other in found[1:]:
+        assert torch.allclose(other, found[0], rtol=0, atol=1e-15)
 
 
 def test_long_completions_lose_reward_and_the_metrics_say_so(make_trainer):

@@ -37,12 +37,17 @@ def draw(policy, sampler=sample_groups, device=DEVICE):
                    generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "mistral"])
-def test_the_same_completions_and_log_probs_as_on_the_cpu(tiny_model, family):
+# transformers takes the sine and cosine of rotary positions, and the RMS norms that go with them,
+# in float32 whatever the model's type, and two devices round those differently. Such a difference,
+# one part in 8 million, put into these models on the CPU moves a log-prob by up to 4e-6. GPT-2 has
+# learned positions and nothing in float32.
+@pytest.mark.parametrize("family, difference", [("llama", 1e-5), ("gpt2", 1e-9), ("qwen2", 1e-5),
+                                                ("mistral", 1e-5)])
+def test_the_same_completions_and_log_probs_as_on_the_cpu(tiny_model, family, difference):
     one = draw(HuggingFacePolicy(tiny_model(family)), device="cpu")
     other = draw(HuggingFacePolicy(tiny_model(family)).to(DEVICE))
     assert torch.equal(one.tokens, other.tokens.cpu())
-    assert torch.allclose(one.log_probs, other.log_probs.cpu(), rtol=0, atol=1e-9)
+    assert torch.allclose(one.log_probs, other.log_probs.cpu(), rtol=0, atol=difference)
 
 
 @pytest.mark.parametrize("sampler", [sample_groups, generate_groups])
