@@ -62,6 +62,14 @@ def test_the_readme_says_which_pythons_are_allowed_and_tested():
     assert f"Python {oldest} or newer ({tested[0]} to {tested[-1]} are tested)" in README
 
 
+def test_the_wheel_takes_the_whole_package_and_the_lessons():
+    """Weights and logs among them: tests/wheel looks into one."""
+    build = metadata.tomllib.loads(TEXT)["tool"]["hatch"]["build"]
+    assert build == {"dev-mode-dirs": ["."], "targets": {"wheel": {
+        "only-include": ["grpo_lib", "notebooks"],
+        "sources": {"notebooks": "grpo_lib/notebooks"}}}}
+
+
 def test_classifiers_and_keywords_are_there_and_the_types_too():
     assert {"Typing :: Typed", "Intended Audience :: Education"} <= {*PROJECT["classifiers"]}
     assert "GRPO" in PROJECT["keywords"]
