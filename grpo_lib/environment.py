@@ -79,8 +79,8 @@ def notebooks(root, arguments):
         raise SetupError("notebooks: got " + (" ".join(arguments) or "no folder") + ", must be one "
                          "folder: python -m grpo_lib notebooks FOLDER")
     folder = copy_lessons(root, Path(arguments[0]).expanduser().absolute())
-    print("To open them: python -m grpo_lib lab, " + (
-        "which opens those of the checkout" if is_checkout(root) else f"in {folder}"), flush=True)
+    if not is_checkout(root):  # whose own lessons lab opens
+        print(f"To open them: python -m grpo_lib lab, in {folder}", flush=True)
     return 0
 
 

@@ -282,7 +282,10 @@ def test_a_child_decides_on_ctrl_c_and_is_told_to_stop(tmp_path, sent, child, st
 
 def test_no_file_says_where_packages_come_from():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    for name in tracked.stdout.split():
+    names = tracked.stdout.split() or [  # an unpacked source distribution
+        path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.*")]
+    assert "pyproject.toml" in names
+    for name in names:
         if name.endswith((".txt", ".toml", ".md", ".cfg", ".json", ".py")) and "test_" not in name:
             text = (ROOT / name).read_text(encoding="utf-8")
             assert "index-url" not in text and "find-links" not in text, name

@@ -18,15 +18,18 @@ PROJECT = metadata.tomllib.loads(TEXT)["project"]
 URL = "https://github.com/somebody/a-fork"
 LINK = re.compile(r"(?<!!)\[[^\[\]]*\]\(([^)]*)\)")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]*)\)")
+# with links that are to stay as they are: absolute, and within the page
+README = (ROOT / "README.md").read_text(encoding="utf-8") + (
+    "\n[a](https://a.org/b) [c](#the-library) [d](mailto:e@f.org) ![g](https://a.org/h.png)\n")
 
 
 def on_an_index(text):
-    """README.md as a package built with this pyproject.toml shows it."""
+    """README as a package built with this pyproject.toml shows it."""
     hook = metadata.tomllib.loads(text)["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = README
     for substitution in hook["substitutions"]:
-        readme = re.sub(substitution["pattern"], substitution["replacement"], readme)
-    return readme
+        shown = re.sub(substitution["pattern"], substitution["replacement"], shown)
+    return shown
 
 
 def test_requirements_are_written_from_the_metadata():
@@ -53,6 +56,20 @@ def test_no_other_file_names_a_bound():
         assert not re.search(r"torch[<>=]=|\(3, 1[1-9]\)(?!:)", path.read_text(encoding="utf-8"))
 
 
+def test_the_readme_says_which_pythons_are_allowed_and_tested():
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    tested = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if ":: Python :: 3." in c]
+    assert f"Python {oldest} or newer ({tested[0]} to {tested[-1]} are tested)" in README
+
+
+def test_the_wheel_takes_the_whole_package_and_the_lessons():
+    """Weights and logs among them: tests/wheel looks into one."""
+    build = metadata.tomllib.loads(TEXT)["tool"]["hatch"]["build"]
+    assert build == {"dev-mode-dirs": ["."], "targets": {"wheel": {
+        "only-include": ["grpo_lib", "notebooks"],
+        "sources": {"notebooks": "grpo_lib/notebooks"}}}}
+
+
 def test_classifiers_and_keywords_are_there_and_the_types_too():
     assert {"Typing :: Typed", "Intended Audience :: Education"} <= {*PROJECT["classifiers"]}
     assert "GRPO" in PROJECT["keywords"]
@@ -68,10 +85,9 @@ def test_the_version_is_the_same_everywhere():
 
 
 def test_with_an_address_every_link_and_picture_works_on_an_index():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = on_an_index(metadata.address_written(TEXT, URL))
     for kind, way in ((PICTURE, "raw"), (LINK, "blob")):
-        before, after = kind.findall(readme), kind.findall(shown)
+        before, after = kind.findall(README), kind.findall(shown)
         assert len(before) == len(after) > 0
         for relative, absolute in zip(before, after):
             if re.match(r"\w+:|#", relative):
@@ -83,7 +99,7 @@ def test_with_an_address_every_link_and_picture_works_on_an_index():
 
 def test_without_an_address_the_readme_is_as_it_is():
     bare = metadata.address_written(TEXT, "")
-    assert on_an_index(bare) == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert on_an_index(bare) == README
     assert "urls" not in metadata.tomllib.loads(bare)["project"]
 
 

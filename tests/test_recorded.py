@@ -83,8 +83,3 @@ def test_the_logs_load_where_the_repository_is_not(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == [
         str([True] * len(NAMES)), f"{tmp_path / 'grpo_lib' / '__init__.py'} False"]
-
-
-def test_the_package_takes_its_logs_with_it():
-    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert '"grpo_lib.recorded"' in settings and '"recorded/*.json"' in settings
