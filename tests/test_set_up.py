@@ -157,7 +157,8 @@ def test_every_notebook_has_the_same_cell_hidden_on_opening(path):
     cell = nbformat.read(path, as_version=4).cells[1]
     assert cell.source == notebook().cells[1].source
     assert cell.source.startswith("# @title ") and "@param" not in cell.source
-    assert cell.metadata == {"cellView": "form", "jupyter": {"source_hidden": True}}
+    assert cell.metadata == {"cellView": "form", "jupyter": {"source_hidden": True},
+                             "tags": ["hide-input"]}
     assert cell.outputs == []
 
 
@@ -255,10 +256,11 @@ def test_where_the_address_fails_what_colab_says_is_tried(tmp_path, outside):
 
 
 @needs_git
-def test_a_wrong_repository_first_and_the_right_one_after(tmp_path, outside):
+@pytest.mark.parametrize("content", ["README", "grpo_lib/__init__.py"])
+def test_a_wrong_repository_first_and_the_right_one_after(tmp_path, outside, content):
     wrong, (right, _) = tmp_path / "wrong", repository(tmp_path / "right")
-    wrong.mkdir()
-    (wrong / "README").write_text("another project")
+    (wrong / content).parent.mkdir(parents=True)
+    (wrong / content).write_text("another = 'project'")
     git(wrong, "init", "-q")
     git(wrong, "add", "-A")
     git(wrong, "commit", "-qm", "1")
@@ -370,10 +372,15 @@ def test_an_address_that_fails_gives_one_line(outside, github):
 
 
 @needs_git
-def test_git_asks_nobody_for_a_password(outside):
+def test_git_asks_nobody_for_a_password(tmp_path, outside):
+    window = tmp_path / "window"  # what git calls to ask, if it has no terminal
+    window.write_text(f"#!/bin/sh\necho \"$@\" >> '{tmp_path / 'asked'}'\n")
+    window.chmod(0o755)
     with server(page("", 401, WWW_Authenticate='Basic realm="a"')) as host:
-        done = run_cell(outside, front.set_up_cell(PLACE), github=f"http://{host}/private")
+        done = run_cell(outside, front.set_up_cell(PLACE), github=f"http://{host}/private",
+                        SSH_ASKPASS=str(window))
     assert said(done) == NOT_FETCHED.format(PLACE.url)
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_tag_that_is_not_there_gives_one_line(tmp_path, outside):

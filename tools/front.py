@@ -222,7 +222,8 @@ def put_front(notebook: nbformat.NotebookNode, name: str, place: Place | None = 
     line = badges(name, place) if place.repository else ""
     opening.source = f"{below_the_title(own, line)}\n\n{GPU_NOTE if real else NOTE}"
     set_up.source, device.source = set_up_cell(place), REAL if real else DEVICE
-    set_up.metadata = {"cellView": "form", "jupyter": {"source_hidden": True}}
+    set_up.metadata = {"cellView": "form", "jupyter": {"source_hidden": True},  # Colab, JupyterLab
+                       "tags": ["hide-input"]}  # the site
     device.metadata["tags"] = ["nbval-ignore-output"]
     return notebook
 
