@@ -68,7 +68,7 @@ def test_one_computer_fills_a_stick_for_other_systems(tmp_path, monkeypatch, sys
     assert not any(name.startswith(not_needed) for name in names)
     tag = environment.SYSTEMS[system][0].partition("_")[0]
     assert any(name.startswith("numpy-") and tag in name for name in names)
-    done = subprocess.run([str(python), "-m", "uv", "pip", "compile", "--no-index", "--find-links",
-                           str(stick), "--python-platform", system, "--python-version", "3.12",
+    done = subprocess.run([str(python), "-m", "uv", "pip", "compile", "--python-platform", system,
+                           "--python-version", "3.12", "--no-index", "-f", str(stick),
                            str(tmp_path / "requirements.txt")], text=True, capture_output=True)
     assert done.returncode == 0 and needs in done.stdout, done.stderr
