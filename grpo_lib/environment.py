@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 FIRST = "00_start_here.ipynb"
@@ -136,21 +137,34 @@ def test(root, arguments):
     return call([prepare(root, wheels), "-m", "pytest", "--nbval", *BY_TWO, *arguments], root)
 
 
+# How pip calls the oldest systems that the wheels are to run on; there is no torch for Intel Macs
+SYSTEMS = {"windows": ["win_amd64"], "macos": ["macosx_13_0_arm64"],
+           "linux": ["manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"]}
+
+
 def wheels(root, arguments):
     """Fill a folder with all that the requirements need, for seats without a network.
 
-    python3 -m grpo_lib wheels FOLDER [options of pip download]. They are for this system and this
-    version of Python; those for others can be put into the same folder, from a computer of each
-    kind. Returns pip's exit status.
+    python3 -m grpo_lib wheels FOLDER [--for windows|macos|linux] [--python 3.12]
+    [options of pip download]. Without --for they are for this system, without --python for this
+    version of Python. Several kinds may share a folder: run it once for each. Returns pip's exit
+    status.
     """
     need_checkout(root, "wheels", "requirements.txt")
     if not arguments or arguments[0].startswith("-"):
         raise SetupError("wheels: a folder is missing: python3 -m grpo_lib wheels FOLDER")
     folder = Path(arguments[0]).expanduser().absolute()
+    system, arguments = take_option("--for", arguments[1:])
+    python_version, arguments = take_option("--python", arguments)
+    kind = seat_kind(system, python_version)
     folder.mkdir(parents=True, exist_ok=True)
-    status = call([prepare(root), "-m", "pip", "download", "--disable-pip-version-check",
-                   "--only-binary=:all:", "--dest", str(folder),
-                   "-r", str(root / "requirements.txt"), *arguments[1:]], root)
+    python = prepare(root)
+    with tempfile.TemporaryDirectory() as work:
+        needed = ["-r", str(root / "requirements.txt")]
+        if system or python_version:
+            needed = resolve(python, root, Path(work) / "resolved.txt", *kind)
+        status = call([python, "-m", "pip", "download", "--disable-pip-version-check",
+                       "--only-binary=:all:", "--dest", str(folder), *needed, *arguments], root)
     found = list(folder.glob("*.whl"))
     if not status:
         size = sum(wheel.stat().st_size for wheel in found) / 1e9
@@ -164,6 +178,44 @@ def need_checkout(root, command, what):
         raise SetupError(f"{command}: the installed package does not hold {what}; run this in a "
                          f"checkout of the repository, or in its unpacked source distribution "
                          f"(grpo_lib-*.tar.gz)")
+
+
+def seat_kind(system, python_version):
+    """(system, version of Python) of the seats, by default those of this computer."""
+    system = system or {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")
+    if system not in SYSTEMS:
+        raise SetupError(f"--for: got {system!r}, must be one of {', '.join(SYSTEMS)}")
+    if python_version and not re.match(r"3\.[0-9]+$", python_version):
+        raise SetupError(f"--python: got {python_version!r}, must be a version such as 3.12")
+    return system, python_version or version()
+
+
+def resolve(python, root, target, system, python_version):
+    """The options by which pip downloads for another system or Python.
+
+    pip itself would decide by the computer that it runs on what else a package needs; uv decides
+    by the one that is asked for, and pip then fetches exactly that.
+    """
+    if call([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"], root):
+        raise SetupError("pip could not install uv, which --for and --python need; its message is "
+                         "above")
+    if call([python, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate",
+             "--python-platform", system, "--python-version", python_version,
+             "--output-file", str(target), str(root / "requirements.txt")], root):
+        raise SetupError(f"there is no set of wheels for {system} and Python {python_version}; "
+                         f"uv's message is above")
+    platforms = [part for name in SYSTEMS[system] for part in ("--platform", name)]
+    return ["--no-deps", "--python-version", python_version, *platforms, "-r", str(target)]
+
+
+def take_option(name, arguments):
+    """(the option's value or None, the other arguments)."""
+    if name not in arguments:
+        return None, arguments
+    at = arguments.index(name)
+    if at + 1 == len(arguments):
+        raise SetupError(f"{name}: its value is missing after it")
+    return arguments[at + 1], arguments[:at] + arguments[at + 2:]
 
 
 def take_wheels(arguments):

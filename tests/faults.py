@@ -180,6 +180,7 @@ FAULTS = [
          "                                       requires_grad=False).copy_(tensor)",
          "tensor.to(parameters[parameter].device)"),
     ),
+    *faults_in(
         "grpo_lib/course.py", "tests/test_course.py",
         ("advice-not-given", "error.args = (", "_ = (", "tests/test_notebooks.py"),
         ("a-handler-of-theirs-is-displaced", "if issubclass(kind, theirs):", "if False:"),
@@ -636,6 +637,9 @@ FAULTS = [
         ("wheels-option-passed-on", "return folder, arguments[:at] + arguments[at + 2:]",
          "return folder, arguments"),
         ("wheels-with-sources", '"--only-binary=:all:", ', ""),
+        ("wheels-with-this-systems-dependencies", 'return ["--no-deps", "--python-version"',
+         'return ["--python-version"'),
+        ("wheels-resolved-for-this-system", '"--python-platform", system, ', ""),
         ("environment-of-old-requirements",
          "stamp.read_bytes() == requirements.read_bytes():", "True:"),
     ),

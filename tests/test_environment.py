@@ -151,6 +151,50 @@ def test_wheels_are_downloaded_for_this_system_and_counted(checkout, monkeypatch
             environment.wheels(root, missing)
 
 
+@pytest.mark.parametrize("options, system, python, platforms", [
+    (["--for", "windows", "--python", "3.12"], "windows", "3.12", ["win_amd64"]),
+    (["--for", "macos"], "macos", environment.version(), ["macosx_13_0_arm64"]),
+    (["--python", "3.13", "--for", "linux"], "linux", "3.13", environment.SYSTEMS["linux"])])
+def test_wheels_for_another_system_are_resolved_for_it(checkout, tmp_path, options, system, python,
+                                                       platforms):
+    root, commands = checkout
+    assert environment.wheels(root, [str(tmp_path / "stick"), *options, "--extra", "of pip"]) == 0
+    install, resolve, download = (command[1:] for command in commands[-3:])
+    assert install[:3] == ["-m", "pip", "install"] and install[-1] == "uv"
+    assert resolve[:4] == ["-m", "uv", "pip", "compile"] and resolve[-1] == str(
+        root / "requirements.txt")
+    assert resolve[resolve.index("--python-platform") + 1] == system
+    assert resolve[resolve.index("--python-version") + 1] == python
+    assert "--only-binary=:all:" in download and "--no-deps" in download
+    assert download[download.index("-r") + 1] == resolve[resolve.index("--output-file") + 1]
+    assert download[download.index("--python-version") + 1] == python
+    assert [download[at + 1] for at, part in enumerate(download) if part == "--platform"] == (
+        platforms)
+    assert download[-2:] == ["--extra", "of pip"]
+    assert not {"--for", "--python"} & {*download}
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--for", "amiga"], "--for: got 'amiga', must be one of windows, macos, linux"),
+    (["--python", "new"], "--python: got 'new', must be a version such as 3.12"),
+    (["--for"], "--for: its value is missing"), (["--python"], "--python: its value is missing")])
+def test_wheels_for_what_there_is_not_are_told_in_a_line(checkout, tmp_path, options, said):
+    root, commands = checkout
+    with pytest.raises(environment.SetupError, match=said):
+        environment.wheels(root, [str(tmp_path / "stick"), *options])
+    assert not commands
+
+
+@pytest.mark.parametrize("failing, said", [("install", "could not install uv"),
+                                           ("compile", "no set of wheels for windows")])
+def test_a_system_without_wheels_is_told_by_name(checkout, monkeypatch, tmp_path, failing, said):
+    root, _ = checkout
+    environment.prepare(root)
+    monkeypatch.setattr(environment, "call", lambda command, root: int(failing in command))
+    with pytest.raises(environment.SetupError, match=said):
+        environment.wheels(root, [str(tmp_path / "stick"), "--for", "windows"])
+
+
 @pytest.mark.parametrize("output", [b"No module named venv", b"ensurepip is not available"])
 def test_a_python_without_venv_is_told_which_package(checkout, monkeypatch, output):
     root, _ = checkout

@@ -473,9 +473,21 @@ def test_links_and_commands_lead_somewhere():
     scripts = set(re.findall(r"python3? ([a-z]+/\w+\.py)", texts))
     assert len(scripts) >= 4 and all((ROOT / script).is_file() for script in scripts)
     modules = re.findall(r"python3? -m (\w+) ([\w/]+)", texts)
-    places = {"grpo_lib": {"lab", "wheels"}, "benchmarks": {"notebooks"}, "pytest": {"tests/seat"}}
+    places = {"grpo_lib": {"lab", "wheels"}, "pip": {"install"},
+              "benchmarks": {"notebooks"}, "pytest": {"tests/seat"}}
     assert {(m, w) for m, w in modules} == {(m, w) for m in places for w in places[m]}
     assert callable(lab) and callable(wheels) and (ROOT / "tests" / "seat").is_dir()
+
+
+def test_troubles_say_whether_their_way_out_was_tried():
+    systems = re.split(r"(?m)^## ", text_of("troubles.md"))[1:]
+    assert {s.split("\n")[0] for s in systems} >= {"Windows", "macOS", "Linux"}
+    rows = [(s.split("\n")[0], cells_of(line)) for s in systems for line in s.splitlines()
+            if line.startswith("|") and not re.match(r"\|(---| What is| Way)", line)]
+    assert len(rows) > 15
+    for system, (seen, do, label) in rows:
+        assert seen and do and label in {"tried", "not run", "simulated only"}, seen
+        assert system not in ("Windows", "macOS") or label == "not run", "no such computer"
 
 
 def test_nothing_tracked_names_a_package_index_or_a_machine():

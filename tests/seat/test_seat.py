@@ -5,10 +5,13 @@ notebook that runs. Downloads everything once more, so only where GRPO_LIB_SEAT 
 import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
 from waiting import PATIENCE
+
+from grpo_lib import environment
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not os.environ.get("GRPO_LIB_SEAT"),
@@ -46,3 +49,27 @@ def test_thirty_seats_without_thirty_downloads(tmp_path):
     assert status == 0, said
     assert "--no-index" in said and (seat / ".venv" / "grpo_lib-requirements.txt").is_file()
     assert " passed" in said
+
+
+@pytest.mark.parametrize("system, needs, not_needed", [
+    ("windows", "pywinpty", "appnope"), ("macos", "appnope", "pywinpty")])
+def test_one_computer_fills_a_stick_for_other_systems(tmp_path, monkeypatch, system, needs,
+                                                      not_needed):
+    """A few packages of those that need others on other systems. Then uv, as such a seat, finds all
+    that it needs on the stick and nowhere else."""
+    stick = tmp_path / "stick"
+    (tmp_path / "requirements.txt").write_text("ipykernel>=6.29\nterminado>=0.18\nnumpy>=1.24\n")
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    monkeypatch.setattr(environment, "prepare", lambda root: str(python))
+    assert environment.wheels(tmp_path, [str(stick), "--for", system, "--python", "3.12"]) == 0
+    names = [p.name for p in stick.iterdir()]
+    assert all(name.endswith(".whl") for name in names)
+    assert any(name.startswith(needs) for name in names)
+    assert not any(name.startswith(not_needed) for name in names)
+    tag = environment.SYSTEMS[system][0].partition("_")[0]
+    assert any(name.startswith("numpy-") and tag in name for name in names)
+    done = subprocess.run([str(python), "-m", "uv", "pip", "compile", "--python-platform", system,
+                           "--python-version", "3.12", "--no-index", "-f", str(stick),
+                           str(tmp_path / "requirements.txt")], text=True, capture_output=True)
+    assert done.returncode == 0 and needs in done.stdout, done.stderr

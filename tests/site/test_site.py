@@ -38,6 +38,34 @@ def test_every_notebook_and_document_has_its_page(site):
     assert "notebooks/08_algorithms.html" in index and "docs/glossary.html" in index
 
 
+def test_no_page_of_a_students_lists_answers(site):
+    """Keys, solutions and the forms themselves: in no list, and their text is not searched. The
+    teachers' page leads to them, and a lesson to its own solution."""
+    apart = [p.relative_to(ROOT).with_suffix(".html").as_posix() for p in (
+        *(ROOT / "docs" / "teaching").glob("*.md"),
+        *(ROOT / "notebooks" / "solutions").glob("*.ipynb"))]
+    assert len(apart) > 15
+    teachers = "docs/teaching/README.html"
+    for page in site.rglob("*.html"):
+        place = page.relative_to(site).as_posix()
+        text = page.read_text(encoding="utf-8")
+        lists = re.findall(r'<div class="(?:sidebar-tree|toctree-wrapper)[^>]*>.*?</div>', text,
+                           re.DOTALL)
+        assert lists or place not in ("index.html", "docs/glossary.html")
+        for name in {Path(address).name for part in lists
+                     for address in re.findall(r'href="([^"#]+)"', part)}:
+            assert name not in {Path(a).name for a in apart}, (place, name)
+    index = (site / "index.html").read_text(encoding="utf-8")
+    assert [a for a in apart if f'"{a}"' in index] == [teachers]
+    kit = (site / teachers).read_text(encoding="utf-8")
+    assert all(f'"{Path(a).name}"' in kit for a in apart if "teaching" in a and a != teachers)
+    search = (site / "searchindex.js").read_text(encoding="utf-8")
+    words = json.loads(search[search.index("(") + 1:search.rindex(")")])
+    numbers = {words["docnames"].index(a.removesuffix(".html")) for a in apart}
+    for found in words["terms"].values():
+        assert not numbers & set(found if isinstance(found, list) else [found])
+
+
 class Pictures(HTMLParser):
     """The alt texts of a page's pictures, in order."""
 
