@@ -1,5 +1,6 @@
-"""Scripts that the site's and the slides' pages need, found in installed packages so that the
-pages work with no network. Those packages are the ``site`` and ``slides`` extras."""
+"""What the site and the slides share: notebooks without their live parts; and scripts that the
+pages need, found in installed packages so that the pages work with no network. Those packages are
+the ``site`` and ``slides`` extras."""
 
 from __future__ import annotations
 
@@ -22,6 +23,26 @@ def of_package(name: str, inside: str) -> Path:
     need(name)
     spec = importlib.util.find_spec(name)
     return Path(next(iter(spec.submodule_search_locations))) / inside
+
+
+def keep_pictures(notebook: dict) -> None:
+    """Drop what only a live notebook needs of an explorer's three outputs (grpo_lib's
+    ``explorers/outputs.py``). A picture's description, if it has one, becomes its text."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        cell["outputs"] = [o for o in cell["outputs"] if not only_live(o.get("data", {}))]
+        for output in cell["outputs"]:
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                output["data"]["text/plain"] = alt
+
+
+def only_live(data: dict) -> bool:
+    """Whether an output is nothing but a live view, or the mark before it."""
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return "image/png" not in data
+    return 'class="grpo-mark"' in "".join(data.get("text/html", ""))
 
 
 def copy_mathjax(target: Path) -> None:

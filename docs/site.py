@@ -20,7 +20,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from assets import copy_mathjax, need
+from assets import copy_mathjax, keep_pictures, need
 
 ROOT = Path(__file__).resolve().parent.parent
 MATHJAX = "mathjax.js"  # below _static
@@ -69,6 +69,10 @@ def gather(folder: Path) -> None:
         text = page.read_text(encoding="utf-8")
         page.write_text(re.sub(r'\[([^\]"\n]*)\]\(\.\./grpo_lib/[^)"\n]*\)', r"\1", text),
                         encoding="utf-8")
+    for page in folder.rglob("*.ipynb"):
+        notebook = json.loads(page.read_text(encoding="utf-8"))
+        keep_pictures(notebook)
+        page.write_text(json.dumps(notebook), encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     intro = readme.partition("\n## ")[0].replace("](benchmarks/results.md)", "](docs/results.md)")
     shutil.copy(ROOT / "benchmarks" / "results.md", folder / "docs" / "results.md")

@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from assets import copy_mathjax, copy_reveal, need
+from assets import copy_mathjax, copy_reveal, keep_pictures, need
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -131,7 +131,8 @@ def paragraphs(text: str) -> list[str]:
 
 def slides_of(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook's cells cut into slides."""
-    cells, set_up = [], 0
+    notebook, cells, set_up = copy.deepcopy(notebook), [], 0
+    keep_pictures(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for text in parts_of_text(cell.source):

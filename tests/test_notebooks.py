@@ -9,6 +9,8 @@ import cells
 import nbformat
 import pytest
 
+from grpo_lib.explorers.outputs import MARK, VIEW
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PATHS = [p for p in sorted(FOLDER.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 IGNORED = "nbval-ignore-output"
@@ -70,6 +72,16 @@ class TestNotebook:
                 data = output.get("data", {})
                 if "image/png" in data:
                     assert "<" not in data["text/plain"] and len(data["text/plain"]) > 10
+
+    def test_a_live_view_stands_two_outputs_after_its_picture(self, path):
+        """So that there is something to see where it does not live."""
+        for cell in code_cells(path):
+            kinds = [set(output.get("data", {})) for output in cell.outputs]
+            for at, kind in enumerate(kinds):
+                if VIEW in kind:
+                    assert kind == {VIEW, "text/html"} and at >= 2
+                    assert "image/png" in kinds[at - 2]
+                    assert cell.outputs[at - 1].data == {"text/html": MARK}
 
     def test_every_details_box_is_closed(self, path):
         text = path.read_text(encoding="utf-8")

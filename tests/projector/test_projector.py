@@ -68,6 +68,8 @@ def test_the_cockpit_is_alone_on_its_page_and_trains(serve):
         box = page.locator(".grpo-cockpit")
         box.wait_for()
         assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
+        assert page.locator(".grpo-mark").count() == 1, "an explorer's three outputs"
+        assert page.locator(".jp-RenderedImage:visible").count() == 0, "no picture beside it"
         box.get_by_role("button", name="One step").click()
         page.wait_for_function("document.querySelector('[role=status]').innerText"
                                ".includes('paused, step 1 of 50')")
