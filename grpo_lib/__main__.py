@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from grpo_lib import __version__
@@ -117,6 +118,10 @@ def parser() -> argparse.ArgumentParser:
                      help="checkpoints to keep, the newest (if not given: all)")
     sub.add_argument("--held-out", type=positive,
                      help="held-out problems to measure on, before and after (default: 1000)")
+    sub.add_argument("--stop-at-accuracy", type=accuracy, metavar="X",
+                     help="stop before the last step, once the held-out accuracy that is measured "
+                          "every --eval-every steps reaches X, from 0 to 1 (if not given: take "
+                          "all steps); --resume with a higher X, or with --steps, goes on")
     settings(sub)
 
     sub = command("evaluate", run_evaluate, "Measure accuracy and pass@k on held-out problems.")
@@ -212,6 +217,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def accuracy(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a number above 0, up to 1")
+    return value
+
+
 def optional_float(text: str):
     return None if text == "none" else float(text)
 
@@ -305,6 +320,7 @@ def run_train(options) -> int:
     if options.resume is not None:
         return resume(options, given)
     config = GRPOConfig(**given)
+    check_goal(options.stop_at_accuracy, config, done=0)
     task = get_task(options.task or "chain")
     policy = starting_policy(options.policy, task)
     with joined(config.device) as (processes, device):
@@ -313,11 +329,12 @@ def run_train(options) -> int:
         out = processes.agree(
             options.out or Path("runs") / f"{task.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         if processes.rank > 0:
-            return follow(trainer, out)
+            return follow(trainer, out, options.stop_at_accuracy)
         run = RunFolder.create(out, trainer, options.held_out or 1000,
                                policy=str(options.policy or "base model"),
                                save_every=options.save_every or 10, processes=processes.size,
-                               save_total_limit=options.save_total_limit)
+                               save_total_limit=options.save_total_limit,
+                               stop_at_accuracy=options.stop_at_accuracy)
         return train_in(run, trainer)
 
 
@@ -325,6 +342,7 @@ def resume(options, given: dict) -> int:
     """Go on with a run, with its own settings."""
     import torch
 
+    from grpo_lib.checks import check_number
     from grpo_lib.processes import joined
     from grpo_lib.runs import RunFolder
 
@@ -333,7 +351,8 @@ def resume(options, given: dict) -> int:
                        "held_out") if getattr(options, name) is not None})
     if others:
         raise ValueError(f"--resume: takes its settings from the run, allowed with it are --steps, "
-                         f"--device, --threads, --save-every, --save-total-limit; got "
+                         f"--stop-at-accuracy, --device, --threads, --save-every, "
+                         f"--save-total-limit; got "
                          f"{', '.join(others)}")
     run = RunFolder.open(options.resume)
     if options.threads is None:
@@ -344,24 +363,66 @@ def resume(options, given: dict) -> int:
         if trainer.config.steps < done:
             raise ValueError(f"--steps: got {trainer.config.steps}, but the run in {run.path} has "
                              f"taken {done} already")
+        goal = options.stop_at_accuracy or run.about.get("stop_at_accuracy")
+        if goal is not None:
+            check_number("stop_at_accuracy", goal, above=0, most=1)
+        if run.is_complete() and reached(trainer.history, goal):
+            if options.stop_at_accuracy is not None or "steps" not in given:
+                raise ValueError(f"--resume: the run in {run.path} is complete: at step {done} its "
+                                 f"held-out accuracy was {accuracy_of(trainer.history):.1%}, of "
+                                 f"{goal:.1%} wanted; to go on, give a higher --stop-at-accuracy, "
+                                 f"or --steps alone")
+            goal = None  # more steps are wanted than those that reach it
         if trainer.config.steps == done and run.is_complete():
             raise ValueError(f"--resume: the run in {run.path} is complete at step {done}; to go "
                              f"on, give more --steps")
+        if not reached(trainer.history, goal):
+            check_goal(goal, trainer.config, done)
         if processes.rank > 0:
-            return follow(trainer, run.path)
+            return follow(trainer, run.path, goal)
         run.reopen(config=trainer.config.to_dict(), threads=torch.get_num_threads(),
+                   stop_at_accuracy=goal,
                    save_every=options.save_every or run.about["save_every"],
                    save_total_limit=options.save_total_limit or run.about.get("save_total_limit"),
                    processes=processes.size)
         return train_in(run, trainer)
 
 
-def follow(trainer, path: Path) -> int:
+def check_goal(goal: float | None, config, done: int) -> None:
+    """ValueError if held-out accuracy would not be measured in any step after ``done``."""
+    every = config.eval_every
+    if goal is not None and (not every or config.steps // every <= done // every):
+        raise ValueError(f"--stop-at-accuracy: got {goal:g} with --eval-every {every} and --steps "
+                         f"{config.steps}, so that held-out accuracy is not measured in any step "
+                         f"to come; must be --eval-every from 1 up to the --steps that are left")
+
+
+def accuracy_of(history: list) -> float | None:
+    """Held-out accuracy after the last step; None where it was not measured."""
+    return history[-1].held_out_accuracy if history else None
+
+
+def reached(history: list, goal: float | None) -> bool:
+    """Whether the last step has reached the held-out accuracy that is wanted, if one is."""
+    accuracy = accuracy_of(history)
+    return goal is not None and accuracy is not None and accuracy >= goal
+
+
+def steps_to(trainer, goal: float | None):
+    """The steps of a run, up to the one that reaches the held-out accuracy that is wanted."""
+    if not reached(trainer.history, goal):
+        for metrics in trainer.run():
+            yield metrics
+            if reached(trainer.history, goal):
+                return
+
+
+def follow(trainer, path: Path, goal: float | None) -> int:
     """What the other processes of a run do: the same steps. The first one measures and writes."""
     from grpo_lib.processes import OtherProcessLost
 
     try:
-        for _ in trainer.run():
+        for _ in steps_to(trainer, goal):
             pass
     except (OtherProcessLost, KeyboardInterrupt):  # the first one may be gone, and say nothing
         print(f"\nprocess {trainer.processes.rank} has taken {trainer.step_count} steps. To go on "
@@ -423,12 +484,12 @@ def measure_and_train(run, trainer) -> None:
     from grpo_lib.runs import score
 
     task, config, device = trainer.task, trainer.config, trainer.device
-    problems = task.held_out(run.about["held_out"])
+    problems, goal = task.held_out(run.about["held_out"]), run.about.get("stop_at_accuracy")
     if "before" not in run.about:
         run.write(before=score(trainer.ref_policy, task, problems, device, config.temperature))
     with tqdm(total=config.steps, initial=trainer.step_count, unit="step") as bar:
         accuracy = run.about["before"]["accuracy"]
-        for metrics in trainer.run():
+        for metrics in steps_to(trainer, goal):
             run.record(metrics)
             if metrics.step % run.about["save_every"] == 0:
                 run.save(trainer)
@@ -438,6 +499,10 @@ def measure_and_train(run, trainer) -> None:
                                 f"length {metrics.length:.1f}, held-out {accuracy:.0%}",
                                 refresh=False)
             bar.update()
+    if reached(trainer.history, goal):
+        print(f"stopped after step {trainer.step_count}: held-out accuracy "
+              f"{accuracy_of(trainer.history):.1%} has reached the {goal:.1%} of "
+              f"--stop-at-accuracy")
     run.finish(trainer)
     curves = training_curves([metrics.to_dict() for metrics in trainer.history])
     write_atomically(run.path / "curves.png", to_png(curves))
@@ -471,8 +536,17 @@ def run_evaluate(options) -> int:
     return 0
 
 
+def one_line(message, *_) -> None:
+    """A warning as a person on a command line wants it."""
+    print(f"\ngrpo_lib: warning: {message}", file=sys.stderr, flush=True)
+
+
 def start() -> None:
     """What ``python -m grpo_lib`` and the command ``grpo_lib`` do."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter shows a "?"
+            stream.reconfigure(errors="replace")
+    warnings.showwarning = one_line
     status = main()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from grpo_lib.processes import leave
