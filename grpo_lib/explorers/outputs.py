@@ -28,7 +28,7 @@ MARK = """<style>
 </style><span class="grpo-mark"></span><script>{
 const mark = document.currentScript?.closest(".jp-OutputArea-child");
 const clear = () => {
-  const view = mark.nextElementSibling?.querySelector(":scope > .jupyter-widgets");
+  const view = mark.nextElementSibling?.querySelector(":scope > .jp-OutputArea-output");
   if (view?.textContent && !view.children.length) view.textContent = "";
 };
 if (mark) {

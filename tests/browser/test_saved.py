@@ -78,9 +78,10 @@ def everywhere(page, what, count):
     page.page.wait_for_function(
         f"([what, count]) => {{ const seen = ({SEEN})();"
         " return seen.length === count && seen.every(s => s === what); }", arg=[what, count])
-    content = page.page.content()
-    return [words for words in ("model not found", "Error displaying widget")
-            if words in content] + page.problems()
+    page.page.wait_for_timeout(3000)  # for what a dead view says of itself, when it is found out
+    said = page.page.evaluate("document.querySelector('.jp-Notebook').textContent")
+    return [words for words in ("model not found", "Error displaying", "Loading widget")
+            if words in said] + page.problems()
 
 
 def follows_a_key(page):
