@@ -164,7 +164,7 @@ class HuggingFacePolicy(nn.Module):
             warnings.warn("model: its weights are of 16 bits, in which most of a small step is "
                           "rounded away; train them in float32 (autocast multiplies in bfloat16 "
                           "all the same), or adapters", stacklevel=2)
-        forward = getattr(model, "get_base_model", lambda: model)().forward
+        forward = unwrapped(getattr(model, "get_base_model", lambda: model)()).forward
         names = inspect.signature(forward).parameters  # "cache" since transformers 5.2x
         self._cache = next((n for n in ("cache", "past_key_values") if n in names), None)
         self.eval()
