@@ -21,6 +21,8 @@ RUNS = {
     "batch": {"scale": "batch", "baseline": "batch", "minibatches": 4},
     "few groups": {"algorithm": "dapo", "max_num_gen_batches": 1, "minibatches": 6,
                    "learning_rate": 5e-3},  # dynamic sampling leaves 1 to 4 of 5 groups
+    "cut off": {"mask_truncated_completions": True, "aggregation": "nonempty_sequence_mean",
+                "micro_batch_size": 2, "minibatches": 2},  # of rows, some with no end
     "tiny": {"steps": 3, "eval_every": 1, "eval_problems": 2}}  # fewer than processes
 
 
@@ -38,6 +40,8 @@ def run(name, processes):
         # a reward that groups differ in: where none does, gradients are rounding, which AdamW's
         # first steps blow up
         task = ChainTask(3, 5).with_reward(lambda problem, text: len(text) % 7 / 6)
+        if name == "cut off":
+            task.max_new_tokens = 5
         policy = load_base_model("chain").double()
     trainer = GRPOTrainer(policy, task, config, processes=processes)
     history = [asdict(m) for m in trainer.run()]

@@ -22,6 +22,17 @@ def count():
     return add
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes: the first one tells
+        session.config.workeroutput["compared"] = compared
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for what, number in getattr(node, "workeroutput", {}).get("compared", {}).items():
+        compared[what] += number
+
+
 def pytest_terminal_summary(terminalreporter):
     if any(compared.values()):
         import trl
