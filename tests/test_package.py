@@ -11,10 +11,11 @@ from waiting import PATIENCE
 import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
-CORE = ["threads", "checks", "tokenizer", "decoding", "policy", "tasks", "packing", "rollout",
-        "advantages", "corrections", "objective", "length_bias", "algorithms", "critic",
-        "checkpoint", "evaluation", "config", "notices", "processes", "training", "pretraining",
-        "exact", "recorded"]  # each room may use those before it
+CORE = ["threads", "checks", "modules", "tokenizer", "decoding", "policy", "tasks", "packing",
+        "rollout", "advantages", "corrections", "objective", "length_bias", "algorithms", "critic",
+        "checkpoint", "evaluation", "config", "notices", "off_policy", "processes",
+        "trainer_state", "training", "pretraining", "exact",
+        "recorded"]  # each room may use those before it
 NUMBERS_ONLY = {"plots"}  # knows numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")
 
@@ -31,10 +32,18 @@ def room_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def walk_what_runs(tree):
+    """All nodes but those that only a type checker reads."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from walk_what_runs(child)
+
+
 def imports_of(path):
     """(modules, grpo_lib's rooms) that a file imports, at its top or in its functions."""
     names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in walk_what_runs(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
