@@ -30,6 +30,7 @@ from grpo_lib.checkpoint import (
     write_atomically,
     write_json,
 )
+from grpo_lib.checks import check_whole
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
@@ -51,6 +52,8 @@ class RunFolder:
     def create(cls, path: Path | str, trainer: GRPOTrainer, held_out: int = 1000,
                save_every: int = 10, **about) -> RunFolder:
         """A new folder; FileExistsError if there is anything in it already."""
+        held_out = check_whole("held_out", held_out, 1)
+        save_every = check_whole("save_every", save_every, 1)
         path = Path(path)
         taken = f"{path}: is not an empty folder; nothing was overwritten"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
