@@ -11,6 +11,7 @@ its documentation and not run: FSDP, DeepSpeed, vLLM, any GPU.
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from grpo_lib.checks import check_whole
 from grpo_lib.config import GRPOConfig
 from grpo_lib.tasks import TASKS, Problem, Task
+from grpo_lib.tasks.scoring import check_weights, scores_of
 
 # (surrogate, aggregation): TRL's loss_type
 LOSS_TYPES = {("clip", "sequence_mean"): "grpo", ("clip", "token_mean"): "dapo",
@@ -38,14 +40,30 @@ class Line(NamedTuple):
     lost: bool
 
 
+def trl_rewards(task: Task, eos_id: int | Sequence[int] | None = None
+                ) -> tuple[list[Callable], list[float]]:
+    """(reward_funcs, reward_weights) for TRL's GRPOTrainer and GRPOConfig: a function for each of
+    the task's rewards, under the same names."""
+    if not task.reward_funcs:
+        return [trl_reward(task, eos_id)], [1.0]
+    functions = [as_trl(function, name, eos_id) for name, function in task.reward_funcs.items()]
+    return functions, check_weights(task.reward_weights, list(task.reward_funcs))
+
+
 def trl_reward(task: Task, eos_id: int | Sequence[int] | None = None) -> Callable:
-    """The task's verifier as TRL calls a reward function.
+    """The task's reward as TRL calls a reward function; of several rewards (``trl_rewards``) their
+    weighted sum.
 
     TRL gives ``prompts``, ``completions`` (texts, or lists of messages), ``completion_ids`` and
     the dataset's columns, of which "problem" and "answer" are used (``trl_dataset`` has them), and
-    wants a list of numbers. ``eos_id``: a completion that does not end in one of these was cut off
-    and gets 0, as here; None: it is judged as it stands.
+    wants a list of numbers, or None where the reward abstains. ``eos_id``: a completion that does
+    not end in one of these was cut off and gets 0, as here; None: it is judged as it stands.
     """
+    return as_trl(task.reward, f"{task.name}_reward", eos_id)
+
+
+def as_trl(function: Callable, name: str, eos_id: int | Sequence[int] | None) -> Callable:
+    """A function (problem, completion) -> number, as TRL calls it; ``name`` is that in its log."""
     ends = None if eos_id is None else {eos_id} if isinstance(eos_id, int) else set(eos_id)
 
     def reward(prompts, completions, completion_ids=None, *, problem, answer, **columns):
@@ -53,10 +71,12 @@ def trl_reward(task: Task, eos_id: int | Sequence[int] | None = None) -> Callabl
         finished = [True] * len(texts)
         if ends is not None and completion_ids is not None:
             finished = [len(ids) > 0 and int(ids[-1]) in ends for ids in completion_ids]
-        return [task.reward(Problem(p, a), " ".join(text.split())) if done else 0.0
-                for p, a, text, done in zip(problem, answer, texts, finished)]
+        [scores] = scores_of({f"reward: {name}": function},
+                             [Problem(p, a) for p, a in zip(problem, answer)],
+                             [" ".join(text.split()) for text in texts], finished, abstains=True)
+        return [None if math.isnan(score) else score for score in scores]
 
-    reward.__name__ = f"{task.name}_reward"  # the name in TRL's log
+    reward.__name__ = name
     return reward
 
 
@@ -273,7 +293,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 
 import grpo_lib
-from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward, trl_tokenizer
+from grpo_lib.handover import trl_arguments, trl_dataset, trl_rewards, trl_tokenizer
 from grpo_lib.huggingface import adapters, end_ids
 
 MODEL = {model!r}
@@ -291,13 +311,14 @@ def main():
         raise SystemExit(f"train.py: {{error}}") from None
     gpu = torch.cuda.is_available()
     arguments = trl_arguments(SETTINGS, MAX_NEW_TOKENS, PartialState(cpu=not gpu).num_processes)
-    parser = TrlParser((GRPOConfig,))
+    rewards, weights = trl_rewards(TASK, end_ids(MODEL, tokenizer))
+{overlong}    parser = TrlParser((GRPOConfig,))
     parser.set_defaults(
         output_dir="trained", model_init_kwargs={{"dtype": "float32"}}, use_cpu=not gpu,
-        bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False), **arguments)
+        bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False),
+        reward_weights=weights, **arguments)
     (args,) = parser.parse_args_and_config()
-    rewards = [trl_reward(TASK, end_ids(MODEL, tokenizer))]
-{overlong}    problems = SETTINGS.steps * SETTINGS.prompts_per_step  # each is asked once
+    problems = SETTINGS.steps * SETTINGS.prompts_per_step  # each is asked once
     trainer = GRPOTrainer(
         model=MODEL, args=args, processing_class=tokenizer, reward_funcs=rewards,
         peft_config=None if LORA_RANK is None else adapters(LORA_RANK),
@@ -312,6 +333,7 @@ if __name__ == "__main__":
 '''
 OVERLONG = '''    from trl.rewards import get_soft_overlong_punishment
     rewards.append(get_soft_overlong_punishment(MAX_NEW_TOKENS, {cache}))
+    weights.append(1.0)
 '''
 SHARED = {"compute_environment": "LOCAL_MACHINE", "machine_rank": 0,
           "main_training_function": "main", "num_machines": 1, "rdzv_backend": "static",

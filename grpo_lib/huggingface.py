@@ -15,6 +15,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -436,7 +437,11 @@ class InstructionTask(Task):
 
     def __init__(self, task: Task, tokenizer: HuggingFaceTokenizer, *, max_new_tokens: int):
         self.task, self.tokenizer, self.max_new_tokens = task, tokenizer, max_new_tokens
-        self.name = task.name
+        self.name, self.holds_out = task.name, task.holds_out
+        self.reward_weights = task.reward_weights
+        self.reward_funcs = task.reward_funcs and {
+            name: partial(self._with_spaces, function)
+            for name, function in task.reward_funcs.items()}
 
     def problem(self, rng) -> Problem:
         return self.task.problem(rng)
@@ -446,6 +451,10 @@ class InstructionTask(Task):
 
     def reward(self, problem: Problem, completion: str) -> float:
         return self.task.reward(problem, " ".join(completion.split()))
+
+    @staticmethod
+    def _with_spaces(function: Callable, problem: Problem, completion: str):
+        return function(problem, " ".join(completion.split()))
 
     def instruction(self, problem: Problem) -> str:
         return self.task.instruction(problem) if self.tokenizer.chat else problem.prompt

@@ -68,8 +68,10 @@ class RunFolder:
         policy of your own class is saved by its state_dict; TypeError: one that cannot be.
         """
         path = as_path(path)
+        held_out = check_whole("held_out", held_out, 1)
+        save_every = check_whole("save_every", save_every, 1)
         if save_total_limit is not None:
-            check_whole("save_total_limit", save_total_limit, 1)
+            save_total_limit = check_whole("save_total_limit", save_total_limit, 1)
         taken = f"{path}: is not an empty folder; nothing was overwritten"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(taken)

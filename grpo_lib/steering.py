@@ -122,7 +122,7 @@ class SteeredRun:
     @property
     def pausing(self) -> bool:
         """Whether the run goes on until its step is done, and no longer."""
-        return self.running and self._stop.is_set()
+        return self.state == RUNNING and self._stop.is_set()
 
     # --- what may be asked for, from any thread -------------------------------------------------
 

@@ -44,7 +44,8 @@ def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_
                  advantages: Tensor | None = None) -> TokenUpdate:
     """What the next gradient step on a whole batch would do to each token.
 
-    rewards (N, G) as the task gives them; log_probs (N * G, T) of the policy that is about to
+    rewards (N, G) as the task gives them, nan where they abstain: the row is not counted; log_probs
+    (N * G, T) of the policy that is about to
     be updated (``rollouts.log_probs``: none has been made yet); ref_log_probs needed if beta > 0;
     max_length as ``grpo_loss`` has it; advantages (N * G, T), which a critic made, needed with
     one. A token is BLOCKED if the loss without KL has no derivative by its log-prob now and had
@@ -71,16 +72,22 @@ def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_
     ref = None if ref_log_probs is None else ref_log_probs.detach().cpu().double()
     kl = None if ref is None else kl_estimate(old, ref, algorithm.kl)
     rewards = algorithm.shaped_rewards(rewards.cpu().double(), mask.sum(1), max_length)
+    scored = ~rewards.isnan()
     if not algorithm.critic:
-        advantages = algorithm.advantages(rewards, mask, kl=kl)
+        advantages = algorithm.advantages(rewards, mask, kl=kl,
+                                          counted=None if scored.all() else scored)
     advantages = advantages.detach().cpu().double()
-    counted = algorithm.loss_mask(mask, rollouts.finished.cpu())
+    rows = scored.flatten()
+    counted = algorithm.loss_mask(mask, rollouts.finished.cpu()) * rows[:, None]
 
     def push(row: Algorithm, at: Tensor) -> Tensor:
         leaf = at.clone().requires_grad_()
+        if not rows.any():
+            return torch.zeros_like(leaf)
         with torch.enable_grad():
-            loss = row.loss(leaf, old, advantages, counted, max_length=max_length,
-                            ref_log_probs=ref).loss
+            loss = row.loss(leaf[rows], old[rows], advantages[rows], counted[rows],
+                            max_length=max_length,
+                            ref_log_probs=None if ref is None else ref[rows]).loss
             return -torch.autograd.grad(loss, leaf, materialize_grads=True)[0]
 
     without_kl = replace(algorithm, beta=0.0)

@@ -1607,8 +1607,8 @@ FAULTS = [
         ("rewards-transposed", ".view(len(problems), group_size)",
          ".view(group_size, len(problems)).T"),
         ("grades-by-reward", "self._each(self.correct,", "self._each(self.reward,"),
-        ("reward-sign", "return float(self.correct(problem, completion))",
-         "return -float(self.correct(problem, completion))"),
+        ("reward-sign", "number is None else float(number)",
+         "number is None else -float(number)"),
     ),
     *faults_in(
         "grpo_lib/tasks/chain.py", "tests/test_tasks.py",

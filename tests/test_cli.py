@@ -12,6 +12,7 @@ import pytest
 import torch
 from waiting import PATIENCE, until
 
+from grpo_lib import __main__ as main_module
 from grpo_lib.__main__ import main, parser
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.checkpoint import (
@@ -503,3 +504,96 @@ def test_an_old_environment_is_kept(tmp_path, monkeypatch):
                         lambda *_, **__: subprocess.CompletedProcess([], 0))  # pip is there
     assert environment.prepare(tmp_path) == str(python)
     assert len(commands) == 1 and "pip" in commands[0] and python.exists()
+
+
+# --- text that leaves the program ---------------------------------------------------------
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp932", "cp1251", "ascii:strict"])
+@pytest.mark.parametrize(("arguments", "status", "says"), [
+    (["--help"], 0, "COMMAND"), (["train", "--help"], 0, "--stop-at-accuracy"),
+    (["lab", "--help"], 0, "JupyterLab"), (["project", "--help"], 0, "Voil"),
+    (["evaluate", "--policy", "ünï→語.safetensors"], 2, "no such file"),
+    (["train", "--resume", "ünï→語"], 2, "error"), (["train", "--algorithm", "ü→語"], 2, "grpo")])
+def test_no_letter_is_too_much_for_a_terminal(encoding, arguments, status, says):
+    done = subprocess.run(command(*arguments), capture_output=True, timeout=240,
+                          env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
+    said = (done.stdout + done.stderr).decode(encoding.split(":")[0], "replace")
+    assert done.returncode == status, said
+    assert says in said and "Traceback" not in said and "can't encode" not in said
+
+
+def test_a_warning_is_one_line():
+    done = run("train", "--kl", "k1", "--stop-at-accuracy", "0.5", "--eval-every", "0")
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 2 and len(lines) == 2
+    assert lines[0].startswith("grpo_lib: warning: kl: 'k1' will change nothing")
+
+
+# --- stopping at an accuracy --------------------------------------------------------------
+
+EVALUATED = [*SMALL, "--eval-every", "2"]  # after step 2 and step 4
+
+
+def test_a_run_stops_once_it_is_good_enough_and_goes_on_when_more_is_wanted(tmp_path, capsys):
+    out = tmp_path / "run"
+
+    def steps():
+        return len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_module, "reached", lambda history, goal: goal == 0.3 and bool(history)
+                      and history[-1].step == 2)
+        patch.setattr(main_module, "accuracy_of", lambda history: 0.31)
+        assert main(["train", "--out", str(out), *EVALUATED, "--stop-at-accuracy", "0.3"]) == 0
+        said = capsys.readouterr().out
+        assert "stopped after step 2: held-out accuracy 31.0% has reached the 30.0%" in said
+        assert LAST_LINE.fullmatch(said.splitlines()[-1])
+        about = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        assert about["stop_at_accuracy"] == 0.3 and "after" in about and steps() == 2
+        assert (out / "policy.safetensors").exists() and (out / "curves.png").exists()
+        assert main(["train", "--resume", str(out)]) == 2
+        assert "is complete: at step 2 its held-out accuracy was 31.0%" in capsys.readouterr().err
+        assert main(["train", "--resume", str(out), "--stop-at-accuracy", "0.4"]) == 0
+    assert steps() == 4  # all, since that was never reached
+    straight = tmp_path / "straight"
+    assert main(["train", "--out", str(straight), *EVALUATED]) == 0
+    assert without_seconds(straight) == without_seconds(out)
+
+
+def test_more_steps_alone_are_all_taken(tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_module, "reached", lambda history, goal: goal is not None
+                      and bool(history) and history[-1].step == 2)
+        patch.setattr(main_module, "accuracy_of", lambda history: 0.9)
+        assert main(["train", "--out", str(out), *EVALUATED, "--stop-at-accuracy", "0.3"]) == 0
+        assert main(["train", "--resume", str(out), "--steps", "6"]) == 0
+    assert len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+    about = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert about["stop_at_accuracy"] is None
+
+
+@pytest.mark.parametrize(("accuracy", "goal", "is_reached"), [
+    (None, 0.5, False), (0.4, 0.5, False), (0.5, 0.5, True), (0.6, 0.5, True), (0.6, None, False)])
+def test_what_has_been_reached(accuracy, goal, is_reached):
+    values = dict.fromkeys(StepMetrics.__dataclass_fields__, 0.9) | {"held_out_accuracy": accuracy}
+    assert main_module.reached([StepMetrics(**values)], goal) is is_reached
+    assert not main_module.reached([], goal)
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["--eval-every", "0"], "got 0.5 with --eval-every 0"),
+    (["--eval-every", "5"], "got 0.5 with --eval-every 5 and --steps 4"),
+    (["--steps", "0"], "--steps 0")])
+def test_a_goal_that_is_never_measured_is_refused(tmp_path, capsys, arguments, named):
+    status = main(["train", "--out", str(tmp_path / "run"), *EVALUATED, "--stop-at-accuracy",
+                   "0.5", *arguments])
+    assert status == 2 and not (tmp_path / "run").exists()
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.1", "90", "90%", "nan", "inf", "much", ""])
+def test_a_goal_that_is_no_share_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", f"--stop-at-accuracy={text}"])
+    assert f"got {text!r}, must be a number above 0, up to 1" in capsys.readouterr().err

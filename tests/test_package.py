@@ -128,5 +128,40 @@ def test_optional_packages_are_imported_by_their_own_rooms_alone(path):
     assert "pickle" not in modules
 
 
+def opened_without_encoding(path):
+    """Lines of a file that open a text in whatever encoding the machine has."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        module = getattr(getattr(node.func, "value", None), "id", "")
+        words = {word.arg: word.value for word in node.keywords}
+        text = name in ("read_text", "write_text", "NamedTemporaryFile", "TextIOWrapper")
+        if name == "open" and module not in ("Image", "RunFolder", "os", "webbrowser"):
+            at = 1 if isinstance(node.func, ast.Name) else 0  # open(path, mode), path.open(mode)
+            mode = words.get("mode", node.args[at] if len(node.args) > at else None)
+            text = not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+        text = text or (isinstance(words.get("text"), ast.Constant) and words["text"].value)
+        if text and "encoding" not in words:
+            found.append(f"{path.name}:{node.lineno}")
+    return found
+
+
+def test_every_text_is_opened_in_a_named_encoding():
+    files = [*FILES, *(p for folder in ("tools", "docs") for p in PACKAGE.parent.glob(
+        f"{folder}/**/*.py"))]
+    assert len(files) > 60
+    assert [line for path in files for line in opened_without_encoding(path)] == []
+
+
+def test_a_text_opened_without_an_encoding_is_seen(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text("open('a')\nopen('a', 'rb')\nopen('a', encoding='utf-8')\np.read_text()\n"
+                    "p.open('w')\np.open('wb')\nrun(text=True)\np.write_text('', 'utf-8')\n",
+                    encoding="utf-8")
+    assert opened_without_encoding(path) == [f"sample.py:{line}" for line in (1, 4, 5, 7, 8)]
+
+
 def test_the_order_of_rooms_covers_every_core_room_that_is_public():
     assert set(grpo_lib._ROOMS) - NUMBERS_ONLY - {"explorers"} <= set(CORE)

@@ -27,9 +27,11 @@ def token_xray_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer
         others = [r for r in range(len(shown)) if r not in rows]
         of_group = shown.clone()
         of_group[others] = False
-        best = xray.rewards[prompt - 1].max()
+        rewards = xray.rewards[prompt - 1]
+        rewards = rewards[~rewards.isnan()]  # of the others the reward abstained
+        best = rewards.max() if len(rewards) else float("nan")
         text = (f"prompt {prompt} of {groups} ({asked}): "
-                f"{int((xray.rewards[prompt - 1] == best).sum())} of {len(rows)} answers with the "
+                f"{int((rewards == best).sum())} of {len(rows)} answers with the "
                 f"highest reward, {best:.2g}\n{when}, {int(of_group.sum())} tokens: "
                 f"{counts(update, of_group)}\nwhole batch, {int(shown.sum())} tokens: "
                 f"{counts(update, shown)}")

@@ -91,9 +91,10 @@ def numbers_of(update: TokenUpdate, row: int, at: int) -> str:
 
 def about_row(xray: Xray, update: TokenUpdate, row: int) -> str:
     """Reward and advantage of an answer; the first token's where tokens differ."""
-    size = xray.rollouts.group_size
-    return (f"reward {xray.rewards[row // size, row % size]:.2g}, "
-            f"A {update.advantages[row, 0]:+.2f}")
+    reward = xray.rewards.flatten()[row].item()
+    if math.isnan(reward):
+        return "the reward abstained"
+    return f"reward {reward:.2g}, A {update.advantages[row, 0]:+.2f}"
 
 
 def as_table(xray: Xray, update: TokenUpdate, prompt: int, show: str,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import math
 import random
 import warnings
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_whole
+from grpo_lib.checks import check_whole, one_number
 from grpo_lib.tasks.scoring import (
     Scores,
     check_scores,
@@ -79,8 +78,9 @@ class Task:
         if self.reward_funcs:
             number = self.rewards([problem], [completion], [True]).item()
             return None if math.isnan(number) else number
-        right = self.correct(problem, completion)
-        return right if right is None or inspect.isawaitable(right) else float(right)
+        right = self.correct(problem, completion)  # or what will be, if that is async
+        number = one_number(right)
+        return right if number is None else float(number)
 
     def example(self, problem: Problem, rng: random.Random, style: str) -> str:
         """A completion to pre-train on, in style "skill" or "habit" (``pretraining``)."""

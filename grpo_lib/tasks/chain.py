@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 
+from grpo_lib.checks import one_number
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tokenizer import Tokenizer
 
@@ -41,10 +42,11 @@ class ChainTask(Task):
                           + [f"s{k}=" for k in range(1, LONGEST + 1)] + [":", "=>"])
 
     def __init__(self, shortest: int = 5, longest: int = 8):
-        if not 1 <= shortest <= longest <= LONGEST:
+        sizes = one_number(shortest), one_number(longest)
+        if not (all(type(size) is int for size in sizes) and 1 <= sizes[0] <= sizes[1] <= LONGEST):
             raise ValueError(f"shortest, longest: got {shortest}, {longest}; allowed is "
                              f"1 <= shortest <= longest <= {LONGEST}")
-        self.shortest, self.longest = shortest, longest
+        self.shortest, self.longest = shortest, longest = sizes
         self.max_new_tokens = 2 * longest + 3  # every step, the answer, end-of-sequence
 
     def problem(self, rng: random.Random) -> Problem:

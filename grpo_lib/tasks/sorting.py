@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 
+from grpo_lib.checks import check_whole
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tokenizer import Tokenizer
 
@@ -19,8 +20,9 @@ class SortTask(Task):
     tokenizer = Tokenizer([*"0123456789", ":"])
 
     def __init__(self, shortest: int = 4, longest: int = 6):
-        self.shortest, self.longest = shortest, longest
-        self.max_new_tokens = longest + 3
+        shortest = check_whole("shortest", shortest, 1)
+        self.shortest, self.longest = shortest, check_whole("longest", longest, shortest)
+        self.max_new_tokens = self.longest + 3
 
     def problem(self, rng: random.Random) -> Problem:
         digits = [str(rng.randrange(10)) for _ in range(rng.randint(self.shortest, self.longest))]
