@@ -241,12 +241,10 @@ def readme_with(text: str, place: Place) -> str:
 
 
 def pyproject_with(text: str, place: Place) -> str:
-    """pyproject.toml with the project's URLs, before the table of its commands."""
-    text = re.sub(r"\[project\.urls\]\n(?:[^\[\n].*\n)*\n", "", text)
-    urls = (f'[project.urls]\nRepository = "{place.url}"\nIssues = "{place.url}/issues"\n'
-            f'Changelog = "{place.url}/blob/{place.ref or "main"}/CHANGELOG.md"\n\n')
-    return text.replace("[project.scripts]", (urls if place.repository else "")
-                        + "[project.scripts]")
+    """pyproject.toml with the project's URLs, and links of the README that work on an index."""
+    from metadata import address_written
+
+    return address_written(text, place.url, place.ref or "main")
 
 
 def citation_with(text: str, place: Place) -> str:
