@@ -284,8 +284,8 @@ def repository_of(address: str) -> str:
 def git(*arguments: str) -> str:
     """What git prints; nothing if it fails or is not there."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True,
-                              check=False)
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True,
+                              encoding="utf-8", errors="replace", check=False)
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
