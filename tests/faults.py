@@ -835,6 +835,22 @@ FAULTS = [
          '{"before the step": after,'),
     ),
     *faults_in(
+        "grpo_lib/explorers/outputs.py", "tests/test_explorers_outputs.py",
+        ("colab-gets-three-outputs", '"google.colab" not in sys.modules)', "True)"),
+        ("view-without-its-empty-html", '{VIEW: data[VIEW], "text/html": ""}',
+         "{VIEW: data[VIEW]}"),
+    ),
+    *faults_in(
+        "grpo_lib/explorers/base.py", "tests/test_explorers_outputs.py",
+        ("live-box-not-marked", "self.box.add_class(LIVE)", "pass"),
+        ("curves-not-kept-when-left", "when_this_cell_ends(self.keep_picture)", "pass"),
+        ("saved-text-follows-the-run", '| {"text/plain": self.about}', "| {}"),
+    ),
+    *faults_in(
+        "grpo_lib/explorers/cockpit.py", "tests/test_explorers_outputs.py",
+        ("cockpit-not-kept-at-rest", "self.keep_picture()", "pass"),
+    ),
+    *faults_in(
         "grpo_lib/explorers/cockpit.py", "tests/test_explorers_cockpit.py",
         ("cockpit-marks-nothing", "marks=sorted({m.step for m in run.moves})", "marks=()"),
         ("cockpit-keeps-controls-at-back",
