@@ -132,7 +132,7 @@ def opened_without_encoding(path):
             at = 1 if isinstance(node.func, ast.Name) else 0  # open(path, mode), path.open(mode)
             mode = words.get("mode", node.args[at] if len(node.args) > at else None)
             text = not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
-        text = text or isinstance(words.get("text"), ast.Constant) and words["text"].value
+        text = text or (isinstance(words.get("text"), ast.Constant) and words["text"].value)
         if text and "encoding" not in words:
             found.append(f"{path.name}:{node.lineno}")
     return found
