@@ -70,7 +70,9 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     else:
         advantages = rewards if baseline == "none" else rewards - mean_of(rewards, counted, 1)
     if baseline == "leave_one_out":
-        members = group_size if counted is None else counted.sum(1, keepdim=True).clamp(min=2)
+        members = group_size
+        if counted is not None:
+            members = counted.sum(1, keepdim=True).clamp(min=2).to(rewards.dtype)
         advantages = advantages * (members / (members - 1))
     if scale == "group":
         advantages = advantages / (std_of(rewards, counted, 1) + std_eps)
@@ -82,9 +84,9 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     if by_group:
         advantages = advantages.masked_fill(~spread[:, None], 0.0)
     if counted is not None:
+        compared = by_group or scale == "mean" or "batch" in (baseline, scale)
         others = counted.sum(1, keepdim=True) if by_group or scale == "mean" else counted.sum()
-        needed = by_group or scale == "mean" or baseline == "batch" or scale == "batch"
-        advantages = advantages.masked_fill(~counted | ((others < 2) & needed), 0.0)
+        advantages = advantages.masked_fill(~counted | ((others < 2) & compared), 0.0)
     if not advantages.isfinite().all():
         raise ValueError(f"std_eps: got {std_eps} with rewards that differ too little to be "
                          f"divided by their spread in {rewards.dtype}; allowed is a larger one")

@@ -508,12 +508,10 @@ def test_an_old_environment_is_kept(tmp_path, monkeypatch):
 
 # --- text that leaves the program ---------------------------------------------------------
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp932", "cp1251", "ascii:strict"])
+@pytest.mark.parametrize("encoding", ["ascii:strict", "cp932", "cp1251"])
 @pytest.mark.parametrize(("arguments", "status", "says"), [
     (["--help"], 0, "COMMAND"), (["train", "--help"], 0, "--stop-at-accuracy"),
-    (["lab", "--help"], 0, "JupyterLab"), (["project", "--help"], 0, "Voil"),
-    (["evaluate", "--policy", "ünï→語.safetensors"], 2, "no such file"),
-    (["train", "--resume", "ünï→語"], 2, "error"), (["train", "--algorithm", "ü→語"], 2, "grpo")])
+    (["evaluate", "--policy", "ünï→語.safetensors"], 2, "no such file")])
 def test_no_letter_is_too_much_for_a_terminal(encoding, arguments, status, says):
     done = subprocess.run(command(*arguments), capture_output=True, timeout=240,
                           env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})

@@ -215,7 +215,7 @@ def test_advantages_are_those_of_the_groups_without_what_abstained(baseline, sca
             elif scale == "mean":
                 a /= statistics.fmean(group) + 1e-4
             wanted.append(0.0 if by_group and max(group) == min(group) else a)
-        assert found[n][counted[n]].tolist() == pytest.approx(wanted, abs=1e-12)
+        assert found[n][counted[n]].tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-12)
     assert (found[~counted] == 0).all()
 
 
@@ -282,13 +282,13 @@ def test_loss_and_gradient_are_those_without_the_rows_that_abstained(
         metrics = trainer.step()
     loss, kept, _ = by_hand(trainer, before, aggregation, 0.3)
     assert 4 < kept < 16
-    assert metrics.loss == pytest.approx(loss.item(), abs=1e-12)
+    assert metrics.loss == pytest.approx(loss.item(), rel=1e-12, abs=1e-12)
     loss.backward()
     for wanted, got in zip(before.parameters(), trainer.policy.parameters()):
         assert (wanted.grad - got.grad).abs().max() < 1e-12 * (1 + wanted.grad.abs().max())
     scored = trainer.rewards[~trainer.rewards.isnan()].tolist()
-    assert metrics.reward_mean == pytest.approx(statistics.fmean(scored), abs=1e-12)
-    assert metrics.reward_std == pytest.approx(statistics.stdev(scored), abs=1e-12)
+    assert metrics.reward_mean == pytest.approx(statistics.fmean(scored), rel=1e-12, abs=1e-12)
+    assert metrics.reward_std == pytest.approx(statistics.stdev(scored), rel=1e-12, abs=1e-12)
     assert (trainer.advantages[trainer.rewards.isnan()] == 0).all()
 
 

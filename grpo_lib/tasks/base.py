@@ -134,8 +134,7 @@ class Task:
         if not self.holds_out:
             warnings.warn(f"held_out: {type(self).__name__} holds no prompt out, so accuracy is "
                           f"measured on problems that are trained on", stacklevel=2)
-            for problem in self.problems(100 * count, rng):
-                found.setdefault(problem.prompt, problem)
+            found = {problem.prompt: problem for problem in self.problems(100 * count, rng)}
             return list(found.values())[:count]
         for _ in range(100 * count):
             [problem] = self.problems(1, rng, "held_out")
