@@ -140,6 +140,7 @@ class GRPOTrainer:
         self.problems: list[Problem] = []
         self.rollouts: Rollouts | None = None
         self.rewards = self.advantages = self.returns = None
+        self.counted: Tensor | None = None  # (N, G), in a step: where the reward did not abstain
 
     def run(self, steps: int | None = None) -> Iterator[StepMetrics]:
         """Take ``steps`` steps (None: what is left of config.steps), yielding their metrics.
@@ -232,6 +233,7 @@ class GRPOTrainer:
                                                       batch.scores.rewards)
         self.advantages = advantages if advantages.dim() == 2 else advantages.view_as(
             self.rewards)
+        self.counted = batch.counted
         self.half_updated, self.stepped = True, False
         scored = time.perf_counter()
         try:
@@ -241,6 +243,8 @@ class GRPOTrainer:
                 self.generator.set_state(state)
                 self.half_updated = False
             raise
+        finally:
+            self.counted = None
         updated = time.perf_counter()
         held_out = None
         if config.eval_every and (self.step_count + 1) % config.eval_every == 0:
@@ -353,8 +357,8 @@ class GRPOTrainer:
         """The gradient steps on one batch; returns its share of the metrics.
 
         Advantages belong to whole groups and are fixed before the rows are shuffled; a
-        minibatch may split a group. They are (N, G), or (N * G, T) where tokens differ. Rows whose
-        reward abstained (nan in ``rewards``) take no part.
+        minibatch may split a group. They are (N, G), or (N * G, T) where tokens differ. In a
+        step, rows whose reward abstained take no part.
         """
         config = self.config
         by_token = advantages.shape == rollouts.mask.shape
@@ -363,7 +367,9 @@ class GRPOTrainer:
         # in the precision of the loss: what shares of it are made of
         loss_mask = self.algorithm.loss_mask(rollouts.mask.to(rollouts.log_probs.dtype),
                                              rollouts.finished)
-        counted = (~self.rewards.isnan()).flatten().nonzero().flatten().to(self.device)
+        counted = torch.arange(len(rollouts.tokens)) if self.counted is None else (
+            self.counted.flatten().nonzero().flatten())
+        counted = counted.to(self.device)
         stats, entropy, tokens = [], 0.0, rollouts.mask[counted].sum().item()
         minibatches, groups = config.minibatches, len(rollouts.tokens) // rollouts.group_size
         if groups < config.prompts_per_step:  # dynamic sampling left few: a group's rows at least
@@ -376,7 +382,7 @@ class GRPOTrainer:
             for rows in counted[order].tensor_split(minibatches):
                 step = self.gradient_step(rollouts, rows, row_advantages, loss_mask, ref_log_probs,
                                           with_entropy=iteration == 0)
-                if not stats and "ratio" not in self.told:
+                if self.counted is not None and not stats and "ratio" not in self.told:
                     self.say_once(ratio=off_policy(self.policy, rollouts, step))
                 if iteration == 0:
                     entropy += step["entropy"] * rollouts.mask[rows].sum().item() / tokens

@@ -43,7 +43,8 @@ def score(policy, task, problem, completion, temperature=1.0):
 def assert_every_row_is_itself(batch, task, policy, ref_policy):
     rollouts, size = batch.rollouts, batch.rollouts.group_size
     rows = len(rollouts.tokens)
-    assert rows == len(batch.problems) * size == batch.rewards.numel() == batch.grades.numel()
+    scores = batch.scores
+    assert rows == len(batch.problems) * size == scores.rewards.numel() == scores.grades.numel()
     for row in range(rows):
         problem = batch.problems[row // size]
         counts = rollouts.mask[row] > 0
@@ -57,7 +58,7 @@ def assert_every_row_is_itself(batch, task, policy, ref_policy):
         text = task.tokenizer.decode_rows(torch.tensor([own]), torch.ones(1, length))[0]
         finished = own[-1] == task.tokenizer.eos_id
         assert rollouts.finished[row] == finished
-        for kept, judge in ((batch.rewards, task.rewards), (batch.grades, task.grades)):
+        for kept, judge in ((scores.rewards, task.rewards), (scores.grades, task.grades)):
             assert kept.flatten()[row] == judge([problem], [text], [finished]).flatten()[0]
         assert rollouts.lengths[row] == length
         for found, model in ((rollouts.log_probs, policy), (batch.ref_log_probs, ref_policy)):
@@ -71,7 +72,7 @@ def batches(trainer, count):
     made = []
     for _ in range(count):
         problems, rollouts = trainer.sample()
-        made.append(Batch(problems, rollouts, *trainer.score(problems, rollouts)))
+        made.append(Batch(problems, rollouts, *trainer.judge(problems, rollouts)))
     return made
 
 
@@ -104,7 +105,7 @@ def test_what_dynamic_sampling_trains_on_is_rows_alone(trainer, task, monkeypatc
     assert len(everything.problems) > len(batch.problems)  # joined, and some thrown away
     for each in (everything, batch):
         assert_every_row_is_itself(each, task, old, trainer.ref_policy)
-    spread = batch.rewards.amax(1) - batch.rewards.amin(1)
+    spread = batch.scores.rewards.amax(1) - batch.scores.rewards.amin(1)
     assert (spread > 0).all()
 
 

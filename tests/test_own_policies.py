@@ -19,6 +19,7 @@ from grpo_lib.policy import TinyPolicy
 from grpo_lib.pretraining import PretrainConfig, pretrain
 from grpo_lib.rollout import completion_log_probs, offset_log_probs, sample_groups
 from grpo_lib.runs import RunFolder
+from grpo_lib.tasks.scoring import RewardError
 from grpo_lib.training import GRPOTrainer
 
 SETTINGS = GRPOConfig(steps=4, prompts_per_step=4, group_size=4, eval_every=2, eval_problems=4,
@@ -105,7 +106,7 @@ def wrap(request):
 
 
 def timeless(history):
-    return [{k: v for k, v in asdict(m).items() if not k.startswith("seconds")} for m in history]
+    return [{k: v for k, v in m.to_dict().items() if not k.startswith("seconds")} for m in history]
 
 
 # --- wrapped ------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def test_sampling_scoring_and_evaluating_are_in_eval_mode(task, after, sample):
 def test_an_error_leaves_the_mode_as_it_was(task):
     policy = OwnPolicy(len(task.tokenizer), nn.Dropout(0.5))
     trainer = GRPOTrainer(policy, task.with_reward(lambda *_: 1 / 0), SETTINGS)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RewardError, match="ZeroDivisionError"):
         trainer.step()
     assert all(module.training for module in policy.modules())
 
