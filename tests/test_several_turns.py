@@ -380,7 +380,7 @@ def test_a_run_is_the_same_wherever_the_padding_stands(make_trainer, settings):
         a, b = ({k: v for k, v in m.to_dict().items() if not k.startswith("seconds")}
                 for m in (a, b))
         assert a == pytest.approx(b, abs=1e-9)
-        assert a.ratio_min < 1 < a.ratio_max  # something was learned
+        assert a["ratio_min"] < 1 < a["ratio_max"]  # something was learned
     for a, b in zip(one.policy.parameters(), other.policy.parameters()):
         assert (a - b).abs().max() < 1e-9
 
