@@ -10,10 +10,10 @@ import pytest
 import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
-CORE = ["threads", "checks", "tokenizer", "decoding", "policy", "tasks", "packing", "rollout",
-        "advantages", "corrections", "objective", "length_bias", "algorithms", "critic",
-        "checkpoint", "evaluation", "config", "processes", "training", "pretraining", "exact",
-        "recorded"]  # each room may use those before it
+CORE = ["threads", "checks", "modules", "tokenizer", "decoding", "policy", "tasks", "packing",
+        "rollout", "off_policy", "advantages", "corrections", "objective", "length_bias",
+        "algorithms", "critic", "checkpoint", "evaluation", "config", "processes", "trainer_state",
+        "training", "pretraining", "exact", "recorded"]  # each room may use those before it
 NUMBERS_ONLY = {"plots"}  # knows numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")
 
