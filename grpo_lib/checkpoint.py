@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from grpo_lib.checks import check_choice
-from grpo_lib.modules import load_weights, named_weights, unwrapped, weights_of
+from grpo_lib.modules import check_policy, load_weights, named_weights, unwrapped, weights_of
 from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
 
 BASE_MODELS = Path(__file__).parent / "base_models"
@@ -154,9 +154,8 @@ def check_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: 
 def save_policy(path: Path | str, policy: Policy, task_name: str) -> None:
     """The policy alone: weights, shape, and the task whose vocabulary it speaks. Of a class of
     your own: its weights, and which class it is."""
+    check_policy(policy)
     policy = unwrapped(policy)
-    if not isinstance(policy, torch.nn.Module):
-        raise TypeError(f"policy: got a {type(policy).__name__}, must be a torch.nn.Module")
     shape = {"config": policy.config.to_dict()} if type(policy) is TransformerPolicy else {
         "class": class_of(policy)}
     save_tensors(path, weights_of(policy), {"kind": "policy", **shape, "task": task_name})

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,18 +28,15 @@ from grpo_lib.checkpoint import (
 from grpo_lib.config import GRPOConfig
 from grpo_lib.modules import load_weights, named_weights, plain_name, weights_of
 
-if TYPE_CHECKING:
-    from grpo_lib.training import GRPOTrainer
-
 OF_THE_TRAINER = {"steps", "seed", "device", "eval_every", "eval_problems"}  # and not of a state
 
 
-def save_reference(trainer: GRPOTrainer, path: Path | str) -> None:
+def save_reference(trainer, path: Path | str) -> None:
     """Write the reference policy's weights, for ``save_trainer(reference=path)``."""
     save_tensors(path, weights_of(trainer.ref_policy), {"kind": "reference"})
 
 
-def save_trainer(trainer: GRPOTrainer, path: Path | str,
+def save_trainer(trainer, path: Path | str,
                  reference: Path | str | None = None) -> None:
     """Everything needed to go on, bit for bit; ``reference`` is the file that has the reference
     policy (None: the checkpoint has it)."""
@@ -63,7 +59,7 @@ def save_trainer(trainer: GRPOTrainer, path: Path | str,
     save_tensors(path, tensors, about)
 
 
-def load_trainer(trainer: GRPOTrainer, path: Path | str) -> None:
+def load_trainer(trainer, path: Path | str) -> None:
     """Bring a trainer to the state of a checkpoint, its settings included (``OF_THE_TRAINER``
     excepted). CheckpointError, and nothing has changed: damaged, or of another task or shape."""
     path = as_path(path)

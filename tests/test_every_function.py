@@ -183,11 +183,14 @@ def advantages_by_hand(rewards, baseline, scale, std_eps):
 def gae_by_hand(rewards, values, mask, gamma, lam):
     result = []
     for r, v, m in rows_of(rewards, values, mask):
-        r, v = ([x if c else 0.0 for x, c in zip(row, m)] for row in (r, v))
-        delta = [(r[t] + gamma * (v[t + 1] if t + 1 < len(v) else 0.0) - v[t]) * m[t]
+        places = [t for t, c in enumerate(m) if c]  # from one token that counts to the next
+        r, v = ([row[t] for t in places] for row in (r, v))
+        delta = [r[t] + gamma * (v[t + 1] if t + 1 < len(v) else 0.0) - v[t]
                  for t in range(len(r))]
-        result.append([math.fsum((gamma * lam) ** (s - t) * delta[s] for s in range(t, len(r)))
-                       for t in range(len(r))])
+        row = [0.0] * len(m)
+        for t, place in enumerate(places):
+            row[place] = math.fsum((gamma * lam) ** (s - t) * delta[s] for s in range(t, len(r)))
+        result.append(row)
     return result
 
 
