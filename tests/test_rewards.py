@@ -9,6 +9,7 @@ import random
 import signal
 import statistics
 import threading
+import time
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -454,6 +455,7 @@ def test_ctrl_c_ends_the_wait_for_an_async_reward():
 
     def press():
         started.wait(60)
+        time.sleep(0.5)  # until the main thread waits
         signal.pthread_kill(main, signal.SIGINT)
 
     main = threading.main_thread().ident

@@ -234,13 +234,15 @@ def wait_for(coroutine: Coroutine):
     """What a coroutine returns. It runs in one event loop for the whole session, in a thread of
     its own: a notebook's own loop is running already, and clients of web services must not meet
     another loop in every step. Ctrl-C cancels it."""
-    future = asyncio.run_coroutine_threadsafe(coroutine, background_loop())
+    future = None
     try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, background_loop())
         while not concurrent.futures.wait([future], 0.2).done:
             pass  # in pieces: a wait without a limit cannot be interrupted everywhere
         return future.result()
     except BaseException:
-        future.cancel()
+        if future is not None:
+            future.cancel()
         raise
 
 
