@@ -26,7 +26,7 @@ def off_policy(policy: Policy, rollouts: Rollouts, step: Mapping[str, float]) ->
     bound = 1 + (TOLERANCE_16_BITS if in_16_bits(policy) else TOLERANCE)
     if not (math.isfinite(low) and math.isfinite(high)) or 1 / bound <= low <= high <= bound:
         return None
-    return (f"policy: in a first gradient step, before anything was learned, ratios go from "
+    return (f"policy: right after sampling, before anything was learned, ratios go from "
             f"{low:.3g} to {high:.3g}, must be 1; likely cause: {likely_cause(policy, rollouts)}")
 
 
