@@ -100,8 +100,11 @@ class SteeredRun:
 
     def _fresh(self) -> None:
         self.trainer = self.make_trainer(self.config)
+<<<<<<< HEAD
         self.trainer.tell = partial(note, weakref.ref(self))  # warnings of a thread get lost
         (self.folder / "reference.safetensors").unlink(missing_ok=True)
+=======
+>>>>>>> faults
         self.wanted = self.trainer.config
         self.moves: list[Move] = []
         self.checkpoints: list[int] = []
@@ -274,10 +277,7 @@ class SteeredRun:
         """Keep a checkpoint; a full disk costs the checkpoint and not the run."""
         try:
             self.folder.mkdir(exist_ok=True)  # temporary folders get tidied away
-            reference = self.folder / "reference.safetensors"
-            if not reference.exists():  # once for all checkpoints
-                self.trainer.save_reference(reference)
-            self.trainer.save(self._path(self.trainer.step_count), reference)
+            self.trainer.save(self._path(self.trainer.step_count))
             self.checkpoints.append(self.trainer.step_count)
         except OSError as error:
             self.note = f"no checkpoint of step {self.trainer.step_count}: {error}"

@@ -21,7 +21,6 @@ from grpo_lib.checkpoint import (
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import ValueModel
 from grpo_lib.runs import RunFolder
-from grpo_lib.steering import SteeredRun
 from grpo_lib.training import GRPOTrainer
 
 SETTINGS = GRPOConfig(steps=8, prompts_per_step=2, group_size=2, eval_every=0, learning_rate=0.01)
@@ -396,21 +395,6 @@ def test_a_run_of_an_older_version_goes_on(run_of_three, make_trainer):
     list(trainer.run(2))
     last = RunFolder.open(run.path).new_trainer()
     assert torch.equal(weights(last), weights(trainer))
-
-
-def test_a_steered_run_keeps_its_reference_once(make_trainer):
-    run = SteeredRun(make_trainer, SETTINGS, checkpoint_every=1)
-    run.run(2)
-    wanted = weights(run.trainer)
-    assert not any(name.startswith("ref_policy.") for name in load_tensors(
-        run.folder / "step-00001.safetensors", "trainer")[0])
-    run.back(1)
-    run.run(1)
-    assert torch.equal(weights(run.trainer), wanted)
-    run.reset(replace(SETTINGS, seed=1))
-    run.run(1)
-    run.back(0)
-    run.close()
 
 
 # --- the home folder ----------------------------------------------------------------------
