@@ -100,11 +100,7 @@ class SteeredRun:
 
     def _fresh(self) -> None:
         self.trainer = self.make_trainer(self.config)
-<<<<<<< HEAD
         self.trainer.tell = partial(note, weakref.ref(self))  # warnings of a thread get lost
-        (self.folder / "reference.safetensors").unlink(missing_ok=True)
-=======
->>>>>>> faults
         self.wanted = self.trainer.config
         self.moves: list[Move] = []
         self.checkpoints: list[int] = []
