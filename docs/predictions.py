@@ -31,15 +31,14 @@ run: a wrong guess that was written down is remembered. What wrong guesses mean 
 def blocks(path: Path) -> list[tuple[str, str]]:
     """A notebook as ("heading" | "text" | "printed", its text), in order, up to the exercises.
 
-    A text is a paragraph, or a fold as a whole. "printed" is what a code cell printed, "" for
-    nothing or for a figure.
+    A text is a paragraph, or a fold as a whole. "printed" is what a code cell printed, with the
+    numbers of its figures; "" for nothing.
     """
     found = []
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
-            printed = "".join(o.text if o.output_type == "stream" else
-                              o.data.get("text/plain", "") if o.output_type == "execute_result"
-                              else "" for o in cell.outputs)
+            printed = "".join(o.text if o.output_type == "stream" else numbers_of(o)
+                              for o in cell.outputs)
             found.append(("printed", printed.strip("\n")))
             continue
         for paragraph in re.split(r"\n\n(?!(?:(?!<details>).)*?</details>)", cell.source,
@@ -49,6 +48,12 @@ def blocks(path: Path) -> list[tuple[str, str]]:
                 return found
             found.append(("heading", heading[1]) if heading else ("text", paragraph.strip("\n")))
     return found
+
+
+def numbers_of(output) -> str:
+    """What a figure shows, in words; "" for curves that grew, whose end the lesson tells."""
+    grew = "alt" in output.get("metadata", {}).get("image/png", {})
+    return "" if grew else output.get("data", {}).get("text/plain", "")
 
 
 def predictions(path: Path) -> list[tuple[str, str, str]]:

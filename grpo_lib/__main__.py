@@ -1,5 +1,7 @@
 """The command line: python -m grpo_lib pretrain | train | evaluate | handover | lab | test."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys

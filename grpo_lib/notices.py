@@ -29,10 +29,11 @@ def say_at_once(text: str) -> None:
 
 def nothing_to_learn(metrics: StepMetrics, rewards: Tensor, advantages: Tensor,
                      max_new_tokens: int) -> str | None:
-    """Why a step has taught nothing (all its advantages are 0) and what to change; None if it has
-    taught something. ``rewards`` (N, G): nan where the reward abstained."""
+    """Why a step has taught nothing (all its advantages are 0, or all that has one is masked) and
+    what to change; None if it has taught something. ``rewards`` (N, G): nan where the reward
+    abstained."""
     counted = rewards[~rewards.isnan()]
-    if advantages.any():
+    if advantages.any() and metrics.grad_norm != 0:
         return None
     start = f"step {metrics.step} taught the policy nothing: "
     if len(counted) == 0:

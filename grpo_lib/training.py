@@ -390,11 +390,13 @@ class GRPOTrainer:
         if self.spoiled_weights():
             raise FloatingPointError("weights: the update has made them nan or inf")
         mean = {name: sum(s[name] for s in stats) / len(stats) for name in stats[0]}
+        low, high = min(s["ratio_min"] for s in stats), max(s["ratio_max"] for s in stats)
+        if low > high:  # no token counted
+            low = high = 1.0
         return {"entropy": entropy, "loss": mean["loss"], "grad_norm": mean["grad_norm"],
                 "clip_fraction_low": mean["clip_fraction_low"],
                 "clip_fraction_high": mean["clip_fraction_high"],
-                "ratio_min": min(s["ratio_min"] for s in stats),
-                "ratio_max": max(s["ratio_max"] for s in stats)}
+                "ratio_min": low, "ratio_max": high}
 
     def gradient_step(self, rollouts: Rollouts, rows: Tensor, advantages: Tensor,
                       loss_mask: Tensor, ref_log_probs: Tensor | None, with_entropy: bool,

@@ -1657,7 +1657,7 @@ FAULTS = [
     ),
     *faults_in(
         "grpo_lib/notices.py", "tests/test_notices.py",
-        ("nothing-learned-unsaid", "if advantages.any():", "if True:"),
+        ("nothing-learned-unsaid", "if advantages.any() and metrics.grad_norm != 0:", "if True:"),
         ("stopping-unsaid", 'print(f"\\n{text}", file=sys.stderr, flush=True)', "pass"),
     ),
     *faults_in(

@@ -44,7 +44,10 @@ def run(name, processes):
             task.max_new_tokens = 5
         policy = load_base_model("chain").double()
     trainer = GRPOTrainer(policy, task, config, processes=processes)
+    notices = []
+    trainer.tell = notices.append  # "tiny" and "default" start from nothing, and may be told so
     history = [asdict(m) for m in trainer.run()]
+    assert all("taught the policy nothing" in text for text in notices), notices
     weights = torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])
     others = processes.gather(weights[None])
     # now: processes with weights of their own end up waiting for one another

@@ -513,7 +513,7 @@ def test_an_old_environment_is_kept(tmp_path, monkeypatch):
     (["--help"], 0, "COMMAND"), (["train", "--help"], 0, "--stop-at-accuracy"),
     (["evaluate", "--policy", "ünï→語.safetensors"], 2, "no such file")])
 def test_no_letter_is_too_much_for_a_terminal(encoding, arguments, status, says):
-    done = subprocess.run(command(*arguments), capture_output=True, timeout=240,
+    done = subprocess.run(command(*arguments), capture_output=True, timeout=PATIENCE,
                           env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
     said = (done.stdout + done.stderr).decode(encoding.split(":")[0], "replace")
     assert done.returncode == status, said

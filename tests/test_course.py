@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from waiting import PATIENCE
 
 from grpo_lib import course
 
@@ -64,7 +65,7 @@ def run_python(code, **environment):
     """What ``code`` prints last, as JSON, in a fresh Python whose threads nobody has settled."""
     usual = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=usual | environment,
-                          capture_output=True, text=True, timeout=600, check=False)
+                          capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from waiting import PATIENCE
 
 from grpo_lib.config import GRPOConfig
 from grpo_lib.explorers import LiveCurves, clip_explorer, cockpit_explorer
@@ -51,7 +52,7 @@ def saved():
     """The outputs of each cell after all were run, as tools/save.py runs them."""
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
-    NotebookClient(notebook, kernel_name="python3", timeout=300, allow_errors=True,
+    NotebookClient(notebook, kernel_name="python3", timeout=PATIENCE, allow_errors=True,
                    store_widget_state=False).execute()
     nbformat.validate(notebook)
     errors = [o.ename for cell in notebook.cells for o in cell.outputs if o.output_type == "error"]

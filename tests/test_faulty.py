@@ -82,14 +82,17 @@ def test_scored_at_another_temperature(stepped):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_trainer_takes_steps_and_only_its_update_differs(make_policy, sort_task, fault):
     task = sort_task.with_reward(graded)
-    runs = []
+    runs, noticed = [], []
     for trainer in (GRPOTrainer(make_policy(len(task.tokenizer)), task, CONFIG),
                     FaultyTrainer(fault, make_policy(len(task.tokenizer)), task, CONFIG)):
+        trainer.tell = noticed.append
         first, second = trainer.step(), trainer.step()
         runs.append((first.reward_mean, first.tokens, trainer.policy.state_dict(), second))
     assert runs[0][:2] == runs[1][:2]  # the first step samples before any update
     same = all(torch.equal(a, b) for a, b in zip(runs[0][2].values(), runs[1][2].values()))
     assert same == (fault == "none")
+    # the trainer itself notices the two that spoil the ratio
+    assert bool(noticed) == (fault in ("reference for old", "other temperature"))
 
 
 def test_an_unknown_fault_is_named():

@@ -17,6 +17,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from waiting import PATIENCE
 
 from grpo_lib import plots
 from grpo_lib.advantages import group_advantages, informative_groups
@@ -454,7 +455,7 @@ def test_ctrl_c_ends_the_wait_for_an_async_reward():
             raise
 
     def press():
-        started.wait(60)
+        started.wait(PATIENCE)
         time.sleep(0.5)  # until the main thread waits
         signal.pthread_kill(main, signal.SIGINT)
 
@@ -462,7 +463,7 @@ def test_ctrl_c_ends_the_wait_for_an_async_reward():
     threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt):
         CHAIN.with_reward(endless).rewards([ONE], ["=> 4"], [True])
-    assert cancelled.wait(60)
+    assert cancelled.wait(PATIENCE)
 
 
 # --- several rewards ----------------------------------------------------------------------

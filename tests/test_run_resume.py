@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +87,7 @@ def files(run):
 
 
 def timeless(history):
-    return [{k: v if v is None else pytest.approx(v, abs=1e-5) for k, v in asdict(m).items()
+    return [{k: v if v is None else pytest.approx(v, abs=1e-5) for k, v in m.to_dict().items()
              if not k.startswith("seconds")} for m in history]
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import nbformat
 import pytest
 from test_front import PATHS, ROOT, front, notebook
+from waiting import PATIENCE
 
 from grpo_lib.course import ADVICE
 
@@ -90,7 +91,7 @@ def run_cell(folder, source=None, *, path=(), github=None, before="", after=None
                   "GIT_CONFIG_VALUE_0": PLACE.url}
     return subprocess.run(
         [sys.executable, "-S", "-c", "\n".join([before, source, after])], cwd=folder,
-        env=usual | environment, capture_output=True, text=True, timeout=600, check=False)
+        env=usual | environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def taken(done):
@@ -187,7 +188,7 @@ def test_in_the_folder_of_our_notebooks_our_library_is_taken():
     done = subprocess.run(
         [sys.executable, "-c", f"{notebook().cells[1].source}\nimport os\n"
          "print(grpo_lib.__file__, os.environ['OMP_WAIT_POLICY'], torch.__version__)"],
-        cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=600, check=False)
+        cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     file, policy, _ = done.stdout.split()
     assert Path(file) == ROOT / "grpo_lib" / "__init__.py" and policy
@@ -405,7 +406,7 @@ shell.set_custom_exc((ImportError,), handle)
 def run_shell(folder, code, *cells):
     code += f"for cell in {list(cells)!r}:\n    shell.run_cell(cell)\n"
     done = subprocess.run([sys.executable, "-c", SHELL + code], cwd=folder, capture_output=True,
-                          text=True, timeout=600, check=False,
+                          text=True, timeout=PATIENCE, check=False,
                           env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
     return done.stdout + done.stderr
 

@@ -246,7 +246,7 @@ def test_rl_never_shows_a_held_out_problem(held_out_ids):
                    generator=generator)
         seen.extend(map(tuple, prompts))
 
-    policy, streams = TinyPolicy(2, 2), []
+    policy, streams = TinyPolicy(len(CHAIN.tokenizer), 2), []
     for seed in range(10):
         seen = []
         trainer = GRPOTrainer(policy, CHAIN, GRPOConfig(seed=seed, eval_every=0),

@@ -513,8 +513,10 @@ def test_where_everything_was_cut_off_nothing_is_learned_and_nothing_is_nan(make
 
     trainer = make_trainer(replace(SMALL, mask_truncated_completions=True, micro_batch_size=3,
                                    aggregation=aggregation), sampler=draw)
-    metrics = trainer.step()
+    with pytest.warns(UserWarning, match="no completion came to its end") as heard:
+        metrics = trainer.step()
     assert (metrics.finished, metrics.loss, metrics.grad_norm) == (0, 0, 0)
+    assert (metrics.ratio_min, metrics.ratio_max) == (1, 1) and len(heard) == 1
 
 
 def test_a_mask_of_another_type_gives_the_loss_of_the_policys_own(make_trainer):
