@@ -52,8 +52,8 @@ def saved():
     """The outputs of each cell after all were run, as tools/save.py runs them."""
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
-    NotebookClient(notebook, kernel_name="python3", timeout=PATIENCE, allow_errors=True,
-                   store_widget_state=False).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=PATIENCE, startup_timeout=PATIENCE,
+                   allow_errors=True, store_widget_state=False).execute()
     nbformat.validate(notebook)
     errors = [o.ename for cell in notebook.cells for o in cell.outputs if o.output_type == "error"]
     assert errors == ["KeyboardInterrupt"] and "widgets" not in notebook.metadata

@@ -240,19 +240,12 @@ class Cockpit(Growing):
             if self.run.state != RUNNING or (new and time.monotonic() - self._drawn > pause):
                 self._draw()
             self._say()
-            self._keep_at_rest()
 
     def redraw(self) -> None:
         """Draw the curves now."""
         with self._drawing:
             self._draw()
             self._say()
-            self._keep_at_rest()
-
-    def _keep_at_rest(self) -> None:
-        """While a run goes on, its curves are not worth a picture for the notebook's file."""
-        if self.run.state != RUNNING:
-            self.keep_picture()
 
     def say(self, what: str) -> None:
         """The line of numbers, with a message below it that stays until something is pressed or
@@ -276,6 +269,8 @@ class Cockpit(Growing):
             self.checkpoint.value = last
         self._steps = len(run.history)
         self._drawn, self._cost = time.monotonic(), time.perf_counter() - start
+        if run.state != RUNNING:  # while it goes on, the notebook's file needs no picture
+            self.keep_picture()
 
     def _say(self) -> None:
         run = self.run

@@ -254,10 +254,11 @@ def background_loop() -> asyncio.AbstractEventLoop:
             _loop = asyncio.new_event_loop()
             _thread = threading.Thread(target=_loop.run_forever, name="grpo-rewards", daemon=True)
             _thread.start()
+            atexit.unregister(end_loop)
+            atexit.register(end_loop)
         return _loop
 
 
-@atexit.register
 def end_loop() -> None:
     """Leave no loop open, which Python would warn of."""
     if _thread is not None and _thread.is_alive():
