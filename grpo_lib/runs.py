@@ -158,7 +158,7 @@ class RunFolder:
     def config(self) -> GRPOConfig:
         """The settings that the run began, or was reopened, with."""
         try:
-            return GRPOConfig.from_dict(self.about["config"])
+            return GRPOConfig(**self.about["config"])
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'run.json'}: its config does not fit "
                                   f"({error})") from None
