@@ -43,3 +43,4 @@ def pytest_configure(config):
         if not option.nbval_sanitize_with:
             option.nbval_sanitize_with = str(ROOT / "tests" / "nbval_sanitize.cfg")
         option.nbval_current_env = option.nbval_current_env or not option.nbval_kernel_name
+        option.nbval_kernel_startup_timeout = 600  # a busy machine takes its time
