@@ -89,6 +89,8 @@ class GRPOConfig:
     def __post_init__(self):
         if self.algorithm is not None:
             check_choice("algorithm", self.algorithm, ALGORITHMS)
+        if isinstance(self.epsilon_high, str) and self.epsilon_high == "inf":  # from a file
+            settle(self, epsilon_high=math.inf)
         if self.surrogate is not None and not isinstance(self.surrogate, str):
             raise ValueError(f"surrogate: got {self.surrogate!r}, allowed here is a name (put a "
                              f"function into a row of ALGORITHMS)")
@@ -158,16 +160,10 @@ class GRPOConfig:
 
     def to_dict(self) -> dict:
         """All settings as JSON values, the row's filled in: a run is then described whole. An
-        infinite one (epsilon_high), which JSON does not have, is the text "inf"."""
+        infinite epsilon_high, which JSON does not have, is the text "inf"."""
         filled = {name: getattr(self.choices, name) for name in CHOICES}
         filled = asdict(self) | {n: value for n, value in filled.items() if not callable(value)}
         return {name: "inf" if value == math.inf else value for name, value in filled.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> GRPOConfig:
-        """The config that ``to_dict`` describes."""
-        return cls(**{name: math.inf if value == "inf" else value
-                      for name, value in values.items()})
 
 
 def metric(about: str):

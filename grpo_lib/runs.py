@@ -119,7 +119,7 @@ class RunFolder:
     @property
     def config(self) -> GRPOConfig:
         try:
-            return GRPOConfig.from_dict(self.about["config"])
+            return GRPOConfig(**self.about["config"])
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'run.json'}: its config does not fit "
                                   f"({error})") from None

@@ -389,7 +389,7 @@ def test_metrics_with_any_value_are_refused_by_line_or_come_back(run_folder):
     path, rng, refused = run_folder / "metrics.jsonl", random.Random(6), 0
     whole = path.read_text()
     first, second = map(json.loads, whole.splitlines())
-    may_be_none = {"kl", "held_out_accuracy", "length_right", "length_wrong"}
+    may_be_none = first.keys() - {"step", "tokens"}  # a number that is not finite is null there
     try:
         for name in first:
             for value in JUNK:
