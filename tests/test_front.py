@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from importlib.util import module_from_spec, spec_from_file_location
+import sys
 from pathlib import Path
 
 import nbformat
@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-_spec = spec_from_file_location("front", ROOT / "tools" / "front.py")
-front = module_from_spec(_spec)
-_spec.loader.exec_module(front)
+sys.path.insert(0, str(ROOT / "tools"))
+
+import front  # noqa: E402
 
 PATHS = front.notebooks()
 PLACE, TAGGED = front.Place("someone/grpo"), front.Place("someone/grpo", "v1.2")
