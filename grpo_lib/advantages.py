@@ -144,7 +144,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     V_t are of the state *before* token t; the value after a completion's last token is 0. With
     lam = 1 A_t is the discounted return less V_t; with values of 0, the return itself. 0 where
     mask is 0. Steps are the tokens that count: t + 1 is the next of them, whatever a tool has
-    written in between. ValueError: shapes that differ, gamma or lam outside 0 to 1.
+    written in between (as in verl). ValueError: shapes that differ, gamma or lam outside 0 to 1.
     """
     gamma = check_number("gamma", gamma, least=0, most=1)
     lam = check_number("lam", lam, least=0, most=1)

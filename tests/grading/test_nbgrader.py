@@ -10,13 +10,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import nbformat
 import pytest
+from outside import run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -28,19 +28,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None,
 LESSONS = ("03_advantages", "06_loss_aggregation", "07_training_run")
 SOME = ("group_advantages", "token_mean", "train_step")
 EMPTY = re.compile(r"# YOUR CODE HERE\n *raise NotImplementedError\(\)")
-PATIENCE = 1800  # seconds, after which something hangs
 LEFT_OUT = (".git", ".venv", "build", "runs", "site", "slides", "*.egg-info", "__pycache__",
             ".*_cache", ".hypothesis", ".ipynb_checkpoints")
-
-
-def run(command, cwd, **environment):
-    """What a command says, grpo_lib being found only where it is installed."""
-    outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
-                          env={**outside, **environment})
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +38,16 @@ def nbgrader(tmp_path_factory):
     environment of the tests. ``nbgrader.python`` is its Python."""
     place = tmp_path_factory.mktemp("installed")
     shutil.copytree(ROOT, place / "source", ignore=shutil.ignore_patterns(*LEFT_OUT))
-    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", place,
-         place / "source"], place)
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", place,
+        place / "source", cwd=place)
     [wheel] = place.glob("grpo_lib-*.whl")
     venv.create(place / "env", with_pip=False)
     scripts = "Scripts" if os.name == "nt" else "bin"
     python = place / "env" / scripts / Path(sys.executable).name
-    library = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                  place).strip()
-    run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", library,
-         wheel], place)
+    library = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))",
+                  cwd=place).strip()
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", library, wheel,
+        cwd=place)
     Path(library, "others.pth").write_text("\n".join(
         path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")))
     # nbgrader calls alembic by its name, which stands beside the tests' Python
@@ -66,7 +55,7 @@ def nbgrader(tmp_path_factory):
                              os.environ.get("PATH", "")])
 
     def call(course, *arguments):
-        return run([python, "-m", "nbgrader", *arguments], course, PATH=paths)
+        return run(python, "-m", "nbgrader", *arguments, cwd=course, PATH=paths)
 
     call.python = python
     return call
@@ -116,7 +105,7 @@ def points_of(nbgrader, course):
             "                                                   for g in n.grades}\n"
             "                      for a in book.assignments for s in a.submissions\n"
             "                      for n in s.notebooks}))")
-    return json.loads(run([nbgrader.python, "-c", code], course).splitlines()[-1])
+    return json.loads(run(nbgrader.python, "-c", code, cwd=course).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +168,8 @@ class TestRoundTrip:
         for cell in cells[:2]:
             assert not [o for o in cell.outputs if o.output_type == "error"], cell.outputs
         assert str(ROOT) not in done.read_text(encoding="utf-8")
-        place = run([nbgrader.python, "-c", "import grpo_lib; print(grpo_lib.__file__)"], graded[1])
+        place = run(nbgrader.python, "-c", "import grpo_lib; print(grpo_lib.__file__)",
+                    cwd=graded[1])
         assert Path(place.strip()).is_relative_to(nbgrader.python.parents[1])
 
 

@@ -58,6 +58,8 @@ def test_one_computer_fills_a_stick_for_other_systems(tmp_path, monkeypatch, sys
     """A few packages of those that need others on other systems. Then uv, as such a seat, finds all
     that it needs on the stick and nowhere else."""
     stick = tmp_path / "stick"
+    (tmp_path / "grpo_lib").mkdir()
+    (tmp_path / "pyproject.toml").touch()
     (tmp_path / "requirements.txt").write_text("ipykernel>=6.29\nterminado>=0.18\nnumpy>=1.24\n")
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

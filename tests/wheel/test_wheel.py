@@ -18,23 +18,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from outside import OUTSIDE, run
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not os.environ.get("GRPO_LIB_WHEEL"),
                                 reason="downloads JupyterLab again: GRPO_LIB_WHEEL=1 runs it")
-OUTSIDE = {k: v for k, v in os.environ.items()
-           if not k.startswith(("PYTHON", "VIRTUAL_ENV", "GRPO_", "JUPYTER"))}
 BINARIES = "Scripts" if os.name == "nt" else "bin"
-PATIENCE = 1800.0  # seconds, after which something hangs
 LARGE = ("torch", "nvidia", "triton", "cuda")
-
-
-def run(*command, cwd, **environment):
-    done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
-                          env={**OUTSIDE, **environment})
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
