@@ -23,6 +23,7 @@ CHROMIUM = next((p for p in ("/usr/lib/chromium/chromium", shutil.which("chromiu
                  if p and os.path.exists(p)), None)
 KERNEL = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status"
 PICTURE = ":is(svg[role=img], .grpo-tokens)"
+OF_NO_LESSON = {"@jupyter/nbgrader": True}  # it adds menus, and asks its server for a course
 PATIENCE = 1_800_000  # ms, for what hangs: a machine may be ten times as slow as this one
 
 # Times are taken in the page: from the key's own event to the first frame with the new picture.
@@ -74,6 +75,9 @@ def jupyterlab(folder: Path) -> Iterator[str]:
                ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR",
                 "LAB_WORKSPACES_DIR")}
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | folders
+    settings = folder / "_CONFIG_DIR" / "labconfig" / "page_config.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"disabledExtensions": OF_NO_LESSON}))
     with open(folder / "lab.log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
