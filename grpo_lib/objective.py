@@ -146,7 +146,8 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
     """d clipped_surrogate / d r: A where the gradient flows, 0 where it is blocked.
 
     Blocked are A > 0 with r > 1 + epsilon_high, A < 0 with r < 1 - epsilon, and A < 0 with
-    r > delta. On an edge itself it flows, as in autograd. By log pi it is r times this.
+    r > delta. On an edge itself it flows, as in autograd up to torch 2.13; later ones block half
+    of it there, or all. By log pi it is r times this.
     """
     epsilon, epsilon_high, delta = check_clip(epsilon, epsilon_high, delta)
     check_beside(ratio=ratio, advantages=advantages)

@@ -42,10 +42,12 @@ def trace_as_it_is():
 
 # --- endless ones ---------------------------------------------------------------------------------
 
-@pytest.mark.filterwarnings(  # an alarm may fall into a callback of the interpreter's own
-    "ignore::pytest.PytestUnraisableExceptionWarning")
 @alarms
 class TestEndless:
+    @pytest.fixture(autouse=True)
+    def an_alarm_may_fall_into_a_callback_of_the_interpreters_own(self, monkeypatch):
+        monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+
     def test_one_that_swallows_everything(self):
         def swallows(r):
             while True:
