@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 import time
@@ -18,6 +19,8 @@ class Parser(argparse.ArgumentParser):
     """Errors in one line."""
 
     def error(self, message):
+        if message.endswith("required: COMMAND"):
+            message = f"COMMAND: got none, must be one of those that {self.prog} --help lists"
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -59,7 +62,7 @@ def setting_up(name: str, arguments: list) -> int:
     from grpo_lib import environment
 
     if arguments[:1] in (["-h"], ["--help"]):
-        print(getattr(environment, name).__doc__)
+        print(inspect.cleandoc(getattr(environment, name).__doc__))
         return 0
     try:
         return getattr(environment, name)(ROOT, arguments)
@@ -78,11 +81,12 @@ def parser() -> argparse.ArgumentParser:
     def settings(sub):
         for f in fields(GRPOConfig):
             default = "none" if f.default is None else f.default
-            kinds = {"int": int, "float": float, "str": str, "float | None": optional_float,
-                     "int | None": optional_int, "str | None": str,
+            kinds = {"int": whole, "float": number, "str": str, "float | None": optional_number,
+                     "int | None": optional_whole, "str | None": str,
                      "bool": true_or_false, "bool | None": true_or_false}
+            kind = optional_name if f.name == "algorithm" else kinds[f.type]
             sub.add_argument(
-                "--" + f.name.replace("_", "-"), type=kinds[f.type], default=argparse.SUPPRESS,
+                "--" + f.name.replace("_", "-"), type=kind, default=argparse.SUPPRESS,
                 help=f.metadata["about"] + (" (default: the algorithm's)" if f.name in CHOICES
                                             else f" (default: {default})"))
 
@@ -101,9 +105,9 @@ def parser() -> argparse.ArgumentParser:
     sub = command("pretrain", run_pretrain, "Train a base model from scratch.")
     sub.add_argument("--out", type=file_path, default=Path("base.safetensors"),
                      help="checkpoint to write; the recipe and scores go beside it, as .json")
-    sub.add_argument("--seed", type=int, default=0, help="of weights and examples")
-    sub.add_argument("--skill-steps", type=int, default=240, help="batches of worked examples")
-    sub.add_argument("--habit-steps", type=int, default=60, help="batches of the habit, after")
+    sub.add_argument("--seed", type=whole, default=0, help="of weights and examples")
+    sub.add_argument("--skill-steps", type=whole, default=240, help="batches of worked examples")
+    sub.add_argument("--habit-steps", type=whole, default=60, help="batches of the habit, after")
     sub.add_argument("--device", default="cpu", help="cpu or cuda")
 
     sub = command("train", run_train, "Train a policy by GRPO, and measure it before and after.")
@@ -132,9 +136,10 @@ def parser() -> argparse.ArgumentParser:
                           "base model that comes with the package)")
     sub.add_argument("--problems", type=positive, default=1000, help="held-out problems")
     sub.add_argument("--samples", type=positive, default=16, help="completions of each")
-    sub.add_argument("--k", type=positive, nargs="+", default=[1, 8], help="the k of pass@k")
-    sub.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
-    sub.add_argument("--seed", type=int, default=0, help="of the sampling")
+    sub.add_argument("--k", type=positive, nargs="+", help="the k of pass@k (default: 1, and 8 if "
+                                                           "there are so many samples)")
+    sub.add_argument("--temperature", type=number, default=1.0, help="0: the likeliest token")
+    sub.add_argument("--seed", type=whole, default=0, help="of the sampling")
     sub.add_argument("--device", default="cpu", help="cpu or cuda")
 
     sub = command("handover", run_handover, "Write a training script for TRL's GRPOTrainer, with "
@@ -229,12 +234,27 @@ def accuracy(text: str) -> float:
     return value
 
 
-def optional_float(text: str):
-    return None if text == "none" else float(text)
+def number(text: str, kind: type = float, allowed: str = "a number"):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be {allowed}") from None
 
 
-def optional_int(text: str):
-    return None if text == "none" else int(text)
+def whole(text: str) -> int:
+    return number(text, int, "a whole number")
+
+
+def optional_name(text: str):
+    return None if text == "none" else text
+
+
+def optional_number(text: str):
+    return None if text == "none" else number(text, float, "a number, or none")
+
+
+def optional_whole(text: str):
+    return None if text == "none" else number(text, int, "a whole number, or none")
 
 
 def true_or_false(text: str) -> bool:
@@ -519,8 +539,9 @@ def run_evaluate(options) -> int:
     from grpo_lib.tasks import get_task
 
     task = get_task(options.task or "chain")
-    if max(options.k) > options.samples:
-        raise ValueError(f"--k: got {max(options.k)}, allowed are at most --samples, "
+    ks = options.k or [k for k in (1, 8) if k <= options.samples]
+    if max(ks) > options.samples:
+        raise ValueError(f"--k: got {max(ks)}, allowed are at most --samples, "
                          f"{options.samples}")
     device = usable_device(options.device)
     policy = starting_policy(options.policy, task).to(device)
@@ -531,7 +552,7 @@ def run_evaluate(options) -> int:
     print(f"{len(problems)} held-out problems, {options.samples} completions each at temperature "
           f"{options.temperature:g}")
     for name, share in [("accuracy", result.accuracy),
-                        *((f"pass@{k}", result.pass_at(k)) for k in options.k)]:
+                        *((f"pass@{k}", result.pass_at(k)) for k in ks)]:
         low, high = wilson_interval(share, len(problems))
         print(f"{name + ':':<10} {share:6.1%}   95% interval {low:.1%} to {high:.1%}")
     print(f"length:    {result.mean_length:.1f} tokens")

@@ -203,7 +203,9 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     ends = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
 
     cache = policy.new_cache(len(prompt_tokens), width + max_new_tokens) if use_cache else None
-    logits = policy(prompt_tokens, prompt_mask, cache)[:, -1].repeat_interleave(group_size, 0)
+    logits = policy(prompt_tokens, prompt_mask, cache)
+    check_logits(policy, logits, prompt_tokens, cache is not None)
+    logits = logits[:, -1].repeat_interleave(group_size, 0)
     if cache is not None:
         cache = cache.repeat(group_size, width + max_new_tokens)
     prompt_tokens, prompt_mask = (t.repeat_interleave(group_size, 0)
@@ -355,10 +357,31 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     return log_probs.masked_fill(rollouts.mask == 0, 0.0)
 
 
+def check_logits(policy, logits: object, tokens: Tensor, cached: bool) -> None:
+    """TypeError or ValueError unless a policy has returned floating-point numbers (B, T, V) for
+    tokens (B, T), or (B, 1, V), those of the last place, with a cache."""
+    kind, (batch, width) = type(policy).__name__, tokens.shape
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"policy: {kind}.forward returned a {type(logits).__name__}, must be a "
+                        f"tensor of logits (B, T, V)")
+    widths = (width, 1) if cached else (width,)
+    if logits.dim() != 3 or len(logits) != batch or logits.shape[1] not in widths:
+        raise ValueError(f"policy: {kind}.forward returned shape {tuple(logits.shape)} for tokens "
+                         f"({batch}, {width}), must be ({batch}, {width}, V)")
+    if not logits.is_floating_point():
+        raise ValueError(f"policy: {kind}.forward returned {logits.dtype}, must be a "
+                         f"floating-point dtype")
+
+
 def check_sampling(policy, prompts, group_size, max_new_tokens,
                    temperature) -> tuple[int, int, float]:
     """The last three as Python's own numbers. ValueError with the argument's name if
     ``sample_groups`` cannot use these."""
+    wrong = prompts if isinstance(prompts, str) or not hasattr(prompts, "__len__") else next(
+        (p for p in prompts if isinstance(p, str) or not hasattr(p, "__len__")), None)
+    if wrong is not None:
+        raise TypeError(f"prompts: got {wrong!r}, must be lists of token ids, one for each prompt "
+                        f"(of a text: [task.tokenizer.encode(text)])")
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: got none, or an empty one; allowed is one or more, each of one "
                          "token or more")

@@ -105,6 +105,8 @@ class RunFolder:
         if (path / "checkpoints").is_dir() and not (path / "run.json").exists():
             raise CheckpointError(f"{path}: has no run.json, so it was stopped before its first "
                                   f"step and nothing is lost; remove the folder and start again")
+        if not (path / "run.json").exists():
+            raise CheckpointError(f"{path}: is no folder of a run, it has no run.json")
         run = cls(path, read_json(path / "run.json"))
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
                            ("held_out", int), ("threads", int), ("save_every", int),

@@ -37,6 +37,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``. ValueError names the first part that is no word."""
+        if not isinstance(text, str):
+            raise TypeError(f"text: got a {type(text).__name__}, must be a str")
         ids, at = [], 0
         while at < len(text):
             match = self._pattern.match(text, at)

@@ -105,6 +105,9 @@ class GRPOTrainer:
                  ref_policy: Policy | None = None, value_model: ValueModel | None = None, *,
                  sampler: Callable[..., Rollouts] = sample_groups,
                  processes: Processes | None = None):
+        if not isinstance(config, GRPOConfig):
+            raise TypeError(f"config: got a {type(config).__name__}, must be a GRPOConfig, as "
+                            f"GRPOConfig(steps=50)")
         self.algorithm = config.choices
         if self.algorithm.critic != (value_model is not None):
             allowed = ("ValueModel(policy), which the algorithm's critic needs"
@@ -112,6 +115,10 @@ class GRPOTrainer:
             raise ValueError(f"value_model: got {type(value_model).__name__} with algorithm="
                              f"{config.algorithm!r}, allowed is {allowed}")
         check_policy(policy)
+        if isinstance(task, type) or not hasattr(task, "tokenizer"):
+            came = f"the class {task.__name__}" if isinstance(task, type) else \
+                f"a {type(task).__name__}"
+            raise TypeError(f"task: got {came}, must be a task, as ChainTask()")
         check_trainable("policy", policy)
         check_vocabulary(policy, task.tokenizer)
         self.processes = processes or Processes()

@@ -195,7 +195,12 @@ def test_the_base_model_that_ships_has_the_skill_and_the_bad_habit(capsys):
 
 BAD = [
     (["train", "--bogus"], "--bogus"),
-    (["train", "--steps", "many"], "--steps"),
+    (["train", "--steps", "many"], "--steps: got 'many', must be a whole number"),
+    (["train", "--epsilon", "0,2"], "--epsilon: got '0,2', must be a number, or none"),
+    (["train", "--micro-batch-size", "4.5"], "got '4.5', must be a whole number, or none"),
+    (["train", "--learning-rate", "small"], "--learning-rate: got 'small', must be a number"),
+    (["pretrain", "--seed", "x"], "--seed: got 'x', must be a whole number"),
+    (["evaluate", "--temperature", "hot"], "--temperature: got 'hot', must be a number"),
     (["train", "--steps", "-1"], "steps: got -1"),
     (["train", "--group-size", "1"], "group_size: got 1"),
     (["train", "--group-size", "0"], "group_size: got 0"),
@@ -211,7 +216,7 @@ BAD = [
     (["train", "--task", "chess"], "--task"),
     (["train", "--task", "sort"], "comes without a base model"),
     (["train", "--policy", "nowhere.safetensors"], "no such file"),
-    (["train", "--resume", "nowhere"], "run.json"),
+    (["train", "--resume", "nowhere"], "nowhere: is no folder of a run, it has no run.json"),
     (["train", "--resume", "run", "--epsilon", "0.3", "--task", "sort"], "got --epsilon, --task"),
     (["evaluate", "--k", "32", "--samples", "4"], "--k: got 32"),
     (["evaluate", "--problems", "0"], "--problems"),
@@ -220,7 +225,7 @@ BAD = [
     (["pretrain", "--skill-steps", "0"], "skill_steps: got 0"),
     (["pretrain", "--device", "nowhere"], "device: got 'nowhere'"),
     (["dance"], "dance"),
-    ([], "COMMAND"),
+    ([], "COMMAND: got none, must be one of those that python -m grpo_lib --help lists"),
 ]
 
 
@@ -236,6 +241,22 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert named in errors and "error: " in errors
     assert errors.count("\n") == 1 and "Traceback" not in errors
     assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "runs").exists()
+
+
+def test_what_help_calls_the_default_algorithm_can_be_typed(capsys):
+    assert parser().parse_args(["train", "--algorithm", "none"]).algorithm is None
+
+
+def test_few_samples_are_measured_without_naming_a_k(capsys):
+    assert main(["evaluate", "--problems", "5", "--samples", "4"]) == 0
+    assert "pass@1:" in (said := capsys.readouterr().out) and "pass@8" not in said
+
+
+@pytest.mark.parametrize("name", ["lab", "notebooks", "test", "wheels"])
+def test_help_of_a_command_without_options_stands_at_the_margin(name, capsys):
+    assert main([name, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] and not any(line.startswith(" ") for line in lines)
 
 
 def damaged(path, how):

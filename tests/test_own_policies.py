@@ -395,3 +395,26 @@ def test_a_tokenizer_larger_than_the_policy_is_said_with_both_sizes(make_policy,
         sample_groups(small, [[3], [4, size - 1]], 2, max_new_tokens=2)
     GRPOTrainer(make(make_policy, size), task, SETTINGS)
     GRPOTrainer(make(make_policy, size + 1), task, SETTINGS)
+
+
+RETURNS = [
+    (lambda logits: logits[:, -1], ValueError, r"returned shape \(2, \d+\) for tokens \(2, 3\)"),
+    (lambda logits: logits[:, :-1], ValueError, r"returned shape \(2, 2, \d+\) for tokens"),
+    (lambda logits: logits[:1], ValueError, r"must be \(2, 3, V\)"),
+    (lambda logits: logits.transpose(1, 2), ValueError, r"must be \(2, 3, V\)"),
+    (lambda logits: (logits, None), TypeError, "returned a tuple, must be a tensor of logits"),
+    (lambda logits: None, TypeError, "returned a NoneType"),
+    (lambda logits: logits.detach().numpy(), TypeError, "returned a ndarray"),
+    (lambda logits: logits.long(), ValueError, "returned torch.int64"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "says"), RETURNS)
+def test_a_policy_that_returns_something_else_is_told_what(task, change, error, says):
+    class Own(OwnPolicy):
+        def forward(self, tokens, mask=None, cache=None):
+            return change(super().forward(tokens, mask, cache))
+
+    with pytest.raises(error, match=r"policy: Own\.forward returned") as told:
+        sample_groups(Own(len(task.tokenizer)), [[3, 4, 5], [6, 7]], 2, max_new_tokens=3)
+    assert told.match(says)

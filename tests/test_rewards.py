@@ -688,3 +688,9 @@ def test_metrics_say_what_is_not_measured():
         "step": 1, "tokens": 3, "rewards": {}, "reward_mean": None, "kl": math.inf}
     content = json.loads(StepMetrics(**values).to_json(), parse_constant=pytest.fail)
     assert content["kl"] is None and content["reward_mean"] is None
+
+
+@pytest.mark.parametrize("reward", [3, None, "exact_match"])
+def test_a_reward_that_is_no_function_is_named(sort_task, reward):
+    with pytest.raises(TypeError, match=r"reward: got .*, must be a function"):
+        sort_task.with_reward(reward)

@@ -447,3 +447,9 @@ def test_other_log_probs_for_the_same_completions(policy, make_policy, sample):
     assert torch.allclose(scored.log_probs, completion_log_probs(other, rollouts))
     assert not torch.allclose(scored.log_probs, rollouts.log_probs)
     assert not scored.log_probs.requires_grad
+
+
+@pytest.mark.parametrize("prompts", ["1 +2 :", ["1 +2 :"], [3, 4, 5], 3])
+def test_prompts_that_are_no_lists_of_token_ids_are_told_what_to_be(policy, prompts):
+    with pytest.raises(TypeError, match=r"prompts: got .*, must be lists of token ids"):
+        sample_groups(policy, prompts, 2, max_new_tokens=3)

@@ -109,3 +109,9 @@ def test_pad_puts_padding_on_the_named_side(side, tokens, mask):
 def test_pad_names_what_it_cannot_use(sequences, side, named):
     with pytest.raises(ValueError, match=named):
         pad(sequences, side)
+
+
+@pytest.mark.parametrize("text", [5, None, ["=>"]])
+def test_what_is_no_text_is_named(text):
+    with pytest.raises(TypeError, match=r"text: got a .*, must be a str"):
+        ChainTask().tokenizer.encode(text)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import signal
 import statistics
 import threading
@@ -1133,3 +1134,15 @@ def test_a_step_whose_evaluation_fails_is_not_counted_and_not_saved(make_trainer
     assert trainer.step_count == len(trainer.history) == 1 and trainer.half_updated
     with pytest.raises(RuntimeError, match="broken off"):
         trainer.save(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("place", "given", "says"), [
+    (1, "chain", "task: got a str, must be a task, as ChainTask()"),
+    (1, ChainTask, "task: got the class ChainTask, must be a task, as ChainTask()"),
+    (2, {"steps": 5}, "config: got a dict, must be a GRPOConfig, as GRPOConfig(steps=50)"),
+])
+def test_a_task_or_config_of_another_kind_is_named(make_policy, sort_task, place, given, says):
+    arguments = [make_policy(), sort_task, GRPOConfig(steps=1)]
+    arguments[place] = given
+    with pytest.raises(TypeError, match=re.escape(says)):
+        GRPOTrainer(*arguments)
