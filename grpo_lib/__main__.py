@@ -165,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
                                     "environment first.")
     commands.add_parser("notebooks", help="Copy the lessons and their solutions into a folder.")
     commands.add_parser("test", help="Make an environment and run the tests in it.")
-    commands.add_parser("wheels", help="Fill a folder from which seats without a network install.")
+    commands.add_parser("wheels", help="Download all packages, for computers without a network.")
     return top
 
 

@@ -48,7 +48,7 @@ def lab(root, arguments):
 
     In a checkout it makes the environment first; --wheels FOLDER installs from a folder that
     ``wheels`` has filled, with no network. Where grpo_lib is installed, it copies the lessons into
-    ./notebooks first, unless the lessons are in the current folder. What else is given goes to
+    ./notebooks first, unless the lessons are in the current folder. Other arguments go to
     JupyterLab.
     """
     wheels, arguments = take_wheels(arguments)

@@ -205,6 +205,9 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     cache = policy.new_cache(len(prompt_tokens), width + max_new_tokens) if use_cache else None
     logits = policy(prompt_tokens, prompt_mask, cache)
     check_logits(policy, logits, prompt_tokens, cache is not None)
+    if ends.max() >= logits.shape[2]:
+        raise ValueError(f"policy: returned logits of {logits.shape[2]} tokens, must be more than "
+                         f"eos_id, {ends.max()}, so that a completion can end")
     logits = logits[:, -1].repeat_interleave(group_size, 0)
     if cache is not None:
         cache = cache.repeat(group_size, width + max_new_tokens)

@@ -418,3 +418,15 @@ def test_a_policy_that_returns_something_else_is_told_what(task, change, error, 
     with pytest.raises(error, match=r"policy: Own\.forward returned") as told:
         sample_groups(Own(len(task.tokenizer)), [[3, 4, 5], [6, 7]], 2, max_new_tokens=3)
     assert told.match(says)
+
+
+def test_a_policy_that_can_never_say_the_end_is_told_so(task):
+    class Own(OwnPolicy):
+        def forward(self, tokens, mask=None, cache=None):
+            return super().forward(tokens, mask, cache)[..., :4]
+
+    policy = Own(len(task.tokenizer))
+    with pytest.raises(ValueError, match="policy: returned logits of 4 tokens, must be more than "
+                                         "eos_id, 4"):
+        sample_groups(policy, [[3]], 2, max_new_tokens=3, eos_id=4)
+    sample_groups(policy, [[3]], 2, max_new_tokens=3, eos_id=3)

@@ -25,8 +25,8 @@ from grpo_lib.course import ADVICE
 PLACE = front.Place("someone/grpo")
 NOBODY = "http://127.0.0.1:9"  # no port of this machine answers there
 COLAB = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')"
-NOT_FOUND = ("ImportError: grpo_lib was not found. Install it and run this again, or open this "
-             "notebook in its whole repository.")
+NOT_FOUND = ("ImportError: grpo_lib was not found. Install its wheel (pip install grpo_lib-*.whl) "
+             "and run this again, or open this notebook in its whole repository.")
 NOT_FETCHED = ("ImportError: grpo_lib could not be fetched from {}. Check the network (on Kaggle: "
                "Settings, Internet) and run this again, or open this notebook in its whole "
                "repository.")

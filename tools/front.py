@@ -125,7 +125,7 @@ def get_grpo_lib(address, ref, package):
         subprocess.getoutput(f"{pip} {package}")
         tried.append(package)
     if not found():
-        said = "grpo_lib was not found. Install it"
+        said = "grpo_lib was not found. Install its wheel (pip install grpo_lib-*.whl)"
         if tried:
             said = (f"grpo_lib could not be fetched from {' or '.join(tried)}. Check "
                     "the network (on Kaggle: Settings, Internet)")
