@@ -629,6 +629,24 @@ def test_the_docstring_says_how_problems_are_split():
     assert "held out" in Task.__doc__ and "holds_out = False" in Task.__doc__
 
 
+@pytest.mark.parametrize("kind", ["bool", "int64", "float16", "float64"])
+def test_rewards_and_grades_of_ones_own_may_be_of_any_number_type(make_policy, kind):
+    class Own(SortTask):
+        def rewards(self, problems, completions, finished):
+            numbers = np.arange(len(completions)) % 2
+            return torch.from_numpy(numbers.reshape(len(problems), -1).astype(kind))
+
+        grades = rewards
+
+    task = Own(2, 3)
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, replace(
+        SMALL, steps=1, eval_every=1, eval_problems=4))
+    [metrics] = trainer.run()
+    assert metrics.reward_mean == metrics.accuracy == 0.5 and metrics.grad_norm > 0
+    assert metrics.zero_variance_groups == 0 and metrics.held_out_accuracy is not None
+    assert trainer.rewards.is_floating_point()
+
+
 # --- arguments that come from people ------------------------------------------------------
 
 @pytest.mark.parametrize("make", [np.float32, np.float64, Fraction, Decimal, torch.tensor],
