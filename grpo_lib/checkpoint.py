@@ -194,7 +194,7 @@ def load_policy(path: Path | str, task_name: str | None = None,
                               f"{numbers}")
     policy = TransformerPolicy(config)
     check_weights(policy, tensors, path)
-    policy.load_state_dict(tensors)
+    policy.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)  # in their precision
     return policy
 
 

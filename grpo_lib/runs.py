@@ -49,6 +49,7 @@ from grpo_lib.training import GRPOTrainer
 
 REFERENCE = "reference.safetensors"
 MOST = {"threads": 1024}  # of the numbers in run.json
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 class RunFolder:
@@ -83,7 +84,8 @@ class RunFolder:
         lock(path)
         run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
                          "policy_class": class_of(trainer.policy),
-                         "policy_config": shape_of(trainer.policy), "held_out": held_out,
+                         "policy_config": shape_of(trainer.policy),
+                         "dtype": dtype_of(trainer.policy), "held_out": held_out,
                          "save_every": save_every, "save_total_limit": save_total_limit, **about,
                          "versions": versions(), "threads": torch.get_num_threads()})
         try:
@@ -149,10 +151,15 @@ class RunFolder:
                                   f"is yours to make; new_trainer(policy=made) takes it, or make "
                                   f"the trainer and ``restore`` it")
         try:
-            return TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
+            policy = TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'run.json'}: its policy_config does not fit "
                                   f"({error})") from None
+        dtype = self.about.get("dtype", "float32")  # which older runs do not say
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{self.path / 'run.json'}: its dtype is {dtype!r}, must be one "
+                                  f"of {', '.join(DTYPES)}")
+        return policy.to(getattr(torch, dtype))
 
     @property
     def config(self) -> GRPOConfig:
@@ -305,6 +312,11 @@ def shape_of(policy: Policy) -> dict:
     inner = unwrapped(policy)
     known = type(inner) is TransformerPolicy or hasattr(inner, "save_pretrained")
     return inner.config.to_dict() if known else {}
+
+
+def dtype_of(policy: Policy) -> str:
+    """The number type of a policy's weights, as torch calls it."""
+    return str(next(p.dtype for p in unwrapped(policy).parameters())).removeprefix("torch.")
 
 
 def fits(value: object, kind: str) -> bool:

@@ -205,6 +205,29 @@ def test_changes_that_are_asked_for_go_before_the_checkpoints(run_of_three):
     assert resumed.optimizer.param_groups[0]["lr"] == 0.5
 
 
+@pytest.mark.usefixtures("make_trainer")  # by which a run's folder finds the task
+def test_a_run_in_float64_goes_on_in_float64(make_policy, task, tmp_path):
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer), dtype=torch.float64), task, SETTINGS)
+    run = RunFolder.create(tmp_path / "run", trainer)
+    go_on(run, trainer, 2)
+    resumed = RunFolder.open(run.path).new_trainer()
+    assert torch.equal(weights(resumed), weights(trainer))
+    assert weights(resumed).dtype == torch.float64
+    [left], [right] = resumed.run(1), trainer.run(1)
+    assert timeless([left]) == timeless([right])
+    assert torch.equal(weights(resumed), weights(trainer))
+    run.finish(trainer)
+    loaded = load_policy(run.path / "policy.safetensors")
+    assert all(p.dtype == torch.float64 for p in loaded.parameters())
+
+
+def test_a_number_type_in_run_json_that_is_none_is_named(run_of_three):
+    run, _ = run_of_three
+    run.write(dtype="load")
+    with pytest.raises(CheckpointError, match="its dtype is 'load', must be one of float32, "):
+        RunFolder.open(run.path).new_trainer()
+
+
 def test_a_critics_settings_come_back(make_trainer, tmp_path):
     trainer = make_trainer(PPO)
     run = RunFolder.create(tmp_path / "run", trainer)
