@@ -154,7 +154,7 @@ def wheels(root, arguments):
     status.
     """
     need_checkout(root, "wheels", "requirements.txt")
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments or not arguments[0] or arguments[0].startswith("-"):
         raise SetupError("wheels: a folder is missing: python3 -m grpo_lib wheels FOLDER")
     folder = Path(arguments[0]).expanduser().absolute()
     system, arguments = take_option("--for", arguments[1:])

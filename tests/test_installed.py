@@ -148,6 +148,12 @@ def test_notebooks_without_a_folders_name_does_not_fill_the_current_one(installe
     assert written(here) == {}
 
 
+def test_wheels_without_a_folders_name_downloads_nothing(checkout, monkeypatch):
+    monkeypatch.setattr(environment, "prepare", lambda *_: pytest.fail("an environment was made"))
+    with pytest.raises(environment.SetupError, match="a folder is missing"):
+        environment.wheels(checkout, [""])
+
+
 def test_notebooks_keeps_whatever_has_a_lessons_name(installed, capsys):
     site, here, _ = installed
     (here / "00_start_here.ipynb").mkdir()
