@@ -607,7 +607,7 @@ class Few(Task):
 def test_few_prompts_are_refused_with_the_way_round_and_then_trained_on(make_policy, prompts):
     task, policy = Few(*prompts), make_policy(len(Few.tokenizer))
     config = GRPOConfig(steps=2, prompts_per_step=3, group_size=4, eval_every=1)
-    with pytest.raises(ValueError, match=r"holds_out = False|allowed are as many, as eval_prob"):
+    with pytest.raises(ValueError, match="holds_out = False"):
         list(GRPOTrainer(policy, task, config).run())
     task.holds_out = False
     with pytest.warns(UserWarning, match="Few holds no prompt out, so accuracy is measured"):

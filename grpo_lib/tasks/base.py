@@ -142,8 +142,9 @@ class Task:
             if len(found) == count:
                 return list(found.values())
         raise ValueError(f"count: got {count}, but {type(self).__name__} seems to have only "
-                         f"{len(found)} different held-out problems; allowed are as many, as "
-                         f"eval_problems in GRPOConfig for instance")
+                         f"{len(found)} different held-out problems; must be at most that many "
+                         f"(eval_problems in GRPOConfig, --held-out), or set holds_out = False on "
+                         f"the task, to measure on the problems that are trained on")
 
     def rewards(self, problems: Sequence[Problem], completions: Sequence[str],
                 finished: Sequence[bool]) -> Tensor:
