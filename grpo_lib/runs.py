@@ -82,7 +82,8 @@ class RunFolder:
         except FileExistsError:
             raise FileExistsError(taken) from None
         lock(path)
-        run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
+        run = cls(path, {"task": trainer.task.name, "own_task": is_own(trainer.task),
+                         "config": trainer.config.to_dict(),
                          "policy_class": class_of(trainer.policy),
                          "policy_config": shape_of(trainer.policy),
                          "dtype": dtype_of(trainer.policy), "held_out": held_out,
@@ -126,11 +127,16 @@ class RunFolder:
         return run
 
     def new_trainer(self, processes: Processes | None = None, *, policy: Policy | None = None,
-                    **changes) -> GRPOTrainer:
+                    task: Task | None = None, **changes) -> GRPOTrainer:
         """A trainer at the newest checkpoint, with the settings of then; ``changes`` are settings
         to replace. ``policy``: one as the run began with, where its class is your own or
-        transformers'; it gets the checkpoint's weights."""
-        task = get_task(self.about["task"])
+        transformers'; it gets the checkpoint's weights. ``task``: the one that the run began
+        with, where it, its settings or its reward are your own."""
+        if task is None and self.about.get("own_task"):
+            raise CheckpointError(f"{self.path / 'run.json'}: the run's task {self.about['task']!r}"
+                                  f" is not the built-in one with its usual settings and reward; "
+                                  f"new_trainer(task=made) takes the one that it began with")
+        task = get_task(self.about["task"]) if task is None else task
         policy = self.new_policy() if policy is None else policy
         at_once = {name: changes[name] for name in changes.keys() & OF_THE_TRAINER}
         config = replace(self.config, **at_once)
@@ -312,6 +318,16 @@ def shape_of(policy: Policy) -> dict:
     inner = unwrapped(policy)
     known = type(inner) is TransformerPolicy or hasattr(inner, "save_pretrained")
     return inner.config.to_dict() if known else {}
+
+
+def is_own(task: Task) -> bool:
+    """Whether a task is another than the built-in one of its name: of a class, with settings or
+    with a reward of a person's own."""
+    try:
+        usual = get_task(task.name)
+        return type(task) is not type(usual) or bool(vars(task) != vars(usual))
+    except (ValueError, RuntimeError):  # no such name; tensors, which cannot be compared so
+        return True
 
 
 def dtype_of(policy: Policy) -> str:

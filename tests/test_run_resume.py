@@ -21,6 +21,7 @@ from grpo_lib.checkpoint import (
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import ValueModel
 from grpo_lib.runs import RunFolder
+from grpo_lib.tasks import SortTask
 from grpo_lib.training import GRPOTrainer
 
 SETTINGS = GRPOConfig(steps=8, prompts_per_step=2, group_size=2, eval_every=0, learning_rate=0.01)
@@ -418,6 +419,40 @@ def test_a_run_of_an_older_version_goes_on(run_of_three, make_trainer):
     list(trainer.run(2))
     last = RunFolder.open(run.path).new_trainer()
     assert torch.equal(weights(last), weights(trainer))
+
+
+# --- the task -----------------------------------------------------------------------------
+
+def count_words(problem, text):
+    return float(len(text.split()))
+
+
+class NewTask(SortTask):
+    name = "new"
+
+
+@pytest.mark.parametrize("task", [SortTask().with_reward(count_words), SortTask(2, 3), NewTask(),
+                                  SortTask().with_reward([count_words, SortTask().correct])],
+                         ids=["reward", "settings", "class", "rewards"])
+def test_a_run_on_a_task_of_ones_own_goes_on_with_that_task_alone(make_policy, tmp_path, task):
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, SETTINGS)
+    run = RunFolder.create(tmp_path / "run", trainer)
+    go_on(run, trainer, 1)
+    opened = RunFolder.open(run.path)
+    with pytest.raises(CheckpointError, match=rf"task '{task.name}' is not the built-in one.*"
+                                              rf"new_trainer\(task=made\)"):
+        opened.new_trainer()
+    resumed = opened.new_trainer(task=task)
+    assert resumed.task is task
+    [left], [right] = resumed.run(1), trainer.run(1)
+    assert timeless([left]) == timeless([right])
+
+
+def test_a_run_on_a_built_in_task_needs_no_task(make_policy, tmp_path):
+    task = SortTask()
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, SETTINGS)
+    run = RunFolder.create(tmp_path / "run", trainer)
+    assert type(RunFolder.open(run.path).new_trainer().task) is SortTask
 
 
 # --- the home folder ----------------------------------------------------------------------
