@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -453,6 +454,16 @@ def test_a_run_on_a_built_in_task_needs_no_task(make_policy, tmp_path):
     trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, SETTINGS)
     run = RunFolder.create(tmp_path / "run", trainer)
     assert type(RunFolder.open(run.path).new_trainer().task) is SortTask
+
+
+@pytest.mark.parametrize(("number", "said"), [
+    (np.int64(3), 3), (np.float32(0.5), 0.5), (torch.tensor(2), 2), (np.bool_(True), True),
+    (np.float32("inf"), None)])
+def test_what_a_run_says_of_itself_may_hold_numbers_of_any_type(make_trainer, tmp_path, number,
+                                                                said):
+    run = RunFolder.create(tmp_path / "run", make_trainer(), note=number, notes=[number])
+    about = RunFolder.open(run.path).about
+    assert about["note"] == said and about["notes"] == [said]
 
 
 # --- the home folder ----------------------------------------------------------------------
