@@ -647,6 +647,14 @@ def test_rewards_and_grades_of_ones_own_may_be_of_any_number_type(make_policy, k
     assert trainer.rewards.is_floating_point()
 
 
+@pytest.mark.parametrize("reward", ["accuracy", "", {CHAIN.correct, CHAIN.reward}, 1, None],
+                         ids=["text", "empty", "set", "number", "none"])
+def test_several_rewards_are_a_list_or_a_dict(reward):
+    """A set has no order, by which reward_weights could belong to its functions."""
+    with pytest.raises(TypeError, match=r"^reward: got .*, as a list or a dict of name: "):
+        CHAIN.with_reward(reward, [1, 2])
+
+
 # --- arguments that come from people ------------------------------------------------------
 
 @pytest.mark.parametrize("make", [np.float32, np.float64, Fraction, Decimal, torch.tensor],

@@ -15,7 +15,7 @@ import inspect
 import math
 import reprlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -176,6 +176,9 @@ def brief(value: object) -> str:
 def reward_functions(reward_funcs: Mapping[str, Callable] | Sequence[Callable]
                      ) -> dict[str, Callable]:
     """Functions by their names. TypeError, ValueError: not functions, or two of one name."""
+    if isinstance(reward_funcs, (str, Set)) or not isinstance(reward_funcs, Iterable):
+        raise TypeError(f"reward: got {brief(reward_funcs)}, must be a function (problem, "
+                        f"completion) -> number, or several, as a list or a dict of name: function")
     if not isinstance(reward_funcs, Mapping):
         pairs = [(function_name(function), function) for function in reward_funcs]
         names = [name for name, _ in pairs]
