@@ -169,7 +169,7 @@ def broken_links(site: Path) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the lessons as a static site.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "site")
-    target = parser.parse_args(arguments).folder
+    target = parser.parse_args(arguments).folder.expanduser()
     need("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")
     problems = build(target)
     print("\n".join([*problems, f"{len(list(target.rglob('*.html')))} pages in {target}"]))

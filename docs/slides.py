@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     need("nbconvert", "sphinx_revealjs", "sphinx-mathjax-offline")
     try:
-        written = build(options.folder, options.lesson)
+        written = build(options.folder.expanduser(), options.lesson)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from grpo_lib.checks import check_choice
+from grpo_lib.checks import check_choice, one_number
 from grpo_lib.modules import check_policy, load_weights, named_weights, unwrapped, weights_of
 from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
 
@@ -53,7 +53,8 @@ def write_atomically(path: Path | str, data: bytes) -> None:
 
 
 def json_text(content: object, indent: int | None = None) -> str:
-    """JSON that every reader takes: nan and inf, which JSON does not have, become null."""
+    """JSON that every reader takes: nan and inf, which JSON does not have, become null, and numbers
+    of NumPy and torch Python's own."""
     return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
@@ -63,6 +64,7 @@ def finite(content: object) -> object:
         return {name: finite(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [finite(value) for value in content]
+    content = content if (number := one_number(content)) is None else number
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
@@ -194,7 +196,7 @@ def load_policy(path: Path | str, task_name: str | None = None,
                               f"{numbers}")
     policy = TransformerPolicy(config)
     check_weights(policy, tensors, path)
-    policy.load_state_dict(tensors)
+    policy.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)  # in their precision
     return policy
 
 

@@ -76,7 +76,7 @@ def notebooks(root, arguments):
 
     What is there already is kept, whether you have changed it or not. Returns 0.
     """
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    if len(arguments) != 1 or not arguments[0] or arguments[0].startswith("-"):
         raise SetupError("notebooks: got " + (" ".join(arguments) or "no folder") + ", must be one "
                          "folder: python -m grpo_lib notebooks FOLDER")
     folder = copy_lessons(root, Path(arguments[0]).expanduser().absolute())
@@ -94,17 +94,20 @@ def copy_lessons(root, folder):
         name = path.relative_to(source)
         target, content = folder / name, path.read_bytes()
         try:
-            if not os.path.lexists(str(target)):
+            new = not os.path.lexists(str(target))
+            if new:
                 write_new(target, content)
-                print(f"  wrote  {name}", flush=True)
-            elif target.is_file() and target.read_bytes() == content:
-                same += 1
-            else:
-                print(f"  kept   {name}: yours differs from the one in grpo_lib (to get that one, "
-                      f"rename yours)", flush=True)
+            unchanged = target.is_file() and target.read_bytes() == content
         except OSError as error:
             raise SetupError(f"notebooks: got {folder}, must be a folder that can be written to "
                              f"({error.filename or target}: {error.strerror})") from None
+        if new:
+            print(f"  wrote  {name}", flush=True)
+        elif unchanged:
+            same += 1
+        else:
+            print(f"  kept   {name}: yours differs from the one in grpo_lib (to get that one, "
+                  f"rename yours)", flush=True)
     if same:
         print(f"  {same} were there already, unchanged", flush=True)
     return folder
@@ -151,7 +154,7 @@ def wheels(root, arguments):
     status.
     """
     need_checkout(root, "wheels", "requirements.txt")
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments or not arguments[0] or arguments[0].startswith("-"):
         raise SetupError("wheels: a folder is missing: python3 -m grpo_lib wheels FOLDER")
     folder = Path(arguments[0]).expanduser().absolute()
     system, arguments = take_option("--for", arguments[1:])

@@ -49,6 +49,7 @@ from grpo_lib.training import GRPOTrainer
 
 REFERENCE = "reference.safetensors"
 MOST = {"threads": 1024}  # of the numbers in run.json
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 class RunFolder:
@@ -81,9 +82,11 @@ class RunFolder:
         except FileExistsError:
             raise FileExistsError(taken) from None
         lock(path)
-        run = cls(path, {"task": trainer.task.name, "config": trainer.config.to_dict(),
+        run = cls(path, {"task": trainer.task.name, "own_task": is_own(trainer.task),
+                         "config": trainer.config.to_dict(),
                          "policy_class": class_of(trainer.policy),
-                         "policy_config": shape_of(trainer.policy), "held_out": held_out,
+                         "policy_config": shape_of(trainer.policy),
+                         "dtype": dtype_of(trainer.policy), "held_out": held_out,
                          "save_every": save_every, "save_total_limit": save_total_limit, **about,
                          "versions": versions(), "threads": torch.get_num_threads()})
         try:
@@ -126,11 +129,16 @@ class RunFolder:
         return run
 
     def new_trainer(self, processes: Processes | None = None, *, policy: Policy | None = None,
-                    **changes) -> GRPOTrainer:
+                    task: Task | None = None, **changes) -> GRPOTrainer:
         """A trainer at the newest checkpoint, with the settings of then; ``changes`` are settings
         to replace. ``policy``: one as the run began with, where its class is your own or
-        transformers'; it gets the checkpoint's weights."""
-        task = get_task(self.about["task"])
+        transformers'; it gets the checkpoint's weights. ``task``: the one that the run began
+        with, where it, its settings or its reward are your own."""
+        if task is None and self.about.get("own_task"):
+            raise CheckpointError(f"{self.path / 'run.json'}: the run's task {self.about['task']!r}"
+                                  f" is not the built-in one with its usual settings and reward; "
+                                  f"new_trainer(task=made) takes the one that it began with")
+        task = get_task(self.about["task"]) if task is None else task
         policy = self.new_policy() if policy is None else policy
         at_once = {name: changes[name] for name in changes.keys() & OF_THE_TRAINER}
         config = replace(self.config, **at_once)
@@ -151,10 +159,15 @@ class RunFolder:
                                   f"is yours to make; new_trainer(policy=made) takes it, or make "
                                   f"the trainer and ``restore`` it")
         try:
-            return TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
+            policy = TransformerPolicy(PolicyConfig(**self.about["policy_config"]))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'run.json'}: its policy_config does not fit "
                                   f"({error})") from None
+        dtype = self.about.get("dtype", "float32")  # which older runs do not say
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{self.path / 'run.json'}: its dtype is {dtype!r}, must be one "
+                                  f"of {', '.join(DTYPES)}")
+        return policy.to(getattr(torch, dtype))
 
     @property
     def config(self) -> GRPOConfig:
@@ -307,6 +320,21 @@ def shape_of(policy: Policy) -> dict:
     inner = unwrapped(policy)
     known = type(inner) is TransformerPolicy or hasattr(inner, "save_pretrained")
     return inner.config.to_dict() if known else {}
+
+
+def is_own(task: Task) -> bool:
+    """Whether a task is another than the built-in one of its name: of a class, with settings or
+    with a reward of a person's own."""
+    try:
+        usual = get_task(task.name)
+        return type(task) is not type(usual) or bool(vars(task) != vars(usual))
+    except (ValueError, RuntimeError):  # no such name; tensors, which cannot be compared so
+        return True
+
+
+def dtype_of(policy: Policy) -> str:
+    """The number type of a policy's weights, as torch calls it."""
+    return str(next(p.dtype for p in unwrapped(policy).parameters())).removeprefix("torch.")
 
 
 def fits(value: object, kind: str) -> bool:

@@ -333,3 +333,9 @@ def test_no_file_says_where_packages_come_from():
         if name.endswith((".txt", ".toml", ".md", ".cfg", ".json", ".py")) and "test_" not in name:
             text = (ROOT / name).read_text(encoding="utf-8")
             assert "index-url" not in text and "find-links" not in text, name
+
+
+def test_no_built_package_is_tracked():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    names = tracked.stdout.split()
+    assert [name for name in names if name.endswith((".whl", ".tar.gz"))] == []

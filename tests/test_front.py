@@ -141,7 +141,8 @@ def test_the_link_for_hubs_opens_the_first_lesson():
     "http://github.com/someone/grpo/", "https://www.github.com/someone/grpo",
     "https://user:secret@github.com/someone/grpo.git", "git@github.com:someone/grpo.git",
     "ssh://git@github.com/someone/grpo.git", "ssh://git@ssh.github.com:443/someone/grpo.git",
-    "git://github.com/someone/grpo.git", "github.com/someone/grpo", " someone/grpo\n"])
+    "git://github.com/someone/grpo.git", "github.com/someone/grpo", " someone/grpo\n",
+    "https://GitHub.com/someone/grpo", "git@GITHUB.com:someone/grpo.git"])
 def test_an_address_on_github_is_understood(address):
     assert front.repository_of(address) == "someone/grpo"
 

@@ -234,3 +234,13 @@ def test_a_right_answer_has_its_point_from_a_python_of_its_own():
     cells["k3"] = cells["k3"].replace("return d.exp() - d - 1", "return d.exp() - d")
     ended_well, said = run_cells(cells["k3"], cells["k3-test"])
     assert not ended_well and said.startswith("k3: not yet"), said
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    writer.main(["--nbgrader=~/course"])
+    assert (tmp_path / "course" / "source" / "00_start_here" / "00_start_here.ipynb").is_file()
+    assert list(Path.cwd().iterdir()) == []

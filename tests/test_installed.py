@@ -126,6 +126,34 @@ def test_notebooks_copies_what_is_not_there_and_keeps_the_rest(installed, capsys
     assert written(course) == LESSONS | {"04_clipping.ipynb": b"mine"}
 
 
+def test_notebooks_blames_the_folder_for_nothing_that_printing_met_with(installed, monkeypatch):
+    """As in grpo_lib notebooks FOLDER | head -1."""
+    site, _, _ = installed
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            if "wrote" in text:
+                raise BrokenPipeError("Broken pipe")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        environment.notebooks(site, ["course"])
+
+
+def test_notebooks_without_a_folders_name_does_not_fill_the_current_one(installed):
+    site, here, _ = installed
+    with pytest.raises(environment.SetupError, match="got no folder, must be one folder"):
+        environment.notebooks(site, [""])
+    assert written(here) == {}
+
+
+def test_wheels_without_a_folders_name_downloads_nothing(checkout, monkeypatch):
+    monkeypatch.setattr(environment, "prepare", lambda *_: pytest.fail("an environment was made"))
+    with pytest.raises(environment.SetupError, match="a folder is missing"):
+        environment.wheels(checkout, [""])
+
+
 def test_notebooks_keeps_whatever_has_a_lessons_name(installed, capsys):
     site, here, _ = installed
     (here / "00_start_here.ipynb").mkdir()

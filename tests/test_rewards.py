@@ -607,7 +607,7 @@ class Few(Task):
 def test_few_prompts_are_refused_with_the_way_round_and_then_trained_on(make_policy, prompts):
     task, policy = Few(*prompts), make_policy(len(Few.tokenizer))
     config = GRPOConfig(steps=2, prompts_per_step=3, group_size=4, eval_every=1)
-    with pytest.raises(ValueError, match=r"holds_out = False|allowed are as many, as eval_prob"):
+    with pytest.raises(ValueError, match="holds_out = False"):
         list(GRPOTrainer(policy, task, config).run())
     task.holds_out = False
     with pytest.warns(UserWarning, match="Few holds no prompt out, so accuracy is measured"):
@@ -627,6 +627,32 @@ def test_without_evaluation_nothing_needs_to_be_held_out(make_policy):
 
 def test_the_docstring_says_how_problems_are_split():
     assert "held out" in Task.__doc__ and "holds_out = False" in Task.__doc__
+
+
+@pytest.mark.parametrize("kind", ["bool", "int64", "float16", "float64"])
+def test_rewards_and_grades_of_ones_own_may_be_of_any_number_type(make_policy, kind):
+    class Own(SortTask):
+        def rewards(self, problems, completions, finished):
+            numbers = np.arange(len(completions)) % 2
+            return torch.from_numpy(numbers.reshape(len(problems), -1).astype(kind))
+
+        grades = rewards
+
+    task = Own(2, 3)
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, replace(
+        SMALL, steps=1, eval_every=1, eval_problems=4))
+    [metrics] = trainer.run()
+    assert metrics.reward_mean == metrics.accuracy == 0.5 and metrics.grad_norm > 0
+    assert metrics.zero_variance_groups == 0 and metrics.held_out_accuracy is not None
+    assert trainer.rewards.is_floating_point()
+
+
+@pytest.mark.parametrize("reward", ["accuracy", "", {CHAIN.correct, CHAIN.reward}, 1, None],
+                         ids=["text", "empty", "set", "number", "none"])
+def test_several_rewards_are_a_list_or_a_dict(reward):
+    """A set has no order, by which reward_weights could belong to its functions."""
+    with pytest.raises(TypeError, match=r"^reward: got .*, as a list or a dict of name: "):
+        CHAIN.with_reward(reward, [1, 2])
 
 
 # --- arguments that come from people ------------------------------------------------------

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from grpo_lib.checkpoint import (
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import ValueModel
 from grpo_lib.runs import RunFolder
+from grpo_lib.tasks import SortTask
 from grpo_lib.training import GRPOTrainer
 
 SETTINGS = GRPOConfig(steps=8, prompts_per_step=2, group_size=2, eval_every=0, learning_rate=0.01)
@@ -203,6 +205,29 @@ def test_changes_that_are_asked_for_go_before_the_checkpoints(run_of_three):
     config = resumed.config
     assert (config.steps, config.learning_rate, config.beta) == (20, 0.5, 0.04)
     assert resumed.optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.usefixtures("make_trainer")  # by which a run's folder finds the task
+def test_a_run_in_float64_goes_on_in_float64(make_policy, task, tmp_path):
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer), dtype=torch.float64), task, SETTINGS)
+    run = RunFolder.create(tmp_path / "run", trainer)
+    go_on(run, trainer, 2)
+    resumed = RunFolder.open(run.path).new_trainer()
+    assert torch.equal(weights(resumed), weights(trainer))
+    assert weights(resumed).dtype == torch.float64
+    [left], [right] = resumed.run(1), trainer.run(1)
+    assert timeless([left]) == timeless([right])
+    assert torch.equal(weights(resumed), weights(trainer))
+    run.finish(trainer)
+    loaded = load_policy(run.path / "policy.safetensors")
+    assert all(p.dtype == torch.float64 for p in loaded.parameters())
+
+
+def test_a_number_type_in_run_json_that_is_none_is_named(run_of_three):
+    run, _ = run_of_three
+    run.write(dtype="load")
+    with pytest.raises(CheckpointError, match="its dtype is 'load', must be one of float32, "):
+        RunFolder.open(run.path).new_trainer()
 
 
 def test_a_critics_settings_come_back(make_trainer, tmp_path):
@@ -397,6 +422,50 @@ def test_a_run_of_an_older_version_goes_on(run_of_three, make_trainer):
     assert torch.equal(weights(last), weights(trainer))
 
 
+# --- the task -----------------------------------------------------------------------------
+
+def count_words(problem, text):
+    return float(len(text.split()))
+
+
+class NewTask(SortTask):
+    name = "new"
+
+
+@pytest.mark.parametrize("task", [SortTask().with_reward(count_words), SortTask(2, 3), NewTask(),
+                                  SortTask().with_reward([count_words, SortTask().correct])],
+                         ids=["reward", "settings", "class", "rewards"])
+def test_a_run_on_a_task_of_ones_own_goes_on_with_that_task_alone(make_policy, tmp_path, task):
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, SETTINGS)
+    run = RunFolder.create(tmp_path / "run", trainer)
+    go_on(run, trainer, 1)
+    opened = RunFolder.open(run.path)
+    with pytest.raises(CheckpointError, match=rf"task '{task.name}' is not the built-in one.*"
+                                              rf"new_trainer\(task=made\)"):
+        opened.new_trainer()
+    resumed = opened.new_trainer(task=task)
+    assert resumed.task is task
+    [left], [right] = resumed.run(1), trainer.run(1)
+    assert timeless([left]) == timeless([right])
+
+
+def test_a_run_on_a_built_in_task_needs_no_task(make_policy, tmp_path):
+    task = SortTask()
+    trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, SETTINGS)
+    run = RunFolder.create(tmp_path / "run", trainer)
+    assert type(RunFolder.open(run.path).new_trainer().task) is SortTask
+
+
+@pytest.mark.parametrize(("number", "said"), [
+    (np.int64(3), 3), (np.float32(0.5), 0.5), (torch.tensor(2), 2), (np.bool_(True), True),
+    (np.float32("inf"), None)])
+def test_what_a_run_says_of_itself_may_hold_numbers_of_any_type(make_trainer, tmp_path, number,
+                                                                said):
+    run = RunFolder.create(tmp_path / "run", make_trainer(), note=number, notes=[number])
+    about = RunFolder.open(run.path).about
+    assert about["note"] == said and about["notes"] == [said]
+
+
 # --- the home folder ----------------------------------------------------------------------
 
 def test_the_home_folder_is_meant_by_a_tilde(home, make_trainer, make_policy, task):
@@ -423,7 +492,8 @@ def test_the_command_line_means_the_home_folder_by_a_tilde(home):
                  "--k", "1"]) == 0
     assert main(["pretrain", "--out=~/made/base.safetensors", "--skill-steps", "1",
                  "--habit-steps", "0", "--threads", "1"]) == 0
-    assert {path.name for path in home.iterdir()} == {"run", "made"}
+    own = {path.name for path in home.iterdir() if not path.name.startswith(".")}
+    assert own == {"run", "made"}  # matplotlib, imported first here, makes .config and .cache
     assert len((home / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((home / "made" / "base.json").read_text())["task"] == "chain"
     assert list(Path.cwd().iterdir()) == []

@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="write nbgrader assignments into this folder instead")
     options = parser.parse_args(arguments)
     if options.nbgrader:
-        write_course(options.nbgrader)
+        write_course(options.nbgrader.expanduser())
         return
     write_lessons()
 

@@ -274,7 +274,7 @@ def repository_of(address: str) -> str:
     """"owner/name" of an address on GitHub (https, ssh or short). ValueError: another address."""
     host = r"(?:(?:https?|ssh|git)://)?(?:[^@/\s]+@)?(?:www\.|ssh\.)?github\.com(?::\d+/|:|/)/*"
     name = r"([A-Za-z0-9][\w-]*/[\w.-]+?)(?:\.git)?/*"
-    found = re.fullmatch(rf"(?:{host})?{name}", address.strip())
+    found = re.fullmatch(rf"(?:(?i:{host}))?{name}", address.strip())
     if found is None:
         raise ValueError(f"address: got {address}, must be owner/name on GitHub, or its URL; "
                          f"hosts such as Colab open notebooks from there only")

@@ -142,8 +142,9 @@ class Task:
             if len(found) == count:
                 return list(found.values())
         raise ValueError(f"count: got {count}, but {type(self).__name__} seems to have only "
-                         f"{len(found)} different held-out problems; allowed are as many, as "
-                         f"eval_problems in GRPOConfig for instance")
+                         f"{len(found)} different held-out problems; must be at most that many "
+                         f"(eval_problems in GRPOConfig, --held-out), or set holds_out = False on "
+                         f"the task, to measure on the problems that are trained on")
 
     def rewards(self, problems: Sequence[Problem], completions: Sequence[str],
                 finished: Sequence[bool]) -> Tensor:
@@ -166,7 +167,8 @@ class Task:
     def scores(self, problems: Sequence[Problem], completions: Sequence[str],
                finished: Sequence[bool]) -> Scores:
         """Rewards, grades and, of several rewards, each of them. TypeError, ValueError: a
-        ``rewards`` or ``grades`` of one's own returns something else than finite numbers (N, G)."""
+        ``rewards`` or ``grades`` of one's own returns something else than finite numbers (N, G),
+        of any number type."""
         parts, own = {}, vars(self).get("rewards", type(self).rewards) is not Task.rewards
         if self.reward_funcs and not own:
             parts = self.reward_parts(problems, completions, finished)
@@ -175,8 +177,8 @@ class Task:
             rewards = self.rewards(problems, completions, finished)
         grades = self.grades(problems, completions, finished)
         shape = (len(problems), len(completions) // len(problems))
-        check_scores(f"{type(self).__name__}.rewards", rewards, shape, abstains=not own)
-        check_scores(f"{type(self).__name__}.grades", grades, shape, abstains=False)
+        rewards = check_scores(f"{type(self).__name__}.rewards", rewards, shape, abstains=not own)
+        grades = check_scores(f"{type(self).__name__}.grades", grades, shape, abstains=False)
         return Scores(rewards, grades, parts)
 
     def reward_parts(self, problems: Sequence[Problem], completions: Sequence[str],

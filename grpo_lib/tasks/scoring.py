@@ -15,7 +15,7 @@ import inspect
 import math
 import reprlib
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -49,11 +49,13 @@ class Scores(NamedTuple):
                       {name: part[which] for name, part in self.parts.items()})
 
 
-def check_scores(said: str, scores: object, shape: tuple[int, int], abstains: bool) -> None:
-    """TypeError, ValueError unless they are a tensor (N, G), of finite numbers (but nan where one
-    may abstain)."""
-    if not isinstance(scores, Tensor):
+def check_scores(said: str, scores: object, shape: tuple[int, int], abstains: bool) -> Tensor:
+    """The scores as a tensor of floating-point numbers, whatever number type they have. TypeError,
+    ValueError unless they are (N, G), of finite numbers (but nan where one may abstain)."""
+    if not isinstance(scores, Tensor) or scores.is_complex():
         raise TypeError(f"{said} returned {brief(scores)}, must be a tensor of shape {shape}")
+    if not scores.is_floating_point():
+        scores = scores.to(torch.get_default_dtype())
     name = said.rpartition(".")[2]
     if scores.shape != shape:
         raise ValueError(f"{name}: got shape {tuple(scores.shape)}, must be one number for each "
@@ -63,6 +65,7 @@ def check_scores(said: str, scores: object, shape: tuple[int, int], abstains: bo
         n, g = wrong.nonzero()[0].tolist()
         raise ValueError(f"{name}: got {scores[n, g].item()} for prompt {n}, completion {g}; must "
                          f"be finite numbers (to abstain, Task.reward returns None)")
+    return scores
 
 
 def scores_of(functions: Mapping[str, Callable], problems: Sequence, completions: Sequence[str],
@@ -173,9 +176,9 @@ def brief(value: object) -> str:
 def reward_functions(reward_funcs: Mapping[str, Callable] | Sequence[Callable]
                      ) -> dict[str, Callable]:
     """Functions by their names. TypeError, ValueError: not functions, or two of one name."""
-    if isinstance(reward_funcs, str) or not isinstance(reward_funcs, (Mapping, Iterable)):
-        raise TypeError(f"reward: got {brief(reward_funcs)}, must be a function "
-                        f"(problem, completion) -> number, or several")
+    if isinstance(reward_funcs, (str, Set)) or not isinstance(reward_funcs, Iterable):
+        raise TypeError(f"reward: got {brief(reward_funcs)}, must be a function (problem, "
+                        f"completion) -> number, or several, as a list or a dict of name: function")
     if not isinstance(reward_funcs, Mapping):
         pairs = [(function_name(function), function) for function in reward_funcs]
         names = [name for name, _ in pairs]
