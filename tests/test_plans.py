@@ -1,8 +1,8 @@
 """Every plan of docs/teaching/plans.md is run as it is written: its sections' cells, and no others.
 
-A class that leaves a section out has not run its cells. Each path has a kernel of its own, apart
-from those that another one begins with. This takes minutes, so only where GRPO_LIB_PLANS is set,
-as in .ci/run; that no section borrows a name from an optional one is looked up every time.
+A class that leaves a section out has not run its cells. What paths begin with together is run
+once. This takes minutes, so only where GRPO_LIB_PLANS is set, as in .ci/run; that no section
+borrows a name from an optional one is looked up every time.
 """
 
 import ast
@@ -10,13 +10,19 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import cells
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from test_teaching import NOTEBOOKS, lessons_of_the_day, plans
+from waiting import PATIENCE
 
 LLM = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))  # for lesson 09
-LONGEST = 1800  # seconds that a cell may take on a machine that is busy with other things
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
 def sections_of(stem):
@@ -114,17 +120,33 @@ def test_what_an_optional_section_imports_others_import_for_themselves(stem):
     assert borrowed(sections_of(stem), can_be_left_out(stem)) == []
 
 
+def run_paths(notebook, paths):
+    """(exit status, what was said) of tests/paths.py."""
+    script = [sys.executable, Path(__file__).with_name("paths.py"), notebook, json.dumps(paths)]
+    done = subprocess.run(script, cwd=notebook.parent, stdout=subprocess.PIPE, timeout=PATIENCE,
+                          stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+                          check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    return done.returncode, done.stdout
+
+
+@forks
+def test_a_path_runs_its_own_cells_alone(tmp_path):
+    sources = ["seen = ['set-up']", "seen.append(1)", "seen.append(2)", "assert 2 not in seen"]
+    notebook = tmp_path / "lesson.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in sources]), notebook)
+    status, said = run_paths(notebook, [[0, 1, 2], [0, 1, 3], [0, 3], [0, 2]])
+    assert status == 0, said
+    for wrong, cell in ([[0, 1], [0, 2, 3], [0, 1, 3]], 3), ([[0, 1], [0, 1, 2, 3]], 3), ([[1]], 1):
+        status, said = run_paths(notebook, wrong)
+        assert status == 1 and f"Cell {cell} failed" in said and "Error" in said
+
+
+@forks
 @pytest.mark.skipif(not os.environ.get("GRPO_LIB_PLANS"),
                     reason="takes minutes: GRPO_LIB_PLANS=1 runs every plan")
-@pytest.mark.parametrize("stem, path", [pytest.param(stem, path, id="; ".join(plans)) for
-                                        (stem, path), plans in RUN.items()
-                                        if LLM or not stem.startswith("09")])
-def test_a_plan_runs_as_it_is_written(stem, path):
-    sources, kernel = sections_of(stem), cells.Kernel(NOTEBOOKS[stem].parent)
-    try:
-        for at in path:
-            section, source = sources[at]
-            error = kernel.run(source, LONGEST)
-            assert error is None, f"{section}: {': '.join(error)}\n{source}"
-    finally:
-        kernel.close()
+@pytest.mark.parametrize("stem", sorted({stem for stem, _ in RUN}))
+def test_a_lessons_plans_run_as_they_are_written(stem):
+    if stem.startswith("09") and not LLM:
+        pytest.skip("transformers or peft is missing")
+    status, said = run_paths(NOTEBOOKS[stem], [path for other, path in RUN if other == stem])
+    assert status == 0, said[-5000:]

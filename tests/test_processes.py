@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_run import RUNS
+from processes_run import BY_THREE, RUNS
 from waiting import PATIENCE, until
 
 from grpo_lib import (
@@ -82,8 +82,8 @@ def found(tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes, name", [
+    *((2, name) for name in RUNS), *((3, name) for name in BY_THREE)])
 def test_the_same_metrics_as_on_one_process(found, processes, name):
     one, several = found[1][name], found[processes][name]
     assert len(one["history"]) == len(several["history"]) >= 3
