@@ -137,6 +137,10 @@ FAULTS = [
     *faults_in(
         "grpo_lib/rollout.py", "tests/test_every_function.py tests/test_rollout.py",
         ("nan-is-the-largest", "if logits.isnan().any():", "if False:"),
+        ("logits-of-any-shape", "check_logits(policy, logits, prompt_tokens, cache is not None)",
+         "pass", "tests/test_own_policies.py"),
+        ("an-end-that-cannot-be-said", "if ends.max() >= logits.shape[2]:", "if False:",
+         "tests/test_own_policies.py"),
     ),
     *faults_in(
         "grpo_lib/pretraining.py", "tests/test_pretraining.py",
@@ -152,6 +156,11 @@ FAULTS = [
         ("whole-numbers-as-weights",
          "if tensors[name].is_floating_point() != wanted[name].is_floating_point():", "if False:",
          "tests/test_checkpoint.py -k whole_numbers"),
+    ),
+    *faults_in(
+        "grpo_lib/runs.py", "tests/test_run_resume.py",
+        ("own-task-resumed-as-the-built-in-one", 'self.about.get("own_task")', "False"),
+        ("run-resumed-in-float32", 'self.about.get("dtype", "float32")', '"float32"'),
     ),
     *faults_in(
         "grpo_lib/runs.py", "tests/test_run_faults.py",
@@ -951,7 +960,7 @@ FAULTS = [
         ("lessons-of-another-package",
          'root / "notebooks" if is_checkout(root) else root / "grpo_lib" / "notebooks"',
          'root / "notebooks"'),
-        ("lessons-written-over", "if not os.path.lexists(str(target)):", "if True:"),
+        ("lessons-written-over", "new = not os.path.lexists(str(target))", "new = True"),
         ("lesson-written-through-a-lost-link", 'os.path.lexists(str(target))', "target.exists()"),
         ("half-a-lesson", "path.unlink()", "pass"),
         ("lessons-into-a-folder-called-home", "copy_lessons(root, Path(arguments[0]).expanduser()",
