@@ -59,7 +59,7 @@ def test_no_other_file_names_a_bound():
 def test_the_readme_says_which_pythons_are_allowed_and_tested():
     oldest = PROJECT["requires-python"].removeprefix(">=")
     tested = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if ":: Python :: 3." in c]
-    assert f"Python {oldest} or newer ({tested[0]} to {tested[-1]} are tested)" in README
+    assert f"Python {oldest} or newer (tested on {tested[0]} to {tested[-1]})" in README
 
 
 def test_the_wheel_takes_the_whole_package_and_the_lessons():
