@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpo_lib.checkpoint import (
     CheckpointError,
@@ -61,7 +61,8 @@ def save_trainer(trainer, path: Path | str,
 
 def load_trainer(trainer, path: Path | str) -> None:
     """Bring a trainer to the state of a checkpoint, its settings included (``OF_THE_TRAINER``
-    excepted). CheckpointError, and nothing has changed: damaged, or of another task or shape."""
+    excepted). CheckpointError, and nothing has changed: damaged, or of another task, shape or
+    precision."""
     path = as_path(path)
     tensors, about = load_tensors(path, "trainer")
     if about.get("task") != trainer.task.name:
@@ -73,6 +74,7 @@ def load_trainer(trainer, path: Path | str) -> None:
         parts["ref_policy"] = reference_of(path, about["reference"])
     for part, module in modules.items():
         check_weights(module, parts[part], path)
+        check_precision(part, module, parts[part], path)
     try:
         step, generator = about["step"] + 0, torch.Generator()
         generator.set_state(tensors["generator"])
@@ -90,6 +92,16 @@ def load_trainer(trainer, path: Path | str) -> None:
         optimizer.state.clear()
         optimizer.state.update(states[part])
     trainer.generator, trainer.step_count, trainer.half_updated = generator, step, False
+
+
+def check_precision(part: str, module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """CheckpointError where weights would be rounded on their way into a module."""
+    for name, weight in named_weights(module).items():
+        saved = weights[name].dtype
+        if saved != weight.dtype:
+            saved, own = (str(dtype).removeprefix("torch.") for dtype in (saved, weight.dtype))
+            raise CheckpointError(f"{path}: its {part} is in {saved}, must be in {own} as the "
+                                  f"trainer's is (make the trainer of policy.to(torch.{saved}))")
 
 
 def in_parts(tensors: dict[str, Tensor], names: Iterable[str], path: Path) -> dict[str, dict]:

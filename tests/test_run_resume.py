@@ -223,6 +223,17 @@ def test_a_run_in_float64_goes_on_in_float64(make_policy, task, tmp_path):
     assert all(p.dtype == torch.float64 for p in loaded.parameters())
 
 
+def test_weights_in_float64_are_not_rounded_into_a_trainer_in_float32(make_policy, task, tmp_path):
+    ours, theirs = (GRPOTrainer(make_policy(len(task.tokenizer), dtype=dtype), task, SETTINGS)
+                    for dtype in (torch.float64, torch.float32))
+    list(ours.run(1))
+    ours.save(tmp_path / "saved.safetensors")
+    before = weights(theirs)
+    with pytest.raises(CheckpointError, match="its policy is in float64, must be in float32"):
+        theirs.load(tmp_path / "saved.safetensors")
+    assert torch.equal(weights(theirs), before) and theirs.step_count == 0
+
+
 def test_a_number_type_in_run_json_that_is_none_is_named(run_of_three):
     run, _ = run_of_three
     run.write(dtype="load")
