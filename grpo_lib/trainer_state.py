@@ -97,7 +97,7 @@ def load_trainer(trainer, path: Path | str) -> None:
 def check_precision(part: str, module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """CheckpointError where weights would be rounded on their way into a module."""
     for name, weight in named_weights(module).items():
-        saved = weights[name].dtype
+        saved = weights[name].dtype if name in weights else weight.dtype  # adapters are saved alone
         if saved != weight.dtype:
             saved, own = (str(dtype).removeprefix("torch.") for dtype in (saved, weight.dtype))
             raise CheckpointError(f"{path}: its {part} is in {saved}, must be in {own} as the "
