@@ -109,7 +109,7 @@ class RunFolder:
             raise CheckpointError(f"{path}: has no run.json, so it was stopped before its first "
                                   f"step and nothing is lost; remove the folder and start again")
         if not (path / "run.json").exists():
-            raise CheckpointError(f"{path}: is no folder of a run, it has no run.json")
+            raise CheckpointError(f"{path}: is not the folder of a run: it has no run.json")
         run = cls(path, read_json(path / "run.json"))
         for name, kind in (("task", str), ("config", dict), ("policy_config", dict),
                            ("held_out", int), ("threads", int), ("save_every", int),
@@ -323,12 +323,11 @@ def shape_of(policy: Policy) -> dict:
 
 
 def is_own(task: Task) -> bool:
-    """Whether a task is another than the built-in one of its name: of a class, with settings or
-    with a reward of a person's own."""
+    """Whether a task differs from the built-in one of its name, in class, settings or reward."""
     try:
         usual = get_task(task.name)
         return type(task) is not type(usual) or bool(vars(task) != vars(usual))
-    except (ValueError, RuntimeError):  # no such name; tensors, which cannot be compared so
+    except (ValueError, RuntimeError):  # no such name, or tensors, for which != gives no bool
         return True
 
 

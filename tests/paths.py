@@ -36,7 +36,7 @@ def follow(shell: InteractiveShell, sources: list[str], paths: list[Path], done:
 
 
 def in_a_fork(action: Callable[[int], bool], argument: int) -> bool:
-    """What the action returns, in a copy of this process in which it leaves nothing behind here."""
+    """What the action returns, run in a copy of this process so that it changes nothing here."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:

@@ -216,7 +216,7 @@ BAD = [
     (["train", "--task", "chess"], "--task"),
     (["train", "--task", "sort"], "comes without a base model"),
     (["train", "--policy", "nowhere.safetensors"], "no such file"),
-    (["train", "--resume", "nowhere"], "nowhere: is no folder of a run, it has no run.json"),
+    (["train", "--resume", "nowhere"], "nowhere: is not the folder of a run: it has no run.json"),
     (["train", "--resume", "run", "--epsilon", "0.3", "--task", "sort"], "got --epsilon, --task"),
     (["evaluate", "--k", "32", "--samples", "4"], "--k: got 32"),
     (["evaluate", "--problems", "0"], "--problems"),
