@@ -1,11 +1,16 @@
 """Small policies, tasks and rollouts that many tests share."""
 
+import os
+
 import pytest
 import torch
 
 from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.rollout import sample_groups
 from grpo_lib.tasks import SortTask
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

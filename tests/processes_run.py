@@ -11,7 +11,7 @@ from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, SortTask, load_base_mod
 from grpo_lib.policy import PolicyConfig, TinyPolicy, TransformerPolicy
 from grpo_lib.processes import joined, leave
 
-SHARED = {"steps": 6, "prompts_per_step": 5, "group_size": 4, "eval_every": 4,
+SHARED = {"steps": 4, "prompts_per_step": 5, "group_size": 4, "eval_every": 3,
           "eval_problems": 7, "beta": 0.05, "num_iterations": 2}
 RUNS = {
     "default": {}, "micro-batches": {"micro_batch_size": 3, "minibatches": 3},

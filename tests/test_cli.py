@@ -529,10 +529,11 @@ def test_an_old_environment_is_kept(tmp_path, monkeypatch):
 
 # --- text that leaves the program ---------------------------------------------------------
 
-@pytest.mark.parametrize("encoding", ["ascii:strict", "cp932", "cp1251"])
-@pytest.mark.parametrize(("arguments", "status", "says"), [
-    (["--help"], 0, "COMMAND"), (["train", "--help"], 0, "--stop-at-accuracy"),
-    (["evaluate", "--policy", "ünï→語.safetensors"], 2, "no such file")])
+@pytest.mark.parametrize(("encoding", "arguments", "status", "says"), [
+    ("ascii:strict", ["--help"], 0, "COMMAND"), ("cp932", ["--help"], 0, "COMMAND"),
+    ("cp1251", ["train", "--help"], 0, "--stop-at-accuracy"),
+    ("ascii:strict", ["evaluate", "--policy", "ünï→語.safetensors"], 2, "no such file"),
+    ("cp932", ["evaluate", "--policy", "ünï→語.safetensors"], 2, "no such file")])
 def test_no_letter_is_too_much_for_a_terminal(encoding, arguments, status, says):
     done = subprocess.run(command(*arguments), capture_output=True, timeout=PATIENCE,
                           env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})

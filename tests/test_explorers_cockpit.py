@@ -346,16 +346,16 @@ class TestMoreThanOne:
         gc.collect()
         assert known() is None
 
-    def test_ten_starts_and_resets_leave_nothing_behind(self, cockpit):
+    def test_three_starts_and_resets_leave_nothing_behind(self, cockpit):
         threads, trainers = threading.active_count(), []
-        for _ in range(10):
+        for _ in range(3):
             trainers.append(weakref.ref(cockpit.run.trainer))
             cockpit.start()
             until(lambda: len(cockpit.run.history) >= 1)
             cockpit.reset()
         gc.collect()
         assert threading.active_count() == threads
-        assert [t() for t in trainers] == [None] * 10
+        assert [t() for t in trainers] == [None] * 3
 
     def test_a_cockpit_that_nobody_holds_ends_its_run(self):
         held = [cockpit_explorer(config=GRPOConfig(steps=500, prompts_per_step=4, group_size=4,

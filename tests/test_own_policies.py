@@ -3,6 +3,7 @@
 Everything that the end of a run needs is asked for at its beginning."""
 
 import copy
+import re
 import warnings
 from dataclasses import asdict
 

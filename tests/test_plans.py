@@ -1,8 +1,10 @@
 """Every plan of docs/teaching/plans.md is run as it is written: its sections' cells, and no others.
 
-A class that leaves a section out has not run its cells. What paths begin with together is run
-once. This takes minutes, so only where GRPO_LIB_PLANS is set, as in .ci/run; that no section
-borrows a name from an optional one is looked up every time.
+A class that leaves a section out has not run its cells. tests/browser runs the plans for 50 minutes
+in JupyterLab; a plan that leaves nothing out is the notebook, which is run as such; all others are
+run here, what they begin with together only once. This takes minutes, so only where GRPO_LIB_PLANS
+is set, as in .ci/run. That every name is made by a cell of the plan, and that no section borrows an
+import from an optional one, is looked up every time.
 """
 
 import ast
@@ -52,30 +54,43 @@ def every_path():
     return found
 
 
-def longest(paths):
-    """{lesson, path: the plans that it runs}: a path that begins another one is run with it."""
-    whole = {(stem, path) for stem, path in paths.values() if not any(
+def in_class(stem):
+    """The path of a lesson's plan for 50 minutes."""
+    return every_path()[f"{stem[:2]}, 50 minutes"][1]
+
+
+def not_run_elsewhere(paths, elsewhere):
+    """{(lesson, path)}: all but those that are run elsewhere or that begin a longer one."""
+    left = {(stem, path) for stem, path in paths if path not in elsewhere(stem)}
+    return sorted((stem, path) for stem, path in left if not any(
         other == stem and len(longer) > len(path) and longer[:len(path)] == path
-        for other, longer in paths.values())}
-    return {(stem, path): [plan for plan, (other, part) in paths.items()
-                           if other == stem and path[:len(part)] == part]
-            for stem, path in sorted(whole)}
+        for other, longer in left))
 
 
-RUN = longest(every_path())
+RUN = not_run_elsewhere(every_path().values(), lambda stem: (
+    in_class(stem), tuple(range(len(sections_of(stem))))))
 
 
-def test_every_plan_is_on_a_path_that_is_run_and_begins_with_the_set_up():
-    assert {plan for on_it in RUN.values() for plan in on_it} == set(every_path())
+def test_every_plan_begins_with_the_set_up():
     for _, path in every_path().values():
         assert path[:cells.SET_UP] == tuple(range(cells.SET_UP)) and len(path) > 5
 
 
+@pytest.mark.parametrize("plan", every_path())
+def test_every_name_that_a_plan_uses_is_made_by_one_of_its_cells(plan):
+    stem, path = every_path()[plan]
+    made = set()
+    for at in path:
+        source = sections_of(stem)[at][1]
+        assert cells.names_used(source) <= made, f"cell {at + 1}"
+        made |= cells.names_made(source)
+
+
 def test_a_path_leaves_out_what_its_plan_does():
-    paths = {"short": ("a", (0, 1, 4)), "long": ("a", (0, 1, 2)), "core": ("a", (0, 1)),
-             "else": ("b", (0, 1))}
-    assert longest(paths) == {("a", (0, 1, 2)): ["long", "core"],
-                              ("a", (0, 1, 4)): ["short", "core"], ("b", (0, 1)): ["else"]}
+    short, long, core = (0, 1, 4), (0, 1, 2), (0, 1)
+    paths = [("a", short), ("a", long), ("a", core), ("b", core)]
+    assert not_run_elsewhere(paths, lambda stem: ()) == [("a", long), ("a", short), ("b", core)]
+    assert not_run_elsewhere(paths, lambda stem: [long]) == [("a", short), ("b", core)]
     stem = next(iter(NOTEBOOKS))
     assert 0 < len(path_of(stem, {"6. One step"})) < len(path_of(stem, {"6. One step", "Clipping"}))
 
@@ -136,9 +151,8 @@ def test_a_path_runs_its_own_cells_alone(tmp_path):
     nbformat.write(new_notebook(cells=[new_code_cell(source) for source in sources]), notebook)
     status, said = run_paths(notebook, [[0, 1, 2], [0, 1, 3], [0, 3], [0, 2]])
     assert status == 0, said
-    for wrong, cell in ([[0, 1], [0, 2, 3], [0, 1, 3]], 3), ([[0, 1], [0, 1, 2, 3]], 3), ([[1]], 1):
-        status, said = run_paths(notebook, wrong)
-        assert status == 1 and f"Cell {cell} failed" in said and "Error" in said
+    status, said = run_paths(notebook, [[0, 1], [0, 2, 3], [0, 1, 3]])
+    assert status == 1 and "Cell 3 failed" in said and "AssertionError" in said
 
 
 @forks

@@ -146,8 +146,9 @@ class TestAlone:
         one, other = ([m.loss for m in trainer.run()] for trainer in trainers)
         assert one == other
 
-    @pytest.mark.parametrize("algorithm", [n for n, r in ALGORITHMS.items()
-                                           if not r.critic and not r.needs_entropies])
+    @pytest.mark.parametrize("algorithm", {
+        (r.aggregation, r.ratio): n for n, r in ALGORITHMS.items()
+        if not r.critic and not r.needs_entropies}.values())  # one for each way of adding up
     def test_in_micro_batches_the_weights_are_the_same(self, make_policy, sort_task, algorithm):
         config = GRPOConfig(steps=2, prompts_per_step=4, group_size=4, eval_every=0, beta=0.1,
                             algorithm=algorithm, num_iterations=2, max_grad_norm=1e9)
@@ -271,6 +272,8 @@ def test_a_killed_process_ends_the_run_with_a_clear_line_and_it_can_go_on(tmp_pa
     done = int(sorted((tmp_path / "killed" / "checkpoints").glob("*.safetensors"))[-1].stem[5:])
     assert done >= 4
 
+    if rank == 0:  # and once is enough for what comes after
+        return
     resumed = torchrun(2, "-m", "grpo_lib", "train", "--resume", tmp_path / "killed", "--steps",
                        str(done + 3))
     said, _ = resumed.communicate(timeout=PATIENCE)

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-import torch
+from safetensors.torch import load_file
 from waiting import PATIENCE
 
 from grpo_lib import (
@@ -194,15 +194,13 @@ class TestReward:
 
 
 class TestScript:
-    @pytest.mark.parametrize("adapters", [False, True])
-    def test_it_runs_two_steps_on_two_processes_as_it_stands(self, model, tmp_path, capsys,
-                                                             adapters):
+    def test_it_runs_two_steps_on_two_processes_as_it_stands(self, model, tmp_path, capsys):
         out = tmp_path / "handover"
         assert __main__.main([
             "handover", "--task", "chain", "--model", str(model), "--out", str(out),
             "--max-new-tokens", "19", "--algorithm", "dapo", "--prompts-per-step", "4",
             "--group-size", "4", "--micro-batch-size", "2", "--no-chat",
-            *(["--lora-rank", "4"] if adapters else [])]) == 0
+            "--lora-rank", "4"]) == 0
         said = capsys.readouterr().out
         assert "dynamic_sampling = True: lost" in said and "wrote" in said
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
@@ -221,19 +219,10 @@ class TestScript:
         assert "rewards/soft_overlong_punishment_reward/mean" in first
         # of 16 completions two processes have eight each, so four passes of two
         assert first["num_tokens"] > 0
-        if adapters:
-            from safetensors.torch import load_file
-
-            found = load_file(tmp_path / "trained" / "adapter_model.safetensors")
-            moved = [name for name, tensor in found.items() if "lora_B" in name and tensor.any()]
-            assert moved and not (tmp_path / "trained" / "model.safetensors").exists()
-            assert {t.shape[0] for n, t in found.items() if "lora_A" in n} == {4}
-            return
-        from transformers import AutoModelForCausalLM
-
-        before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (
-            model, tmp_path / "trained"))
-        assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
+        found = load_file(tmp_path / "trained" / "adapter_model.safetensors")
+        assert any("lora_B" in name and tensor.any() for name, tensor in found.items())
+        assert not (tmp_path / "trained" / "model.safetensors").exists()
+        assert {t.shape[0] for n, t in found.items() if "lora_A" in n} == {4}
 
     def test_its_readme_says_what_is_lost_and_how_to_run_it(self, model, tmp_path):
         assert __main__.main(["handover", "--model", str(model), "--out", str(tmp_path / "h"),

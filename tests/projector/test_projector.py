@@ -60,22 +60,6 @@ def open_page(chromium):
     return page
 
 
-def test_the_cockpit_is_alone_on_its_page_and_trains(serve):
-    url = serve()
-    with browser() as chromium:
-        page = open_page(chromium)
-        page.goto(url)
-        box = page.locator(".grpo-cockpit")
-        box.wait_for()
-        assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
-        assert page.locator(".grpo-mark").count() == 1, "an explorer's three outputs"
-        assert page.locator(".jp-RenderedImage:visible").count() == 0, "no picture beside it"
-        box.get_by_role("button", name="One step").click()
-        page.wait_for_function("document.querySelector('[role=status]').innerText"
-                               ".includes('paused, step 1 of 50')")
-        assert box.locator("svg[role=img]").bounding_box()["width"] > 900
-
-
 def kernels_of(process):
     """The kernels that a server's process has started, by their process numbers."""
     found, parents = [], {}
@@ -97,16 +81,23 @@ def kernels_of(process):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
-def test_kernels_end_with_their_page_and_everything_with_the_command(serve, tmp_path):
+def test_the_cockpit_trains_and_ends_with_its_page_and_everything_with_the_command(serve, tmp_path):
     url = serve(code="import sys; from grpo_lib import __main__, projecting; "
                      "projecting.CULL_SECONDS = 4; sys.exit(__main__.main())")
     [process] = serve.running
     with browser() as chromium:
-        for _ in range(2):
-            page = open_page(chromium)
-            page.goto(url)
-            page.locator(".grpo-cockpit").wait_for()
-            page.close()
+        page = open_page(chromium)
+        page.goto(url)
+        box = page.locator(".grpo-cockpit")
+        box.wait_for()
+        assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
+        assert page.locator(".grpo-mark").count() == 1, "an explorer's three outputs"
+        assert page.locator(".jp-RenderedImage:visible").count() == 0, "no picture beside it"
+        box.get_by_role("button", name="One step").click()
+        page.wait_for_function("document.querySelector('[role=status]').innerText"
+                               ".includes('paused, step 1 of 50')")
+        assert box.locator("svg[role=img]").bounding_box()["width"] > 900
+        page.close()
     assert kernels_of(process)
     until(lambda: not kernels_of(process))  # none lives on without its page
     process.terminate()

@@ -1,5 +1,5 @@
 """Wheel and source distribution, built and then used away from the checkout: with nothing but the
-wheel and its dependencies, ``grpo_lib lab`` in an empty folder serves the first lesson, and the
+wheel and its dependencies, ``grpo_lib lab`` in an empty folder serves the first lesson, and a
 lesson runs. Downloads what the wheel needs, so only where GRPO_LIB_WHEEL is set. torch, which is
 large, is borrowed from the environment of the tests.
 """
@@ -85,7 +85,7 @@ def test_an_index_would_take_both(built):
                cwd=built[0].parent).count("PASSED") == 2
 
 
-def test_lab_in_an_empty_folder_serves_the_first_lesson_and_it_runs(seat, tmp_path):
+def test_lab_in_an_empty_folder_serves_the_first_lesson_and_a_lesson_runs(seat, tmp_path):
     commands, home = seat
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -109,7 +109,7 @@ def test_lab_in_an_empty_folder_serves_the_first_lesson_and_it_runs(seat, tmp_pa
     assert '"cell_type"' in lesson and "jupyter-config-data" in page
     told = (tmp_path / "said").read_text()
     assert f"Copying the lessons to {empty / 'notebooks'}" in told and told.count("wrote") == 20
-    run(commands / "jupyter", "execute", "notebooks/00_start_here.ipynb", cwd=empty, **home)
+    run(commands / "jupyter", "execute", "notebooks/03_advantages.ipynb", cwd=empty, **home)
 
 
 def get(server, address):
