@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from grpo_lib import threads
+from grpo_lib.support import threads
 
 ROOT = Path(__file__).parent
 # Lesson 09 needs the llm extra, which requirements.txt does not bring.

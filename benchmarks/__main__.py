@@ -14,8 +14,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from grpo_lib import recorded, threads
-from grpo_lib.checkpoint import read_json, write_atomically
+from grpo_lib.course import recorded
+from grpo_lib.support import threads
+from grpo_lib.support.checkpoint import read_json, write_atomically
 
 threads.settle()  # before a part imports torch
 HERE = Path(__file__).parent

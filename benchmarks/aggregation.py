@@ -18,8 +18,8 @@ from grpo_lib import (
     load_base_model,
     sample_groups,
 )
+from grpo_lib.cli.runs import versions
 from grpo_lib.objective import PAPER_AGGREGATIONS as NAMES
-from grpo_lib.runs import versions
 
 IN_LESSONS = True
 SEEDS = range(4)

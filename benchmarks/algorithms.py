@@ -8,8 +8,8 @@ from functools import partial
 
 from benchmarks.record import in_processes, run_to_budget
 from grpo_lib import ALGORITHMS
-from grpo_lib.recorded import tokens_to
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
+from grpo_lib.course.recorded import tokens_to
 
 IN_LESSONS = True
 SEEDS = range(5)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from grpo_lib import ChainTask, PolicyConfig, TransformerPolicy, load_base_model
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 
 REPEATS = 5
 CPU_CLOCK = os.environ.get("BENCHMARK_CLOCK") == "cpu"

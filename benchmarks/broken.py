@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.record import in_processes
 from grpo_lib import ChainTask, GRPOConfig, load_base_model
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 
 IN_LESSONS = True
 SEEDS = range(3)
@@ -21,7 +21,7 @@ FIELDS = ("step", "accuracy", "held_out_accuracy", "reward_mean", "length", "len
 
 
 def faulty_run(fault: str, seed: int) -> dict:
-    from grpo_lib.exercises.faulty import FaultyTrainer
+    from grpo_lib.course.exercises.faulty import FaultyTrainer
 
     torch.set_num_threads(1)
     trainer = FaultyTrainer(fault, load_base_model("chain"), ChainTask(),
@@ -34,7 +34,7 @@ def faulty_run(fault: str, seed: int) -> dict:
 
 
 def measure() -> dict:
-    from grpo_lib.exercises.faulty import FAULTS
+    from grpo_lib.course.exercises.faulty import FAULTS
 
     return {"runs": in_processes([partial(faulty_run, fault, seed)
                                   for fault in FAULTS for seed in SEEDS]),

@@ -13,15 +13,15 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.browser import PATIENCE, NotebookPage, browser, jupyterlab, why_not  # noqa: F401
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 
 ROUNDS, STEPS, PAUSE_MS, MOVED = 5, 20, 350, "epsilon_high"
 NAME = "98_cockpit.ipynb"
 CELLS = [
     "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path.cwd().parent))\n"
     "import json, time\nimport grpo_lib.course\nfrom grpo_lib import GRPOConfig\n"
-    "from grpo_lib.explorers import cockpit_explorer\n"
-    "from grpo_lib.explorers.cockpit import chain_trainer\n"
+    "from grpo_lib.course.explorers import cockpit_explorer\n"
+    "from grpo_lib.course.explorers.cockpit import chain_trainer\n"
     "grpo_lib.course.set_up()\n"
     f"config = GRPOConfig(steps={STEPS}, minibatches=1)",
     "trainer = chain_trainer(config)\nstart = time.perf_counter()\n"

@@ -15,8 +15,8 @@ import torch
 from benchmarks.algorithms import BUDGET
 from benchmarks.record import in_processes, run_to_budget
 from grpo_lib import ChainTask, evaluate, load_base_model, majority_at_k, sample_groups
+from grpo_lib.cli.runs import versions
 from grpo_lib.pretraining import example_loss
-from grpo_lib.runs import versions
 
 IN_LESSONS = True
 SEEDS = range(5)

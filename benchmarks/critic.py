@@ -24,9 +24,9 @@ from grpo_lib import (
     ValueModel,
     load_base_model,
 )
+from grpo_lib.cli.runs import versions
 from grpo_lib.critic import completion_values, state_numbers
 from grpo_lib.rollout import completion_log_probs
-from grpo_lib.runs import versions
 
 IN_LESSONS = True
 SEEDS, BUDGET = range(3), 150_000

@@ -24,7 +24,7 @@ from grpo_lib import (
     pretrain,
     sample_groups,
 )
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 
 # The shape of Qwen2.5-0.5B: what a run on the real one costs, without its weights.
 HALF_A_BILLION = {"vocab_size": 151_936, "hidden_size": 896, "num_hidden_layers": 24,
@@ -62,7 +62,7 @@ def make_policy(shape: dict, device: str):
     """The same random weights on every device."""
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from grpo_lib.huggingface import HuggingFacePolicy
+    from grpo_lib.bridges.huggingface import HuggingFacePolicy
 
     torch.manual_seed(0)
     return HuggingFacePolicy(AutoModelForCausalLM.from_config(Qwen2Config(**shape))).to(device)
@@ -111,7 +111,7 @@ def speed(shape: dict, device: str, prompts: int = PROMPTS, group: int = GROUP,
           prompt_length: int = PROMPT_LENGTH, length: int = LENGTH) -> dict:
     """Tokens sampled and updated a second, and the peaks of CUDA's memory meanwhile: an update
     holds weights, gradients and AdamW's two averages."""
-    from grpo_lib.huggingface import computes_in_bf16
+    from grpo_lib.bridges.huggingface import computes_in_bf16
 
     policy = make_policy(shape, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)

@@ -77,7 +77,7 @@ def generate(model, rollouts: Rollouts, max_new_tokens: int, eos_id: int | None)
 
 def measure_one(size: str, full: bool, peak: float) -> dict:
     """One policy, completions that end where they end or (full) all as long as allowed."""
-    from grpo_lib.export import llama
+    from grpo_lib.bridges.export import llama
 
     task, policy = ChainTask(), policy_of(size)
     prompts = [task.encode(p) for p in task.problems(PROMPTS, random.Random(0))]

@@ -16,8 +16,8 @@ from grpo_lib import (
     load_base_model,
     one_step_accuracy,
 )
+from grpo_lib.cli.runs import versions
 from grpo_lib.rollout import Rollouts
-from grpo_lib.runs import versions
 
 IN_LESSONS = True
 SEEDS = (0, 1, 2)

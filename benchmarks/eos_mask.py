@@ -16,7 +16,7 @@ from grpo_lib import (
     load_base_model,
     sample_groups,
 )
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 from grpo_lib.tokenizer import EOS
 
 IN_LESSONS = True

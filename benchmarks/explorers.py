@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.browser import ROOT, NotebookPage, browser, jupyterlab, why_not  # noqa: F401
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 
 MOVES = 20
 

@@ -20,7 +20,7 @@ from grpo_lib import (
     pretrain,
     save_policy,
 )
-from grpo_lib.runs import score, versions
+from grpo_lib.cli.runs import score, versions
 
 IN_LESSONS = True
 SEEDS = range(10)

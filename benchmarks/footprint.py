@@ -21,7 +21,7 @@ import grpo_lib; times.append(time.perf_counter())
 import torch; times.append(time.perf_counter())
 for name in grpo_lib._HOME: getattr(grpo_lib, name)
 times.append(time.perf_counter())
-import grpo_lib.plots, grpo_lib.explorers; times.append(time.perf_counter())
+import grpo_lib.course.plots, grpo_lib.course.explorers; times.append(time.perf_counter())
 print(json.dumps([b - a for a, b in zip(times, times[1:])]))
 """
 STEP = """

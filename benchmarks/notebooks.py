@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 
 from benchmarks.browser import ROOT
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 
 RUNS = 3
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from grpo_lib.runs import RunFolder, versions
+from grpo_lib.cli.runs import RunFolder, versions
 
 PEAK = """
 import pathlib, re, resource, sys

@@ -20,7 +20,7 @@ from grpo_lib import (
     evaluate,
     load_base_model,
 )
-from grpo_lib.runs import versions
+from grpo_lib.cli.runs import versions
 
 FIELDS = ("accuracy", "held_out_accuracy", "reward_mean", "length", "length_right",
           "length_wrong", "entropy", "kl", "clip_fraction_low", "clip_fraction_high",

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.beside import machine, ms, policy_of, ratio, side_by_side, told
-from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, packing, rollout, sample_groups
+from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, rollout, sample_groups
+from grpo_lib.fast import packing
 
 PROMPTS, GROUP, HEADS, WIDTH, COLUMNS, OWN = 32, 16, 4, 16, 20, 8
 

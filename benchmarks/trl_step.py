@@ -60,8 +60,8 @@ def in_turns(size: str, prompts: int, full: bool, folder: Path) -> dict:
     from trl import GRPOConfig as TRLConfig
     from trl import GRPOTrainer as TRLTrainer
 
-    from grpo_lib.export import fast_tokenizer, llama
-    from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward
+    from grpo_lib.bridges.export import fast_tokenizer, llama
+    from grpo_lib.bridges.handover import trl_arguments, trl_dataset, trl_reward
 
     task, steps = task_of(), REPEATS + 1
     config = GRPOConfig(steps=steps, prompts_per_step=prompts, group_size=GROUP, minibatches=1,

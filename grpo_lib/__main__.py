@@ -39,7 +39,7 @@ def main(arguments=None) -> int:
         return 0
     if arguments[:1] in (["lab"], ["notebooks"], ["test"], ["wheels"]):
         return setting_up(arguments[0], arguments[1:])
-    from grpo_lib import threads
+    from grpo_lib.support import threads
 
     try:
         threads.settle()  # before anything else imports torch
@@ -59,7 +59,7 @@ def main(arguments=None) -> int:
 
 
 def setting_up(name: str, arguments: list) -> int:
-    from grpo_lib import environment
+    from grpo_lib.cli import environment
 
     if arguments[:1] in (["-h"], ["--help"]):
         print(inspect.cleandoc(getattr(environment, name).__doc__))
@@ -180,8 +180,8 @@ def settings_in(options) -> dict:
 def run_handover(options) -> int:
     from shlex import join
 
+    from grpo_lib.bridges.handover import cautions, write_handover
     from grpo_lib.config import GRPOConfig
-    from grpo_lib.handover import cautions, write_handover
     from grpo_lib.tasks import get_task
 
     task, given = get_task(options.task or "chain"), settings_in(options)
@@ -206,7 +206,7 @@ def run_handover(options) -> int:
 
 
 def run_project(options) -> int:
-    from grpo_lib.projecting import project
+    from grpo_lib.cli.projecting import project
 
     return project(ROOT, options.lesson, [
         *([f"--port={options.port}"] if options.port else []),
@@ -265,7 +265,7 @@ def true_or_false(text: str) -> bool:
 
 def starting_policy(path, task):
     """The policy at ``path`` (a file or a run's folder), or the task's base model."""
-    from grpo_lib.checkpoint import base_model_path, load_policy
+    from grpo_lib.support.checkpoint import base_model_path, load_policy
 
     if path is None:
         path = base_model_path(task.name)
@@ -284,10 +284,10 @@ def starting_policy(path, task):
 def run_pretrain(options) -> int:
     from tqdm import tqdm
 
-    from grpo_lib.checkpoint import save_policy, write_json
-    from grpo_lib.checks import usable_device
+    from grpo_lib.cli.runs import score, versions
     from grpo_lib.pretraining import READY, PretrainConfig, one_step_accuracy, pretrain
-    from grpo_lib.runs import score, versions
+    from grpo_lib.support.checkpoint import save_policy, write_json
+    from grpo_lib.support.checks import usable_device
     from grpo_lib.tasks import get_task
 
     device = usable_device(options.device)
@@ -330,11 +330,11 @@ def run_train(options) -> int:
 
     import tqdm  # noqa: F401  what is missing should be missed before anything is written
 
-    from grpo_lib import plots  # noqa: F401
+    from grpo_lib.cli.runs import RunFolder
     from grpo_lib.config import GRPOConfig
+    from grpo_lib.course import plots  # noqa: F401
     from grpo_lib.critic import ValueModel
-    from grpo_lib.processes import joined
-    from grpo_lib.runs import RunFolder
+    from grpo_lib.support.processes import joined
     from grpo_lib.tasks import get_task
     from grpo_lib.training import GRPOTrainer
 
@@ -364,9 +364,9 @@ def resume(options, given: dict) -> int:
     """Go on with a run, with its own settings."""
     import torch
 
-    from grpo_lib.checks import check_number
-    from grpo_lib.processes import joined
-    from grpo_lib.runs import RunFolder
+    from grpo_lib.cli.runs import RunFolder
+    from grpo_lib.support.checks import check_number
+    from grpo_lib.support.processes import joined
 
     others = sorted({"--" + name.replace("_", "-") for name in given.keys() - {"steps", "device"}}
                     | {"--" + name.replace("_", "-") for name in ("out", "policy", "task",
@@ -441,7 +441,7 @@ def steps_to(trainer, goal: float | None):
 
 def follow(trainer, path: Path, goal: float | None) -> int:
     """What the other processes of a run do: the same steps. The first one measures and writes."""
-    from grpo_lib.processes import OtherProcessLost
+    from grpo_lib.support.processes import OtherProcessLost
 
     try:
         for _ in steps_to(trainer, goal):
@@ -461,8 +461,8 @@ def resume_command(path: Path) -> str:
 
 def train_in(run, trainer) -> int:
     """Measure, train to the last step, measure again; everything into the run's folder."""
-    from grpo_lib.processes import undisturbed
-    from grpo_lib.runs import summary, unlock
+    from grpo_lib.cli.runs import summary, unlock
+    from grpo_lib.support.processes import undisturbed
 
     def said(what: str) -> None:
         """Save what is whole, and say what is saved and how to go on, whatever signals come."""
@@ -500,10 +500,10 @@ def measure_and_train(run, trainer) -> None:
     """The work of ``train_in``; whatever of it is done already is not done again."""
     from tqdm import tqdm
 
-    from grpo_lib.checkpoint import write_atomically
+    from grpo_lib.cli.runs import score
     from grpo_lib.config import measured
-    from grpo_lib.plots import to_png, training_curves
-    from grpo_lib.runs import score
+    from grpo_lib.course.plots import to_png, training_curves
+    from grpo_lib.support.checkpoint import write_atomically
 
     task, config, device = trainer.task, trainer.config, trainer.device
     problems, goal = task.held_out(run.about["held_out"]), run.about.get("stop_at_accuracy")
@@ -534,8 +534,8 @@ def measure_and_train(run, trainer) -> None:
 def run_evaluate(options) -> int:
     import torch
 
-    from grpo_lib.checks import usable_device
     from grpo_lib.evaluation import evaluate, wilson_interval
+    from grpo_lib.support.checks import usable_device
     from grpo_lib.tasks import get_task
 
     task = get_task(options.task or "chain")
@@ -572,7 +572,7 @@ def start() -> None:
     warnings.showwarning = one_line
     status = main()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from grpo_lib.processes import leave
+        from grpo_lib.support.processes import leave
 
         leave(status)
     sys.exit(status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import (
+from grpo_lib.support.checks import (
     check_choice,
     check_device,
     check_floating,

@@ -26,7 +26,6 @@ from grpo_lib.advantages import (
     token_rewards,
     whiten,
 )
-from grpo_lib.checks import check_bool, check_choice, check_number, settle
 from grpo_lib.objective import (
     AGGREGATIONS,
     KLS,
@@ -36,6 +35,7 @@ from grpo_lib.objective import (
     check_clip,
     grpo_loss,
 )
+from grpo_lib.support.checks import check_bool, check_choice, check_number, settle
 
 
 def choice(default: object, about: str):

@@ -7,8 +7,8 @@ import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from grpo_lib.algorithms import ALGORITHMS, CHOICES, Algorithm
-from grpo_lib.checkpoint import json_text
-from grpo_lib.checks import check_bool, check_choice, check_number, check_whole, settle
+from grpo_lib.support.checkpoint import json_text
+from grpo_lib.support.checks import check_bool, check_choice, check_number, check_whole, settle
 
 
 def setting(default, about: str):
@@ -235,3 +235,10 @@ def measured(value: float | None, form: str) -> str:
 def describe_fields(cls) -> dict[str, str]:
     """Field name -> its sentence, for GRPOConfig and StepMetrics."""
     return {f.name: f.metadata["about"] for f in fields(cls)}
+
+
+def config_line(config: GRPOConfig) -> str:
+    """Python that makes this config: ``GRPOConfig(steps=40, epsilon=0.1)``."""
+    differ = [f"{f.name}={getattr(config, f.name)!r}" for f in fields(config)
+              if getattr(config, f.name) != f.default]
+    return f"GRPOConfig({', '.join(differ)})"

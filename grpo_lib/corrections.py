@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_beside, check_choice, check_number, check_same_shape
+from grpo_lib.support.checks import check_beside, check_choice, check_number, check_same_shape
 
 SAMPLER_CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate",
                        "sequence_mask")

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from grpo_lib.checks import check_same_shape
-from grpo_lib.modules import check_gradients_on, check_trainable, unwrapped
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import TransformerPolicy
 from grpo_lib.rollout import Rollouts, completion_outputs
+from grpo_lib.support.checks import check_same_shape
+from grpo_lib.support.modules import check_gradients_on, check_trainable, unwrapped
 
 
 class ValueModel(nn.Module):

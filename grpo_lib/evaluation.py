@@ -11,10 +11,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_number, check_whole, memory_explained, one_number
-from grpo_lib.modules import check_vocabulary, in_eval_mode
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, sample_groups
+from grpo_lib.support.checks import check_number, check_whole, memory_explained, one_number
+from grpo_lib.support.modules import check_vocabulary, in_eval_mode
 from grpo_lib.tasks.base import Problem, Task
 
 MOST = 1e300  # beyond it a sum may be beyond a float

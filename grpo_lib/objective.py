@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import (
+from grpo_lib.corrections import off_policy_mask, sampler_weights, top_entropy_mask
+from grpo_lib.support.checks import (
     check_beside,
     check_choice,
     check_device,
@@ -25,7 +26,6 @@ from grpo_lib.checks import (
     is_number,
     one_number,
 )
-from grpo_lib.corrections import off_policy_mask, sampler_weights, top_entropy_mask
 
 RATIOS = ("token", "sequence", "sequence_token", "sequence_sum")
 SURROGATES = ("clip", "cispo", "sapo", "gmpo", "log_prob")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from grpo_lib.checks import check_device, check_floating, check_number, check_whole, settle
-from grpo_lib.decoding import Decoder
+from grpo_lib.fast.decoding import Decoder
+from grpo_lib.support.checks import check_device, check_floating, check_number, check_whole, settle
 
 LONGEST_CONTEXT = 2**20  # tokens, for which the table of rotary angles is made at once
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_number, check_whole, settle
-from grpo_lib.modules import check_gradients_on, check_vocabulary, in_eval_mode
 from grpo_lib.objective import aggregate
 from grpo_lib.policy import PolicyConfig, TransformerPolicy, token_log_probs
+from grpo_lib.support.checks import check_number, check_whole, settle
+from grpo_lib.support.modules import check_gradients_on, check_vocabulary, in_eval_mode
 from grpo_lib.tasks.base import Task
 from grpo_lib.tokenizer import pad
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from grpo_lib.checks import check_number, check_same_shape, check_whole
-from grpo_lib.modules import eval_mode, in_eval_mode, unwrapped, vocabulary_of
-from grpo_lib.packing import pack
+from grpo_lib.fast.packing import pack
 from grpo_lib.policy import Policy, token_log_probs
+from grpo_lib.support.checks import check_number, check_same_shape, check_whole
+from grpo_lib.support.modules import eval_mode, in_eval_mode, unwrapped, vocabulary_of
 from grpo_lib.tokenizer import EOS, PAD, pad
 
 DROP_SHARE = 0.1  # finished rows are dropped once they are this share of the rows in work

@@ -22,11 +22,14 @@ import torch
 from torch import Tensor
 
 from grpo_lib.advantages import informative_groups
-from grpo_lib.checks import check_whole, memory_explained, usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel, adamw, shorten_gradient, spoiled
 from grpo_lib.evaluation import evaluate
-from grpo_lib.modules import (
+from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
+from grpo_lib.policy import Policy, token_entropy, token_log_probs
+from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
+from grpo_lib.support.checks import check_whole, memory_explained, usable_device
+from grpo_lib.support.modules import (
     check_apart,
     check_gradients_on,
     check_policy,
@@ -36,15 +39,17 @@ from grpo_lib.modules import (
     named_weights,
     unwrapped,
 )
-from grpo_lib.notices import not_finite, nothing_to_learn, say_at_once, warn
-from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
-from grpo_lib.off_policy import off_policy
-from grpo_lib.policy import Policy, token_entropy, token_log_probs
-from grpo_lib.processes import Processes
-from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
+from grpo_lib.support.notices import not_finite, nothing_to_learn, say_at_once, warn
+from grpo_lib.support.off_policy import off_policy
+from grpo_lib.support.processes import Processes
+from grpo_lib.support.trainer_state import (
+    load_trainer,
+    save_reference,
+    save_trainer,
+    tell_other_settings,
+)
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tasks.scoring import RewardError, Scores
-from grpo_lib.trainer_state import load_trainer, save_reference, save_trainer, tell_other_settings
 
 BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
 

@@ -68,7 +68,8 @@ def kind_of(path) -> str:
 def watch(log: Path, stop_at: int | tuple[str, int], full: bool = False) -> None:
     """Write down each point that this process reaches, and kill it at one of them: at the so
     many-th, or the so many-th of a name. ``full``: from there on, the disk is full instead."""
-    from grpo_lib import checkpoint, runs
+    from grpo_lib.cli import runs
+    from grpo_lib.support import checkpoint
     from grpo_lib.training import GRPOTrainer
 
     lines, count = open(log, "a", encoding="utf-8"), 0  # noqa: SIM115
@@ -163,7 +164,7 @@ def serve() -> None:
     import torch._dynamo  # noqa: F401
     import tqdm  # noqa: F401
 
-    import grpo_lib.runs  # noqa: F401
+    import grpo_lib.cli.runs  # noqa: F401
 
     for line in sys.stdin:
         what, *words = json.loads(line)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from grpo_lib import checkpoint
-from grpo_lib.checkpoint import (
+from grpo_lib.config import GRPOConfig
+from grpo_lib.support import checkpoint
+from grpo_lib.support.checkpoint import (
     CheckpointError,
     check_weights,
     load_policy,
@@ -21,7 +22,6 @@ from grpo_lib.checkpoint import (
     write_atomically,
     write_json,
 )
-from grpo_lib.config import GRPOConfig
 from grpo_lib.training import GRPOTrainer
 
 

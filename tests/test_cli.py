@@ -15,7 +15,8 @@ from waiting import PATIENCE, until
 from grpo_lib import __main__ as main_module
 from grpo_lib.__main__ import main, parser
 from grpo_lib.algorithms import ALGORITHMS
-from grpo_lib.checkpoint import (
+from grpo_lib.config import GRPOConfig, StepMetrics, describe_fields
+from grpo_lib.support.checkpoint import (
     base_model_path,
     load_base_model,
     load_policy,
@@ -23,7 +24,6 @@ from grpo_lib.checkpoint import (
     save_policy,
     save_tensors,
 )
-from grpo_lib.config import GRPOConfig, StepMetrics, describe_fields
 
 SMALL = ["--steps", "4", "--prompts-per-step", "4", "--group-size", "4", "--eval-every", "2",
          "--eval-problems", "10", "--held-out", "20", "--save-every", "2", "--threads", "1"]
@@ -380,7 +380,7 @@ def interrupt(*_, **__):
 @pytest.mark.parametrize("where", ["RunFolder.finish", "score", "summary"])
 def test_a_run_stopped_after_its_last_step_is_completed_by_the_command_it_prints(
         tmp_path, monkeypatch, capsys, where):
-    from grpo_lib import runs
+    from grpo_lib.cli import runs
 
     target = runs.RunFolder if "." in where else runs
     with monkeypatch.context() as patch:
@@ -423,7 +423,7 @@ def test_a_step_broken_off_half_way_is_taken_again(tmp_path, monkeypatch, capsys
 
 
 def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeypatch, capsys):
-    from grpo_lib.runs import RunFolder
+    from grpo_lib.cli.runs import RunFolder
 
     def full(self, metrics):
         raise OSError(28, "No space left on device")
@@ -443,7 +443,7 @@ def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeyp
 def test_a_signal_while_it_saves_after_a_failure_loses_nothing(tmp_path, monkeypatch, capsys, sent):
     """torchrun sends one a moment after a process was lost."""
     from grpo_lib import training
-    from grpo_lib.runs import RunFolder
+    from grpo_lib.cli.runs import RunFolder
 
     sample, record_all = training.GRPOTrainer.sample, RunFolder.record_all
 
@@ -510,7 +510,7 @@ def test_threads_are_as_many_as_asked_for(tmp_path):
 
 def test_an_old_environment_is_kept(tmp_path, monkeypatch):
     """Nothing in an existing .venv is removed when the requirements change."""
-    from grpo_lib import environment
+    from grpo_lib.cli import environment
 
     (tmp_path / "requirements.txt").write_text("torch\n")
     (tmp_path / "pyproject.toml").write_text('requires-python = ">=3.0"\n'

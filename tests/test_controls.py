@@ -3,7 +3,7 @@
 import ipywidgets
 import pytest
 
-from grpo_lib.explorers import controls
+from grpo_lib.course.explorers import controls
 
 EACH = {
     "slider": lambda: controls.slider("epsilon", 0.2, 0.0, 0.9, 0.05),

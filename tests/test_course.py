@@ -77,7 +77,7 @@ def test_importing_any_module_changes_nothing_in_the_session():
 
 def test_importing_before_torch_leaves_the_environment_alone():
     code = ("import json, os\nbefore = dict(os.environ)\n"
-            "import grpo_lib, grpo_lib.threads, grpo_lib.course, grpo_lib.policy\n"
+            "import grpo_lib, grpo_lib.support.threads, grpo_lib.course, grpo_lib.policy\n"
             "print(json.dumps(before == dict(os.environ)))")
     assert run_python(code)
 

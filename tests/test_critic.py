@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo_lib.checkpoint import CheckpointError
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import Critic, ValueModel, completion_values, state_numbers, value_loss
 from grpo_lib.policy import TinyPolicy
+from grpo_lib.support.checkpoint import CheckpointError
 from grpo_lib.training import GRPOTrainer
 
 PPO = GRPOConfig(algorithm="ppo", steps=6, prompts_per_step=4, group_size=4, eval_every=0,

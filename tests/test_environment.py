@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import PATIENCE, until
 
-from grpo_lib import environment
+from grpo_lib.cli import environment
 
 ROOT = Path(__file__).parent.parent
 METADATA = '''\
@@ -250,7 +250,8 @@ def test_the_bounds_of_the_launcher_are_those_of_the_metadata(monkeypatch, capsy
     assert f":: Python :: {oldest}\"" in text and f":: Python :: {newest}\"" in text
 
 
-@pytest.mark.parametrize("name", ["__init__", "__main__", "environment"])
+@pytest.mark.parametrize("name", ["__init__", "__main__", "cli/environment",
+                                  "support/installed"])
 def test_what_runs_before_the_refusal_can_be_read_by_an_old_python(name):
     """Python 3.7 parses it, and evaluates no annotation: list[str] would end in a traceback."""
     path = ROOT / "grpo_lib" / f"{name}.py"

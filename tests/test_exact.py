@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grpo_lib.exact import (
+from grpo_lib.lab.exact import (
     kl_divergence,
     kl_divergence_gradient,
     kl_estimator_gradient,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
-from grpo_lib.exact import (
+from grpo_lib.lab.exact import (
     Estimator,
     all_groups,
     completion_probabilities,

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import exercises as writer
 
-from grpo_lib.exercises import EXERCISES
+from grpo_lib.course.exercises import EXERCISES
 
 LESSONS = [p for p in writer.lessons() if writer.exercises_of(p)]
 

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from waiting import PATIENCE
 
 import grpo_lib
-from grpo_lib import exercises
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
-from grpo_lib.exercises import EXERCISES, CurveQuestion, Exercise, Question, Repair, check
-from grpo_lib.exercises import curves as quiz
-from grpo_lib.exercises.comparing import Answer, alike
-from grpo_lib.exercises.running import limited
+from grpo_lib.course import exercises
+from grpo_lib.course.exercises import EXERCISES, CurveQuestion, Exercise, Question, Repair, check
+from grpo_lib.course.exercises import curves as quiz
+from grpo_lib.course.exercises.comparing import Answer, alike
+from grpo_lib.course.exercises.running import limited
 from grpo_lib.objective import surrogate_gradient, token_weights
 
 ROOT = Path(__file__).parent.parent

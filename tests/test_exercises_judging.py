@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grpo_lib.exercises import EXERCISES, Exercise, Question, check
+from grpo_lib.course.exercises import EXERCISES, Exercise, Question, check
 
 FUNCTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Exercise)}
 # Arguments that the right answer does not depend on.

@@ -15,8 +15,8 @@ import pytest
 import torch
 from waiting import PATIENCE
 
-from grpo_lib.exercises import EXERCISES, CurveQuestion, Exercise, Question, check
-from grpo_lib.exercises.running import default_device, limited
+from grpo_lib.course.exercises import EXERCISES, CurveQuestion, Exercise, Question, check
+from grpo_lib.course.exercises.running import default_device, limited
 
 EXAMPLE = EXERCISES["group_advantages"]
 alarms = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="Linux and macOS have alarms")

@@ -8,12 +8,12 @@ import ipywidgets
 import pytest
 import torch
 
-from grpo_lib import explorers
 from grpo_lib.config import StepMetrics
-from grpo_lib.explorers import Explorer, LiveCurves, epsilon_explorer, group_size_explorer
-from grpo_lib.explorers.controls import choice, stops, switch
-from grpo_lib.explorers.group_size import SIZES
-from grpo_lib.plots import lines
+from grpo_lib.course import explorers
+from grpo_lib.course.explorers import Explorer, LiveCurves, epsilon_explorer, group_size_explorer
+from grpo_lib.course.explorers.controls import choice, stops, switch
+from grpo_lib.course.explorers.group_size import SIZES
+from grpo_lib.course.plots import lines
 
 
 def metrics(step, **values):
@@ -137,7 +137,8 @@ def test_explorers_are_found_by_name_and_others_are_not():
     assert all(callable(getattr(explorers, name)) for name in explorers.__all__)
     for name in ("weather", "weather_explorer", "base_explorer", "controls_explorer",
                  "__init___explorer", "_explorer"):
-        with pytest.raises(AttributeError, match=f"'grpo_lib.explorers' has no attribute '{name}'"):
+        with pytest.raises(AttributeError, match=rf"'grpo_lib\.course\.explorers' has no "
+                                                 f"attribute '{name}'"):
             getattr(explorers, name)
 
 

@@ -4,8 +4,8 @@ import statistics
 
 import pytest
 
-from grpo_lib.explorers import advantages_explorer
-from grpo_lib.explorers.advantages import BASELINES, SCALES
+from grpo_lib.course.explorers import advantages_explorer
+from grpo_lib.course.explorers.advantages import BASELINES, SCALES
 
 START, SECOND = [1.0, 0.1, 1.0, 0.2], [0.0, 0.0, 0.5, 1.0]
 

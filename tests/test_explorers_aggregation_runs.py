@@ -4,9 +4,9 @@ from statistics import mean
 
 import pytest
 
-from grpo_lib.explorers import aggregation_runs_explorer
+from grpo_lib.course.explorers import aggregation_runs_explorer
+from grpo_lib.course.recorded import load
 from grpo_lib.objective import PAPER_AGGREGATIONS
-from grpo_lib.recorded import load
 
 STEPS = {"flagship": 6, "too_long": 4, "marked": 5}
 

@@ -6,8 +6,8 @@ from statistics import fmean
 import pytest
 
 from grpo_lib import permutation_test
-from grpo_lib.explorers import algorithm_runs_explorer
-from grpo_lib.recorded import load, names
+from grpo_lib.course.explorers import algorithm_runs_explorer
+from grpo_lib.course.recorded import load, names
 
 ROWS = {"rows": ("grpo", "rloo", "ppo"), "reused": ("grpo", "ppo")}
 

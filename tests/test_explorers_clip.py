@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from grpo_lib.explorers import clip_explorer
-from grpo_lib.explorers.clip import DELTAS, HIGHS, NONE, SAME
+from grpo_lib.course.explorers import clip_explorer
+from grpo_lib.course.explorers.clip import DELTAS, HIGHS, NONE, SAME
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 
-from grpo_lib.explorers import clip_tokens_explorer
-from grpo_lib.explorers.clip import HIGHS, SAME
-from grpo_lib.plots import BLUE, VERMILION
+from grpo_lib.course.explorers import clip_tokens_explorer
+from grpo_lib.course.explorers.clip import HIGHS, SAME
+from grpo_lib.course.plots import BLUE, VERMILION
 
 ROWS = [4, 0, 2, 3]
 LENGTHS = [3, 5, 2, 4, 1, 5]

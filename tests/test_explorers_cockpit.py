@@ -17,10 +17,11 @@ import pytest
 import torch
 from waiting import until
 
-from grpo_lib import ALGORITHMS, GRPOConfig, explorers
-from grpo_lib.explorers import cockpit as room
-from grpo_lib.explorers import cockpit_explorer
-from grpo_lib.steering import steered
+from grpo_lib import ALGORITHMS, GRPOConfig
+from grpo_lib.course import explorers
+from grpo_lib.course.explorers import cockpit as room
+from grpo_lib.course.explorers import cockpit_explorer
+from grpo_lib.course.steering import steered
 
 CONFIG = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0)
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from grpo_lib.explorers import group_signal_explorer
-from grpo_lib.explorers.group_size import SIZES
+from grpo_lib.course.explorers import group_signal_explorer
+from grpo_lib.course.explorers.group_size import SIZES
 
 HARD = (torch.rand(20, 64, generator=torch.Generator().manual_seed(0)) < 0.1).float()
 MIXED = (torch.rand(30, 64, generator=torch.Generator().manual_seed(1))

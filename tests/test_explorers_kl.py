@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from grpo_lib.explorers import beta_explorer, entropy_explorer, kl_explorer
-from grpo_lib.explorers.kl import ESTIMATORS
-from grpo_lib.recorded import load
+from grpo_lib.course.explorers import beta_explorer, entropy_explorer, kl_explorer
+from grpo_lib.course.explorers.kl import ESTIMATORS
+from grpo_lib.course.recorded import load
 
 ROWS = 4
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from grpo_lib.explorers import length_bias_explorer
-from grpo_lib.length_bias import expected_push, follow_push
+from grpo_lib.course.explorers import length_bias_explorer
+from grpo_lib.lab.length_bias import expected_push, follow_push
 
 NUMBER = r"([+-][\d.]+) and ([+-][\d.]+), wrong answers ([\d.]+) to ([\d.]+) tokens"
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from grpo_lib.explorers import next_token_explorer
+from grpo_lib.course.explorers import next_token_explorer
 
 WORDS = ["<pad>", "<eos>", *"abcdefghij"]
 ROW = 1

@@ -11,8 +11,8 @@ from nbclient import NotebookClient
 from waiting import PATIENCE
 
 from grpo_lib.config import GRPOConfig
-from grpo_lib.explorers import LiveCurves, clip_explorer, cockpit_explorer
-from grpo_lib.explorers.outputs import LIVE, MARK, VIEW
+from grpo_lib.course.explorers import LiveCurves, clip_explorer, cockpit_explorer
+from grpo_lib.course.explorers.outputs import LIVE, MARK, VIEW
 
 ROOT = Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location("grpo_assets", ROOT / "docs" / "assets.py")
@@ -22,7 +22,7 @@ SET_UP = """import sys, types
 from dataclasses import fields
 from grpo_lib import GRPOConfig
 from grpo_lib.config import StepMetrics
-from grpo_lib.explorers import LiveCurves, clip_explorer, cockpit_explorer
+from grpo_lib.course.explorers import LiveCurves, clip_explorer, cockpit_explorer
 def metrics(step):
     return StepMetrics(**{f.name: 0.5 for f in fields(StepMetrics)} | {"step": step})
 config = GRPOConfig(steps=4, prompts_per_step=2, group_size=2, eval_every=0)"""

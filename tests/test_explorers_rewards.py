@@ -5,8 +5,8 @@ from math import comb, sqrt
 
 import pytest
 
-from grpo_lib.explorers import estimator_explorer, pass_at_k_explorer, verifier_explorer
-from grpo_lib.explorers.verifier import tricky
+from grpo_lib.course.explorers import estimator_explorer, pass_at_k_explorer, verifier_explorer
+from grpo_lib.course.explorers.verifier import tricky
 from grpo_lib.tasks import ChainTask, Problem
 from grpo_lib.tasks.flawed import VERIFIERS
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from grpo_lib.explorers import shift_explorer
-from grpo_lib.explorers.shift import number
+from grpo_lib.course.explorers import shift_explorer
+from grpo_lib.course.explorers.shift import number
 from grpo_lib.rollout import completion_log_probs, offset_log_probs
 
 WORDS = ["<pad>", "<eos>", *"abcdefghij"]

@@ -7,7 +7,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from grpo_lib.advantages import group_advantages
-from grpo_lib.explorers import token_weights_explorer
+from grpo_lib.course.explorers import token_weights_explorer
 from grpo_lib.objective import PAPER_AGGREGATIONS, aggregate
 
 LENGTHS = [3, 9, 5, 1, 7, 2, 10, 4]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from grpo_lib import ALGORITHMS, ChainTask, GRPOConfig, GRPOTrainer, load_base_model
-from grpo_lib.explorers import token_xray_explorer, what_if_explorer
-from grpo_lib.explorers.tokens import (
+from grpo_lib.course.explorers import token_xray_explorer, what_if_explorer
+from grpo_lib.course.explorers.tokens import (
     EFFECT,
     LEGEND,
     RATIO,
@@ -18,9 +18,9 @@ from grpo_lib.explorers.tokens import (
     strongest_push,
     tint,
 )
-from grpo_lib.explorers.what_if import OWN
-from grpo_lib.plots import BLUE, VERMILION, ink_on, luminance
-from grpo_lib.xray import BLOCKED, DOWN, SILENT, STATES, UP, Xray, agreement
+from grpo_lib.course.explorers.what_if import OWN
+from grpo_lib.course.plots import BLUE, VERMILION, ink_on, luminance
+from grpo_lib.lab.xray import BLOCKED, DOWN, SILENT, STATES, UP, Xray, agreement
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from grpo_lib.explorers import zero_loss_explorer
-from grpo_lib.recorded import load
+from grpo_lib.course.explorers import zero_loss_explorer
+from grpo_lib.course.recorded import load
 
 WAYS = {"1 update": 1, "4 updates": 4}
 

@@ -11,7 +11,8 @@ import pytest
 from waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
-POLICY = "from grpo_lib.huggingface import HuggingFacePolicy as P; P.from_pretrained('x/y'{})"
+POLICY = ("from grpo_lib.bridges.huggingface import HuggingFacePolicy as P; "
+          "P.from_pretrained('x/y'{})")
 NEEDS = {  # extra: (what it brings, what asks for it)
     "site": (["sphinx", "myst_nb", "furo", "sphinx-mathjax-offline"], ["docs/site.py", "{}"]),
     "slides": (["sphinx_revealjs", "sphinx-mathjax-offline"], ["docs/slides.py", "{}"]),

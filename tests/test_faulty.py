@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from grpo_lib.config import GRPOConfig
-from grpo_lib.exercises.curves import steps_of
-from grpo_lib.exercises.faulty import FAULTS, SILENT, FaultyTrainer
-from grpo_lib.explorers import broken_runs_explorer
-from grpo_lib.recorded import load
+from grpo_lib.course.exercises.curves import steps_of
+from grpo_lib.course.exercises.faulty import FAULTS, SILENT, FaultyTrainer
+from grpo_lib.course.explorers import broken_runs_explorer
+from grpo_lib.course.recorded import load
 from grpo_lib.training import GRPOTrainer
 
 CONFIG = GRPOConfig(steps=3, prompts_per_step=3, group_size=4, eval_every=0, learning_rate=0.01)

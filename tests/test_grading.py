@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import exercises as writer
 
-from grpo_lib.exercises import EXERCISES, CurveQuestion, Question, grading
-from grpo_lib.exercises.base import Verdict
+from grpo_lib.course.exercises import EXERCISES, CurveQuestion, Question, grading
+from grpo_lib.course.exercises.base import Verdict
 
 REGION = re.compile(r"( *)### BEGIN SOLUTION\n.*?### END SOLUTION", re.DOTALL)
 
@@ -55,7 +55,7 @@ def run_cells(*sources):
 def judge_of(command, sent):
     """(exit status, output) of the process that a locked cell starts, as a call."""
     given, said = io.TextIOWrapper(io.BytesIO(sent)), io.TextIOWrapper(io.BytesIO())
-    assert command[:3] == [sys.executable, "-m", "grpo_lib.exercises.grading"]
+    assert command[:3] == [sys.executable, "-m", "grpo_lib.course.exercises.grading"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command[2:])
         patch.setattr(sys, "stdin", given)
@@ -157,27 +157,28 @@ ALWAYS = "class Always:\n    def __getattr__(self, name):\n        return lambda
 CHEATS = {
     "check is another": WRONG + ALWAYS + "check = Always()",
     "the package's check is another":
-        WRONG + ALWAYS + "import grpo_lib.exercises\ngrpo_lib.exercises.check = Always()",
+        WRONG + ALWAYS + "import grpo_lib.course.exercises\ngrpo_lib.exercises.check = Always()",
     "every exercise says yes":
-        WRONG + "from grpo_lib.exercises import base\n"
+        WRONG + "from grpo_lib.course.exercises import base\n"
                 "yes = base.Verdict('right', 'k3: right')\n"
                 "for kind in (base.Exercise, base.Repair, base.Question):\n"
                 "    kind.check = kind.judge = lambda *_, **__: yes",
     "every verdict is true":
-        WRONG + "from grpo_lib.exercises.base import Verdict\nVerdict.__bool__ = lambda v: True",
+        WRONG + "from grpo_lib.course.exercises.base import Verdict\n"
+                "Verdict.__bool__ = lambda v: True",
     "all numbers are close":
-        WRONG + "import torch\nfrom grpo_lib.exercises import base, comparing\n"
+        WRONG + "import torch\nfrom grpo_lib.course.exercises import base, comparing\n"
                 "base.same = base.alike = lambda *_, **__: True\n"
                 "comparing.same = comparing.close = lambda *_, **__: True\n"
                 "torch.allclose = torch.equal = lambda *_, **__: True\n"
                 "torch.isclose = lambda a, b, **__: a == a",
     "the right answer is mine":
-        WRONG + "import dataclasses\nfrom grpo_lib.exercises import EXERCISES\n"
+        WRONG + "import dataclasses\nfrom grpo_lib.course.exercises import EXERCISES\n"
                 "EXERCISES['k3'] = dataclasses.replace(EXERCISES['k3'], write=lambda _: my_k3)",
     "there are no cases":
-        WRONG + "import dataclasses\nfrom grpo_lib.exercises import EXERCISES\n"
+        WRONG + "import dataclasses\nfrom grpo_lib.course.exercises import EXERCISES\n"
                 "EXERCISES['k3'] = dataclasses.replace(EXERCISES['k3'], cases=lambda: iter(()))",
-    "the judge says yes": WRONG + "from grpo_lib.exercises import grading\n"
+    "the judge says yes": WRONG + "from grpo_lib.course.exercises import grading\n"
                                   "grading.main = lambda: 0\n"
                                   "grading.judged = lambda *_: True",
     "it prints that it is right": WRONG + "print('k3: right, on 6 cases.')",
@@ -211,7 +212,7 @@ def judge(student):
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_wrong_answer_has_no_point_whatever_its_cell_does(cheat):
     """The two Pythons are forks of one that has loaded torch: fresh ones take seconds each."""
-    PROCESSES.set_forkserver_preload(["pytest", "nbformat", "grpo_lib.exercises.grading"])
+    PROCESSES.set_forkserver_preload(["pytest", "nbformat", "grpo_lib.course.exercises.grading"])
     (to_judge, to_student), (here, there) = PROCESSES.Pipe(), PROCESSES.Pipe()
     both = [PROCESSES.Process(target=student, args=(cheat, to_judge, there)),
             PROCESSES.Process(target=judge, args=(to_student,))]

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from grpo_lib import __main__, environment
+from grpo_lib import __main__
+from grpo_lib.cli import environment
 
 LESSONS = {"00_start_here.ipynb": b"zero", "04_clipping.ipynb": b"four",
            "solutions/04_clipping_solutions.ipynb": b"solved"}

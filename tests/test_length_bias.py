@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grpo_lib.advantages import group_advantages
-from grpo_lib.length_bias import (
+from grpo_lib.lab.length_bias import (
     expected_push,
     follow_push,
     length_distribution,

@@ -9,7 +9,7 @@ import cells
 import nbformat
 import pytest
 
-from grpo_lib.explorers.outputs import MARK, VIEW
+from grpo_lib.course.explorers.outputs import MARK, VIEW
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PATHS = [p for p in sorted(FOLDER.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lib import notices, training
+from grpo_lib import training
+from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
-from grpo_lib.explorers.cockpit import Cockpit
-from grpo_lib.runs import RunFolder
-from grpo_lib.steering import SteeredRun
+from grpo_lib.course.explorers.cockpit import Cockpit
+from grpo_lib.course.steering import SteeredRun
+from grpo_lib.support import notices
 from grpo_lib.training import GRPOTrainer, finish_step_first
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,7 +182,8 @@ def make(config):
 """
 WAYS = {
     "library": SLEEPY + "list(make(config).run())",
-    "steered": SLEEPY + "from grpo_lib.steering import SteeredRun; SteeredRun(make, config).run()",
+    "steered": SLEEPY + "from grpo_lib.course.steering import SteeredRun\n"
+                        "SteeredRun(make, config).run()",
     "command": SLEEPY + """
 from grpo_lib.__main__ import start
 ChainTask.reward = asleep

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from grpo_lib.checkpoint import CheckpointError, load_policy, load_tensors, save_policy
+from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
-from grpo_lib.modules import eval_mode, unwrapped
 from grpo_lib.policy import TinyPolicy
 from grpo_lib.pretraining import PretrainConfig, pretrain
 from grpo_lib.rollout import completion_log_probs, offset_log_probs, sample_groups
-from grpo_lib.runs import RunFolder
+from grpo_lib.support.checkpoint import CheckpointError, load_policy, load_tensors, save_policy
+from grpo_lib.support.modules import eval_mode, unwrapped
 from grpo_lib.tasks.scoring import RewardError
 from grpo_lib.training import GRPOTrainer
 
@@ -73,7 +73,7 @@ def task(sort_task):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch, sort_task, task):
     """The task by its name, as a run's folder finds it."""
-    monkeypatch.setattr("grpo_lib.runs.get_task", lambda name: task)
+    monkeypatch.setattr("grpo_lib.cli.runs.get_task", lambda name: task)
 
 
 # what torch's own compiler reads on the way
@@ -167,7 +167,7 @@ def test_a_wrapped_policy_is_sampled_scored_evaluated_and_saved_as_without(
 
 def test_a_checkpoint_with_a_wrappers_names_is_read(make_policy, task, tmp_path):
     """As they were written before."""
-    from grpo_lib.checkpoint import save_tensors
+    from grpo_lib.support.checkpoint import save_tensors
 
     trainer = GRPOTrainer(make_policy(len(task.tokenizer)), task, SETTINGS)
     list(trainer.run(1))

@@ -1,4 +1,4 @@
-"""What ``import grpo_lib`` costs, what it offers, and which room may know which."""
+"""What ``import grpo_lib`` costs, what it offers, and which module may know which."""
 
 import ast
 import subprocess
@@ -11,12 +11,17 @@ from waiting import PATIENCE
 import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
-CORE = ["threads", "checks", "modules", "tokenizer", "decoding", "policy", "tasks", "packing",
-        "rollout", "advantages", "corrections", "objective", "length_bias", "algorithms", "critic",
-        "checkpoint", "evaluation", "config", "notices", "off_policy", "processes",
-        "trainer_state", "training", "pretraining", "exact",
-        "recorded"]  # each room may use those before it
-NUMBERS_ONLY = {"plots"}  # knows numbers and figures, no policies
+CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "fast.decoding",
+        "policy", "tasks", "fast.packing", "rollout", "advantages", "corrections", "objective",
+        "lab.length_bias", "algorithms", "critic", "support.checkpoint", "evaluation", "config",
+        "support.notices", "support.off_policy", "support.processes", "support.trainer_state",
+        "training", "pretraining", "lab.exact", "lab.xray",
+        "course.recorded"]  # each module may use those before it
+FOLDERS = ("support", "fast", "lab", "bridges", "course", "cli")
+# what a folder may never import, in itself or in a function
+ABOVE = {"support": ("bridges", "course", "cli"), "fast": ("lab", "bridges", "course", "cli"),
+         "lab": ("bridges", "course", "cli"), "bridges": ("course", "cli"), "course": ("cli",)}
+NUMBERS_ONLY = {"course.plots"}  # knows numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")
 
 
@@ -28,8 +33,13 @@ def run_python(code):
     return done.stdout
 
 
-def room_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_in(parts):
+    """The module, a folder's with the folder: "rollout", "lab.exact", "course.explorers"."""
+    return ".".join(parts[:2] if parts[0] in FOLDERS else parts[:1])
+
+
+def module_of(path):
+    return module_in(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def walk_what_runs(tree):
@@ -41,7 +51,7 @@ def walk_what_runs(tree):
 
 
 def imports_of(path):
-    """(modules, grpo_lib's rooms) that a file imports, at its top or in its functions."""
+    """(packages, grpo_lib's modules) that a file imports, at its top or in its functions."""
     names = []
     for node in walk_what_runs(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -49,13 +59,13 @@ def imports_of(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are written out in full"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    rooms = set()
+    used = set()
     for name in names:
         top, _, rest = name.partition(".")
         if top == "grpo_lib" and rest:
             first = rest.split(".")[0]
-            rooms.add(grpo_lib._HOME.get(first, first))
-    return {name.partition(".")[0] for name in names}, rooms
+            used.add(module_in(grpo_lib._HOME.get(first, rest).split(".")))
+    return {name.partition(".")[0] for name in names}, used
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -88,7 +98,7 @@ def test_public_names_are_listed_once():
     assert len(set(grpo_lib.__all__)) == len(grpo_lib.__all__)
 
 
-def test_a_public_name_is_the_rooms_own():
+def test_a_public_name_is_the_modules_own():
     from grpo_lib.objective import grpo_loss
     assert grpo_lib.grpo_loss is grpo_loss
     assert grpo_lib.objective.grpo_loss is grpo_loss
@@ -99,33 +109,49 @@ def test_a_name_that_is_not_there_says_so():
         _ = grpo_lib.grpo_lossy
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if room_of(f) in CORE],
+@pytest.mark.parametrize("path", [f for f in FILES if module_of(f) in CORE],
                          ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_a_core_room_uses_only_rooms_before_it(path):
-    room = room_of(path)
-    modules, rooms = imports_of(path)
-    allowed = set(CORE[: CORE.index(room) + (room == "tasks")])
-    assert rooms <= allowed
-    assert modules.isdisjoint({"matplotlib", "ipywidgets", "IPython", "transformers", "trl"})
+def test_a_core_module_uses_only_modules_before_it(path):
+    module = module_of(path)
+    packages, used = imports_of(path)
+    allowed = set(CORE[: CORE.index(module) + (module == "tasks")])
+    assert used <= allowed
+    assert packages.isdisjoint({"matplotlib", "ipywidgets", "IPython", "transformers", "trl"})
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if room_of(f) in NUMBERS_ONLY],
+@pytest.mark.parametrize("path", [f for f in FILES if module_of(f).split(".")[0] in ABOVE],
                          ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_plots_know_numbers_and_no_policies(path):
-    _, rooms = imports_of(path)
-    assert rooms.isdisjoint({"policy", "rollout", "tasks", "training", "pretraining",
-                             "checkpoint", "evaluation", "explorers", "exercises"})
+def test_a_folder_imports_nothing_from_those_above_it(path):
+    _, used = imports_of(path)
+    folders = {module.split(".")[0] for module in used}
+    assert folders.isdisjoint(ABOVE[module_of(path).split(".")[0]])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_optional_packages_are_imported_by_their_own_rooms_alone(path):
-    modules, _ = imports_of(path)
-    if room_of(path) not in ("huggingface", "export"):
-        assert modules.isdisjoint({"transformers", "tokenizers", "peft"})
-    assert modules.isdisjoint({"trl", "accelerate", "datasets"}), "they stand in a written script"
-    if room_of(path) not in ("explorers", "exercises"):
-        assert "ipywidgets" not in modules
-    assert "pickle" not in modules
+def test_only_the_commands_import_the_commands(path):
+    _, used = imports_of(path)
+    if module_of(path).split(".")[0] not in ("cli", "__main__"):
+        assert not [module for module in used if module.startswith("cli")]
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if module_of(f) in NUMBERS_ONLY],
+                         ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_plots_know_numbers_and_no_policies(path):
+    _, used = imports_of(path)
+    assert used.isdisjoint({"policy", "rollout", "tasks", "training", "pretraining",
+                             "support.checkpoint", "evaluation", "course.explorers",
+                             "course.exercises"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_optional_packages_are_imported_by_their_own_modules_alone(path):
+    packages, _ = imports_of(path)
+    if module_of(path) not in ("bridges.huggingface", "bridges.export"):
+        assert packages.isdisjoint({"transformers", "tokenizers", "peft"})
+    assert packages.isdisjoint({"trl", "accelerate", "datasets"}), "they stand in a written script"
+    if module_of(path) not in ("course.explorers", "course.exercises"):
+        assert "ipywidgets" not in packages
+    assert "pickle" not in packages
 
 
 def opened_without_encoding(path):
@@ -163,5 +189,5 @@ def test_a_text_opened_without_an_encoding_is_seen(tmp_path):
     assert opened_without_encoding(path) == [f"sample.py:{line}" for line in (1, 4, 5, 7, 8)]
 
 
-def test_the_order_of_rooms_covers_every_core_room_that_is_public():
-    assert set(grpo_lib._ROOMS) - NUMBERS_ONLY - {"explorers"} <= set(CORE)
+def test_the_order_of_modules_covers_every_core_module_that_is_public():
+    assert set(grpo_lib._MODULES) - NUMBERS_ONLY - {"course.explorers"} <= set(CORE)

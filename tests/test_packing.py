@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from grpo_lib import ValueModel, grpo_loss
 from grpo_lib.critic import completion_values
-from grpo_lib.packing import ROW, into_rows, pack
+from grpo_lib.fast.packing import ROW, into_rows, pack
 from grpo_lib.policy import token_log_probs
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, completion_outputs
 

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 
-from grpo_lib import plots
 from grpo_lib.config import StepMetrics
+from grpo_lib.course import plots
 
 HISTORY = [asdict(StepMetrics(**{f.name: 0.1 * i for f in fields(StepMetrics)} | {
     "step": i, "rewards": {},

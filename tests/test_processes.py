@@ -23,8 +23,8 @@ from grpo_lib import (
     sample_groups,
 )
 from grpo_lib.objective import AGGREGATIONS
-from grpo_lib.processes import Processes, SeveralProcesses, joined
 from grpo_lib.rollout import Rollouts, part_of
+from grpo_lib.support.processes import Processes, SeveralProcesses, joined
 
 HERE = Path(__file__).parent
 ALONE = {"OMP_NUM_THREADS": "1"}
@@ -211,7 +211,7 @@ class TestRefused:
             pass
 
     def test_any_other_error_keeps_its_own_words(self):
-        from grpo_lib.processes import OtherProcessLost, lost_processes
+        from grpo_lib.support.processes import OtherProcessLost, lost_processes
 
         with pytest.raises(RuntimeError, match="shapes"), lost_processes():
             raise RuntimeError("shapes do not match")

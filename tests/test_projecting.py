@@ -6,7 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from grpo_lib import __main__, projecting
+from grpo_lib import __main__
+from grpo_lib.cli import projecting
 
 ROOT = __main__.ROOT
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from waiting import PATIENCE
 
-from grpo_lib import recorded
+from grpo_lib.course import recorded
 
 ROOT = Path(__file__).parent.parent
 NAMES = recorded.names()
 
 
 def test_the_names_are_those_of_the_files():
-    files = {p.stem for p in (ROOT / "grpo_lib" / "recorded").glob("*.json")}
+    files = {p.stem for p in (ROOT / "grpo_lib" / "course" / "recorded").glob("*.json")}
     assert set(NAMES) == files >= {"flagship"}
     assert sorted(NAMES) == NAMES
 

@@ -19,19 +19,19 @@ import pytest
 import torch
 from waiting import PATIENCE
 
-from grpo_lib import plots
 from grpo_lib.advantages import group_advantages, informative_groups
 from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.course import plots
 from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
+from grpo_lib.lab.xray import Xray
 from grpo_lib.rollout import sample_groups
-from grpo_lib.runs import RunFolder
 from grpo_lib.tasks import ChainTask, Problem, SortTask, Task, is_held_out
 from grpo_lib.tasks.scoring import RewardError, check_weights
 from grpo_lib.tokenizer import Tokenizer
 from grpo_lib.training import GRPOTrainer
-from grpo_lib.xray import Xray
 
 CHAIN = ChainTask()
 ONE = Problem("+0 4 :", "4")
@@ -561,7 +561,7 @@ def test_functions_are_named_as_in_trl():
 # --- handing them over --------------------------------------------------------------------
 
 def test_trl_gets_each_reward_with_its_weight():
-    from grpo_lib.handover import trl_reward, trl_rewards
+    from grpo_lib.bridges.handover import trl_reward, trl_rewards
 
     task = CHAIN.with_reward({"right": CHAIN.correct, "short": short, "later": graded_later},
                              [1, 0.5, 0.25])

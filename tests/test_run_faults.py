@@ -16,10 +16,10 @@ import pytest
 import torch
 from waiting import PATIENCE
 
-from grpo_lib import runs
 from grpo_lib.__main__ import main
-from grpo_lib.checkpoint import CheckpointError
-from grpo_lib.runs import LOCKS, RunFolder, lock, unlock
+from grpo_lib.cli import runs
+from grpo_lib.cli.runs import LOCKS, RunFolder, lock, unlock
+from grpo_lib.support.checkpoint import CheckpointError
 
 HERE = Path(__file__).parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")
@@ -212,7 +212,7 @@ def test_one_process_may_lock_a_folder_twice_and_lets_go_of_it(tmp_path):
 
 
 def test_a_process_that_ends_leaves_no_lock_open(tmp_path):
-    code = "import sys; from pathlib import Path; from grpo_lib.runs import lock; " \
+    code = "import sys; from pathlib import Path; from grpo_lib.cli.runs import lock; " \
            "lock(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], cwd=HERE.parent,
                           capture_output=True, text=True, check=True, timeout=PATIENCE)

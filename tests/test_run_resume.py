@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from grpo_lib.__main__ import main
-from grpo_lib.checkpoint import (
+from grpo_lib.cli.runs import RunFolder
+from grpo_lib.config import GRPOConfig
+from grpo_lib.critic import ValueModel
+from grpo_lib.support.checkpoint import (
     CheckpointError,
     load_policy,
     load_tensors,
@@ -19,9 +22,6 @@ from grpo_lib.checkpoint import (
     save_tensors,
     write_json,
 )
-from grpo_lib.config import GRPOConfig
-from grpo_lib.critic import ValueModel
-from grpo_lib.runs import RunFolder
 from grpo_lib.tasks import SortTask
 from grpo_lib.training import GRPOTrainer
 
@@ -58,7 +58,7 @@ def task(sort_task):
 
 @pytest.fixture
 def make_trainer(make_policy, task, monkeypatch):
-    monkeypatch.setattr("grpo_lib.runs.get_task", lambda name: task)
+    monkeypatch.setattr("grpo_lib.cli.runs.get_task", lambda name: task)
 
     def make(config=SETTINGS):
         policy = make_policy(len(task.tokenizer), dtype=torch.float32)
@@ -313,7 +313,8 @@ def test_a_checkpoint_is_removed_only_when_the_new_one_is_whole(make_trainer, tm
     go_on(run, trainer, 2)
     list(trainer.run(1))
     with monkeypatch.context() as patch:
-        patch.setattr("grpo_lib.checkpoint.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28)))
+        patch.setattr("grpo_lib.support.checkpoint.os.fsync",
+                      lambda _: (_ for _ in ()).throw(OSError(28)))
         with pytest.raises(OSError, match="28"):
             run.save(trainer)
     assert files(run) == ["step-00002.safetensors"]

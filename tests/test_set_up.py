@@ -390,8 +390,9 @@ def test_a_tag_that_is_not_there_gives_one_line(tmp_path, outside):
     assert said(run_cell(outside, source, github=origin)) == NOT_FETCHED.format(PLACE.url)
 
 
-SHELL = """
+SHELL = f"""
 import sys
+sys.path = [place for place in sys.path if place != {str(ROOT)!r}]  # of an editable install
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 """

@@ -13,6 +13,7 @@ from grpo_lib.advantages import gae, token_rewards, whiten
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import ValueModel, completion_values
+from grpo_lib.lab.xray import NOT_COUNTED, Xray
 from grpo_lib.objective import (
     AGGREGATIONS,
     aggregate,
@@ -30,7 +31,6 @@ from grpo_lib.rollout import (
     sample_groups,
 )
 from grpo_lib.training import GRPOTrainer
-from grpo_lib.xray import NOT_COUNTED, Xray
 
 SETTINGS = {"steps": 2, "prompts_per_step": 4, "group_size": 4, "eval_every": 0, "minibatches": 3,
             "num_iterations": 2, "learning_rate": 0.01}

@@ -14,8 +14,9 @@ import torch
 from waiting import PATIENCE, until
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model
-from grpo_lib.steering import Move, SteeredRun, config_line, steered
-from grpo_lib.xray import Xray
+from grpo_lib.config import config_line
+from grpo_lib.course.steering import Move, SteeredRun, steered
+from grpo_lib.lab.xray import Xray
 
 CONFIG = GRPOConfig(steps=8, prompts_per_step=4, group_size=4, eval_every=0)
 

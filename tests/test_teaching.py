@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grpo_lib.advantages import group_advantages, informative_share
-from grpo_lib.exercises.policy import COMPLETION_MASK
+from grpo_lib.course.exercises.policy import COMPLETION_MASK
 from grpo_lib.objective import aggregate, clip_binds, kl_estimate, token_weights
 from grpo_lib.policy import token_log_probs
 
@@ -462,7 +462,7 @@ def test_the_times_are_those_that_were_measured():
 
 
 def test_links_and_commands_lead_somewhere():
-    from grpo_lib.environment import lab, wheels
+    from grpo_lib.cli.environment import lab, wheels
 
     index = text_of("README.md")
     for page in KIT.glob("*.md"):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo_lib import threads
+from grpo_lib.support import threads
 
 
 @pytest.fixture

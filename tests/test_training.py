@@ -14,14 +14,14 @@ import torch
 from grpo_lib import algorithms, training
 from grpo_lib.advantages import informative_groups
 from grpo_lib.algorithms import ALGORITHMS
-from grpo_lib.checkpoint import CheckpointError, load_tensors, save_tensors
-from grpo_lib.checks import usable_device
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
 from grpo_lib.objective import AGGREGATIONS, LossOutput, grpo_loss
 from grpo_lib.policy import TinyPolicy
-from grpo_lib.processes import Processes
 from grpo_lib.rollout import sample_groups
+from grpo_lib.support.checkpoint import CheckpointError, load_tensors, save_tensors
+from grpo_lib.support.checks import usable_device
+from grpo_lib.support.processes import Processes
 from grpo_lib.tasks import ChainTask
 from grpo_lib.training import GRPOTrainer, finish_step_first
 

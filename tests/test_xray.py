@@ -16,7 +16,7 @@ from grpo_lib import (
     kl_estimate,
     load_base_model,
 )
-from grpo_lib.xray import (
+from grpo_lib.lab.xray import (
     BLOCKED,
     DOWN,
     NOT_COUNTED,

@@ -1,6 +1,6 @@
 """Write the exercises at the end of every lesson, and the notebooks that solve them.
 
-    python tools/exercises.py                     after changing grpo_lib/exercises
+    python tools/exercises.py                     after changing grpo_lib/course/exercises
     python tools/exercises.py --nbgrader COURSE   each lesson's as an nbgrader assignment
 
 Lesson and solution are made from one source, the catalogue: a lesson's cell holds an empty
@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE))
 
 from front import NOTEBOOKS, put_front  # noqa: E402
 
-from grpo_lib.exercises import (  # noqa: E402
+from grpo_lib.course.exercises import (  # noqa: E402
     EXERCISES,
     CurveQuestion,
     Exercise,
@@ -90,14 +90,14 @@ def attempt_cell(exercise, solved: bool):
     name, (imports, answer) = exercise.name, attempt_source(exercise, solved)
     function = isinstance(exercise, Exercise)
     # the standard library and torch come first
-    start = "\n\n".join(filter(None, [imports, "from grpo_lib.exercises import check"]))
+    start = "\n\n".join(filter(None, [imports, "from grpo_lib.course.exercises import check"]))
     gap = "\n\n\n" if function else "\n\n"
     cell = nbformat.v4.new_code_cell(
         f"{start}{gap}{answer}{gap if function else chr(10)}check.{name}(my_{name})",
         metadata={"tags": ["exercise"]})
     if isinstance(exercise, CurveQuestion):
-        cell.source = (f"from grpo_lib.exercises import check\n"
-                       f"from grpo_lib.exercises.curves import show\n\n{answer}\n"
+        cell.source = (f"from grpo_lib.course.exercises import check\n"
+                       f"from grpo_lib.course.exercises.curves import show\n\n{answer}\n"
                        f"print(check.{name}(my_{name}))\nshow({name!r})")
     cell["id"] = f"{MARK}{name}"
     return cell
@@ -155,9 +155,9 @@ import subprocess
 import sys
 
 import grpo_lib
-from grpo_lib.exercises.grading import answers
+from grpo_lib.course.exercises.grading import answers
 
-judge = subprocess.run([sys.executable, "-m", "grpo_lib.exercises.grading", "{name}"],
+judge = subprocess.run([sys.executable, "-m", "grpo_lib.course.exercises.grading", "{name}"],
                        cwd=pathlib.Path(grpo_lib.__file__).parents[1],
                        input=answers("{name}", my_{name}),
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -190,7 +190,7 @@ def graded_cells(exercise) -> list:
     if not isinstance(exercise, CurveQuestion):
         return [attempt, test]
     curves = nbformat.v4.new_code_cell(
-        f"from grpo_lib.exercises.curves import show\n\nshow({name!r})",
+        f"from grpo_lib.course.exercises.curves import show\n\nshow({name!r})",
         metadata={"nbgrader": grading(f"{name}-curves", locked=True)})
     return [curves, attempt, test]
 
@@ -228,7 +228,7 @@ def write_course(folder: Path) -> None:
 
     ``nbgrader generate_assignment LESSON --create`` there makes what students get.
     """
-    from grpo_lib.checkpoint import write_atomically
+    from grpo_lib.support.checkpoint import write_atomically
 
     for path in lessons():
         if exercises_of(path):
@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def write_lessons() -> None:
     """The exercises into every lesson, and the solutions of each."""
-    from grpo_lib.checkpoint import write_atomically
+    from grpo_lib.support.checkpoint import write_atomically
 
     (NOTEBOOKS / "solutions").mkdir(exist_ok=True)
     for path in lessons():

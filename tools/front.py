@@ -141,7 +141,7 @@ grpo_lib.course.set_up()
 import torch"""
 
 REAL = '''\
-from grpo_lib.huggingface import can_be_loaded, quiet
+from grpo_lib.bridges.huggingface import can_be_loaded, quiet
 
 quiet()  # no progress bars: they would stand in the notebook
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"

@@ -2,7 +2,7 @@
 
     python tools/mutants.py                           # the faults by hand of tools/faults.py
     python tools/mutants.py loss-sign max-for-min     # some of them
-    python tools/mutants.py --generate objective exact            # every mutant of two modules
+    python tools/mutants.py --generate objective lab/exact            # every mutant of two modules
     python tools/mutants.py --generate --sample 300 --out FILE    # 300 of all, survivors to a file
 
 A mutant is a small change that nobody thought of: another operator, another number, a condition
@@ -46,18 +46,18 @@ COPIED = ("grpo_lib", "tests", "benchmarks", "notebooks", "docs", "tools", "pypr
 TESTS = {
     "advantages": "tests/test_advantages.py", "algorithms": "tests/test_algorithms.py",
     "config": "tests/test_config.py", "corrections": "tests/test_corrections.py",
-    "critic": "tests/test_critic.py", "decoding": "tests/test_packing.py",
+    "critic": "tests/test_critic.py", "fast/decoding": "tests/test_packing.py",
     "evaluation": "tests/test_evaluation.py",
-    "exact": "tests/test_exact.py tests/test_exact_sequences.py",
-    "length_bias": "tests/test_length_bias.py",
+    "lab/exact": "tests/test_exact.py tests/test_exact_sequences.py",
+    "lab/length_bias": "tests/test_length_bias.py",
     "objective": "tests/test_objective.py tests/test_surrogates.py",
-    "packing": "tests/test_packing.py", "policy": "tests/test_policy.py",
+    "fast/packing": "tests/test_packing.py", "policy": "tests/test_policy.py",
     "pretraining": "tests/test_pretraining.py",
     "rollout": "tests/test_rollout.py tests/test_joined_batches.py",
     "tasks/base": "tests/test_tasks.py", "tasks/chain": "tests/test_tasks.py",
     "tasks/scoring": "tests/test_tasks.py tests/test_rewards.py",
     "tasks/sorting": "tests/test_tasks.py", "tokenizer": "tests/test_tokenizer.py",
-    "training": "tests/test_training.py", "xray": "tests/test_xray.py"}
+    "training": "tests/test_training.py", "lab/xray": "tests/test_xray.py"}
 MORE = ("tests/test_every_function.py", "tests/test_training.py", "tests/test_several_turns.py",
         "tests/test_own_policies.py", "tests/test_critic.py", "tests/test_rewards.py",
         "tests/test_joined_batches.py", "tests/test_checkpoint.py", "tests/test_run_resume.py")
@@ -216,7 +216,7 @@ def run_tests(place: Path, arguments: Sequence[str]) -> str | None:
         finally:
             process.kill()
             process.join()
-        text = output.read_text(errors="replace") if output.exists() else ""
+        text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     if process.exitcode == 0:
         return None
     red = re.search(r"^(?:FAILED|ERROR) (\S+?::.*?|\S+\.py)(?: - .*)?$", text, re.MULTILINE)
@@ -234,6 +234,8 @@ def run_pytest(place: Path, arguments: Sequence[str], output: Path) -> None:
     os.chdir(place)
     mine = (ROOT, ROOT / "tools", ROOT / "tests")
     sys.path[:] = [str(place), *(p for p in sys.path if Path(p).resolve() not in mine)]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "grpo_lib"]:
+        del sys.modules[name]  # not the copy's
     os.environ["PYTHONPATH"] = str(place)  # for what tests start in processes of their own
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.pop("PYTEST_ADDOPTS", None)

@@ -49,7 +49,7 @@ def merge_streams(outputs: list) -> list:
 
 
 def main(prefixes: list[str]) -> None:
-    from grpo_lib.checkpoint import write_atomically
+    from grpo_lib.support.checkpoint import write_atomically
 
     paths = [p for p in sorted(NOTEBOOKS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts
              and (not prefixes or p.name.startswith(tuple(prefixes)))]

@@ -1,6 +1,6 @@
 """The built-in tasks by name; ``base.Task`` says what a task is."""
 
-from grpo_lib.checks import check_choice
+from grpo_lib.support.checks import check_choice
 from grpo_lib.tasks.base import Problem, Task, is_held_out
 from grpo_lib.tasks.chain import ChainTask
 from grpo_lib.tasks.sorting import SortTask

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_whole, one_number
+from grpo_lib.support.checks import check_whole, one_number
 from grpo_lib.tasks.scoring import (
     Scores,
     check_scores,

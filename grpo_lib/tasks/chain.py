@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 
-from grpo_lib.checks import one_number
+from grpo_lib.support.checks import one_number
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tokenizer import Tokenizer
 

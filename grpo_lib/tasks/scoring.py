@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_lib.checks import check_number, one_number
+from grpo_lib.support.checks import check_number, one_number
 
 
 class RewardError(RuntimeError):

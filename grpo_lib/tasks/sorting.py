@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from grpo_lib.checks import check_whole
+from grpo_lib.support.checks import check_whole
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tokenizer import Tokenizer
 

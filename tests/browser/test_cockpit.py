@@ -17,7 +17,7 @@ import json, threading, time
 from dataclasses import asdict
 import grpo_lib.course
 from grpo_lib import GRPOConfig
-from grpo_lib.explorers import cockpit_explorer, what_if_explorer
+from grpo_lib.course.explorers import cockpit_explorer, what_if_explorer
 grpo_lib.course.set_up()
 config = GRPOConfig(steps=30, prompts_per_step=8, group_size=8, eval_every=0)
 def numbers(history):

@@ -13,14 +13,14 @@ import pytest
 
 from benchmarks.browser import NotebookPage, browser, jupyterlab, why_not
 from benchmarks.cockpit import notebook
-from grpo_lib.explorers.outputs import VIEW
+from grpo_lib.course.explorers.outputs import VIEW
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(why_not() is not None,
                                                       reason=str(why_not()))]
 LESSON, BARE = "04_clipping.ipynb", "97_bare.ipynb"
 CELLS = ["""import sys
 sys.path.insert(0, "..")
-from grpo_lib.explorers import advantages_explorer, clip_explorer
+from grpo_lib.course.explorers import advantages_explorer, clip_explorer
 clip_explorer()""", "advantages_explorer()"]
 # For each explorer, what is on the screen of its three outputs: "picture", "mark" or "live".
 SEEN = """() => [...document.querySelectorAll('.jp-Notebook .grpo-mark')].map(mark => {

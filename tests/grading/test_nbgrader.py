@@ -74,8 +74,8 @@ def answered(release, source, keep):
 
 
 TAMPERED = {  # what a student may put into a cell in place of an answer
-    "group_advantages": "import grpo_lib.exercises as e\n"
-                        "from grpo_lib.exercises.base import Verdict\n"
+    "group_advantages": "import grpo_lib.course.exercises as e\n"
+                        "from grpo_lib.course.exercises.base import Verdict\n"
                         "Verdict.__bool__ = lambda verdict: True\n"
                         "check = e.check = type('Always', (), {{'__getattr__': "
                         "lambda self, name: lambda attempt: True}})()\n"

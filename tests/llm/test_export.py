@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from grpo_lib import ChainTask, SortTask, evaluate, load_base_model, sample_groups
-from grpo_lib.checkpoint import CheckpointError
-from grpo_lib.export import export_llama, fast_tokenizer, import_llama, llama
-from grpo_lib.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
+from grpo_lib.bridges.export import export_llama, fast_tokenizer, import_llama, llama
+from grpo_lib.bridges.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
+from grpo_lib.support.checkpoint import CheckpointError
 from grpo_lib.tokenizer import Tokenizer
 
 TASK = ChainTask()

@@ -23,8 +23,8 @@ from grpo_lib import (
     load_base_model,
 )
 from grpo_lib.algorithms import CHOICES
-from grpo_lib.export import export_llama
-from grpo_lib.handover import (
+from grpo_lib.bridges.export import export_llama
+from grpo_lib.bridges.handover import (
     ACCELERATE,
     SCRIPT,
     as_code,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import grpo_lib.huggingface as room
+import grpo_lib.bridges.huggingface as room
 from grpo_lib import (
     ChainTask,
     GRPOConfig,
@@ -23,16 +23,16 @@ from grpo_lib import (
     evaluate,
     sample_groups,
 )
-from grpo_lib.huggingface import (
+from grpo_lib.bridges.huggingface import (
     HuggingFacePolicy,
     HuggingFaceTokenizer,
     InstructionTask,
     end_ids,
     generate_groups,
 )
-from grpo_lib.runs import RunFolder
+from grpo_lib.cli.runs import RunFolder
+from grpo_lib.lab.xray import Xray
 from grpo_lib.tasks import Problem, Task
-from grpo_lib.xray import Xray
 
 FAMILIES = ("llama", "gpt2", "qwen2", "mistral")
 ENDS = tuple(range(30, 60))
@@ -593,7 +593,7 @@ class TestWhatGoesWrong:
         assert rollouts.log_probs.isfinite().all()
 
     def test_importing_the_room_needs_no_transformers(self):
-        code = ("import sys, grpo_lib.huggingface, grpo_lib.export, grpo_lib.handover\n"
+        code = ("import sys\nfrom grpo_lib.bridges import export, handover, huggingface\n"
                 "assert not {'transformers', 'trl', 'peft'} & set(sys.modules)")
         import subprocess
 

@@ -11,7 +11,7 @@ import torch
 from waiting import PATIENCE
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, completion_log_probs, sample_groups
-from grpo_lib.huggingface import (
+from grpo_lib.bridges.huggingface import (
     HuggingFacePolicy,
     HuggingFaceTokenizer,
     InstructionTask,

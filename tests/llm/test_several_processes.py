@@ -15,8 +15,8 @@ import json, sys
 from dataclasses import asdict
 import torch
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer
-from grpo_lib.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
-from grpo_lib.processes import joined, leave
+from grpo_lib.bridges.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
+from grpo_lib.support.processes import joined, leave
 
 with joined("cpu") as (processes, device):
     found = {}

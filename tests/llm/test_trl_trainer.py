@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, Problem, Rollouts
-from grpo_lib.handover import trl_arguments, trl_dataset, trl_reward
-from grpo_lib.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
+from grpo_lib.bridges.handover import trl_arguments, trl_dataset, trl_reward
+from grpo_lib.bridges.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
 
 MAX_NEW_TOKENS = 24
 SETTINGS = {"steps": 1, "prompts_per_step": 6, "group_size": 8, "minibatches": 1,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from waiting import PATIENCE
 
-from grpo_lib import environment
+from grpo_lib.cli import environment
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not os.environ.get("GRPO_LIB_SEAT"),

@@ -1,0 +1,1 @@
+"""To other libraries: transformers, Llama's format, TRL."""

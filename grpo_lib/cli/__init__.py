@@ -1,0 +1,1 @@
+"""The commands: set-up, runs in a folder, pages for a projector."""

@@ -1,0 +1,157 @@
+"""Lesson 08: GAE, whitening, an algorithm as a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from grpo_lib.algorithms import ALGORITHMS, Algorithm
+from grpo_lib.course.exercises.base import Exercise, Faults, Mistake
+from grpo_lib.course.exercises.comparing import NOTHING, Answer, Unanswered, WrongKind, named
+from grpo_lib.course.exercises.policy import numbers
+
+
+def write_gae(faults: Faults):
+    def gae(rewards, values, gamma, lam):
+        following = torch.cat((values[1:], torch.zeros_like(values[:1])))
+        if "last value carried on" in faults:
+            following = torch.cat((values[1:], values[-1:]))
+        if "value of the same state" in faults:
+            following = values
+        if "next value undiscounted" in faults:
+            delta = rewards + following - values
+        elif "values added" in faults:
+            delta = rewards + gamma * following + values
+        else:
+            delta = rewards + gamma * following - values
+        factor = gamma * lam
+        if "lambda left out" in faults:
+            factor = gamma
+        if "gamma left out of the sum" in faults:
+            factor = lam
+        advantages, running = [], torch.zeros((), dtype=rewards.dtype)
+        order = range(len(rewards)) if "forwards" in faults else reversed(range(len(rewards)))
+        for t in order:
+            running = delta[t] + factor * running
+            advantages.append(running)
+        result = torch.stack(advantages if "forwards" in faults else advantages[::-1])
+        return result + values if "returns" in faults else result
+
+    return gae
+
+
+def gae_cases():
+    def row(*values):
+        return torch.tensor(values, dtype=torch.float64)
+
+    yield "one token", (row(1.0), row(0.25), 0.9, 0.8)
+    yield "reward at the end", (row(0.0, 0.0, 1.0), row(0.5, 0.25, 0.75), 1.0, 0.5)
+    yield "discounted", (row(1.0, 2.0), row(0.5, 0.25), 0.5, 1.0)
+    yield "many", (numbers(18, 6), numbers(19, 6), 0.9, 0.7)
+
+
+GAE = Exercise(
+    "gae", "08",
+    "Write gae(rewards (T,), values (T,), gamma, lam) -> (T,): A_t = delta_t + gamma lam A_(t+1), "
+    "delta_t = r_t + gamma V_(t+1) - V_t, and the value after the end is 0.",
+    write_gae, gae_cases, (
+        Mistake("last value carried on", "the value after the last token is 0, not that of the "
+                "last state.", "lesson 08, section 4"),
+        Mistake("value of the same state", "delta looks ahead: gamma times the value of the *next* "
+                "state.", "lesson 08, section 4"),
+        Mistake("next value undiscounted", "the next value is discounted by gamma.",
+                "lesson 08, section 4"),
+        Mistake("values added", "the value of the state is subtracted: it is what was expected.",
+                "lesson 08, section 4"),
+        Mistake("lambda left out", "without lambda in the sum this is the return less the value, "
+                "whatever lambda is.", "lesson 08, section 4"),
+        Mistake("gamma left out of the sum", "A_(t+1) is multiplied by gamma lam, not by lam "
+                "alone.",
+                "lesson 08, section 4"),
+        Mistake("forwards", "the sum runs from the end to the beginning: A_t is made of what comes "
+                "after t.", "lesson 08, section 4"),
+        Mistake("returns", "this is A + V, what a critic is trained towards.",
+                "lesson 08, section 4", legitimate=True)),
+    '''import torch
+
+
+def gae(rewards, values, gamma, lam):
+    advantages, later, value_after = [], 0.0, 0.0
+    for reward, value in zip(rewards.flip(0), values.flip(0)):
+        later = reward + gamma * value_after - value + gamma * lam * later
+        value_after = value
+        advantages.append(later)
+    return torch.stack(advantages[::-1])''')
+
+# How a row behaves, as numbers: its advantages, its loss and the loss's gradient on one batch.
+REWARDS = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+LENGTHS = torch.tensor([[2], [4], [1], [3], [4], [2]])
+
+
+def behaviour(row: Algorithm) -> torch.Tensor:
+    mask = (torch.arange(4) < LENGTHS).double()
+    log_probs = -numbers(20, 6, 4).abs().requires_grad_()
+    old = log_probs.detach() + 0.4 * numbers(21, 6, 4)
+    advantages = row.advantages(REWARDS, mask)
+    loss = row.loss(log_probs, old, advantages, mask, max_length=8).loss
+    gradient = torch.autograd.grad(loss, log_probs)[0]
+    return torch.cat((advantages.flatten(), loss.detach()[None], gradient.flatten()))
+
+
+PARTS = (("advantage", REWARDS.numel()), ("loss", 1), ("gradient", 4 * len(LENGTHS)))
+
+
+def write_row(faults: Faults):
+    def dr_grpo_row(start):
+        row = start
+        if "std kept" not in faults:
+            row = replace(row, scale="none")
+        if "divided by lengths" not in faults:
+            row = replace(row, aggregation="token_mean" if "token mean" in faults else "constant")
+        if "nothing subtracted" in faults:
+            row = replace(row, baseline="none")
+        if "leave one out" in faults:
+            row = replace(row, baseline="leave_one_out")
+        return row
+
+    return dr_grpo_row
+
+
+class RowExercise(Exercise):
+    """A learner's function gives an Algorithm; what counts is what it does."""
+
+    def answer(self, function, arguments):
+        given = function(*arguments)
+        if any(given is nothing for nothing in NOTHING):
+            raise Unanswered(repr(given))
+        if not isinstance(given, Algorithm):
+            raise WrongKind(f"it returned {named(given)}, allowed is an Algorithm")
+        return Answer(behaviour(given), parts=PARTS)
+
+
+def row_cases():
+    yield "the row grpo", (ALGORITHMS["grpo"],)
+
+
+DR_GRPO_ROW = RowExercise(
+    "dr_grpo_row", "08",
+    "Write dr_grpo_row(start) -> Algorithm: from the row of GRPO make Dr. GRPO's, with "
+    "dataclasses.replace and without looking it up in the table.",
+    write_row, row_cases, (
+        Mistake("std kept", "the std of the group is still there.", "lesson 08, section 1"),
+        Mistake("divided by lengths", "each completion is still divided by its own length.",
+                "lesson 08, section 1"),
+        Mistake("token mean", "the divisor is the number of tokens of the batch; Dr. GRPO's is a "
+                "constant.", "lesson 06, section 1"),
+        Mistake("nothing subtracted", "the group's mean stays in Dr. GRPO.",
+                "lesson 08, section 1"),
+        Mistake("leave one out", "with the mean of the others this is RLOO with a constant "
+                "divisor, G / (G - 1) times Dr. GRPO.", "lesson 03, section 5", legitimate=True)),
+    '''from dataclasses import replace
+
+
+def dr_grpo_row(start):
+    return replace(start, scale="none", aggregation="constant")''')
+
+EXERCISES = (GAE, DR_GRPO_ROW)

@@ -1,0 +1,412 @@
+"""A training run to steer: start, pause, one step, back, reset; settings that take effect at the
+next step; live curves; a second run behind them; export."""
+
+from __future__ import annotations
+
+import base64
+import html
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+import ipywidgets
+
+from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.config import GRPOConfig, StepMetrics, config_line, measured
+from grpo_lib.course.explorers.base import Growing
+from grpo_lib.course.explorers.controls import choice, stops
+from grpo_lib.course.explorers.token_xray import token_xray_explorer
+from grpo_lib.course.plots import Picture, keep_layout, training_curves
+from grpo_lib.course.steering import CLOSED, FAILED, RUNNING, SteeredRun
+from grpo_lib.support.checkpoint import json_text
+from grpo_lib.training import GRPOTrainer
+
+PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
+DRAW_SHARE = 0.025  # of the time at most, while the run goes on
+ROW, DEFAULT = "the row's", "default"
+GROUP_SIZES = (2, 4, 8, 16, 32, 64)
+EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
+EPSILONS_HIGH = (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)
+BETAS = (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)
+RATES = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
+TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
+_made: dict[str, list[tuple[str, weakref.ref[Cockpit]]]] = {}  # by cell: (execution, cockpit)
+_shown: dict[int, Cockpit] = {}  # what a page shows is held, whether it has a name or not
+
+
+def cockpit_explorer(make_trainer: Callable[[GRPOConfig], GRPOTrainer] | None = None,
+                     config: GRPOConfig | None = None, *,
+                     compare: tuple[str, Sequence[Mapping]] | None = None,
+                     checkpoint_every: int = 5) -> Cockpit:
+    """A cockpit for a run that ``make_trainer(config)`` builds; by default for the base model of
+    the chain task and the settings of ``GRPOConfig()``. ``compare``: (name, metrics) of a run to
+    draw behind it. Running a cell again closes the cockpit that it made before, and draws its run
+    behind the new one. A page that has lost a cockpit gets it back by its name in a new cell."""
+    return Cockpit(make_trainer or chain_trainer, config or GRPOConfig(), compare,
+                   checkpoint_every)
+
+
+def chain_trainer(config: GRPOConfig) -> GRPOTrainer:
+    """The course's own: its base model on its task."""
+    from grpo_lib.support.checkpoint import load_base_model
+    from grpo_lib.tasks import ChainTask
+
+    return GRPOTrainer(load_base_model("chain"), ChainTask(), config)
+
+
+class Cockpit(Growing):
+    """Buttons, sliders and curves over a ``SteeredRun``, which is ``cockpit.run``.
+
+    What the buttons do can be done from code too: ``start``, ``pause``, ``step``, ``back``,
+    ``reset``, ``keep``, ``set``, ``export``. ``steps(n)`` takes steps and waits for them.
+    ``replaced``: the export of the run that its cell had before.
+    """
+
+    dpi = 80
+
+    def __init__(self, make_trainer, config, compare=None, checkpoint_every: int = 5):
+        self._drawing, self._quiet = threading.Lock(), None
+        self._drawn, self._cost, self._steps = 0.0, 0.0, 0
+        self._message = ""
+        self.compare, self.replaced = compare, None
+        self.about = f"A run of {config.steps} steps to steer: {', '.join(PANELS)}"
+        me = weakref.ref(self)  # the run's thread must not keep a cockpit that nobody holds
+        self.run = SteeredRun(make_trainer, config, checkpoint_every=checkpoint_every,
+                              on_change=lambda: me() and me().follow())
+        self.buttons = {name: ipywidgets.Button(
+            description=label, tooltip=about, layout=ipywidgets.Layout(width="auto"))
+            for name, label, about in (
+                ("start", "Start", "go on until the settings' last step"),
+                ("pause", "Pause", "stop after the step that is being taken"),
+                ("step", "One step", "take one step"),
+                ("back", "Back", "back to the checkpoint that the slider names"),
+                ("reset", "Reset", "a fresh run with the settings that it started with"),
+                ("keep", "Keep behind", "draw this run behind the next one"),
+                ("export", "Export", "settings, moves and log of this run"))}
+        self.controls = self._controls(config)
+        self.checkpoint = ipywidgets.IntSlider(
+            value=0, min=0, max=0, step=checkpoint_every, description="back to step",
+            style={"description_width": "100px"}, layout=ipywidgets.Layout(width="360px"))
+        self.exported = ipywidgets.HTML()
+        self.said = ipywidgets.HTML()
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        for control in self.controls.values():  # two in a row, on a laptop too
+            control.layout.width, control.style.description_width = "440px", "150px"
+        super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
+                          ipywidgets.HBox([*self.controls.values()], layout=row), self.said])
+        self.box.children = (*self.box.children, self.exported)
+        self.box.add_class("grpo-cockpit")
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: me() and me()._press(name))
+        for name, control in self.controls.items():
+            control.observe(lambda change, name=name: me() and me()._move(name, change["new"]),
+                            "value")
+        self._replace_old()
+        self.redraw()
+
+    def _controls(self, config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
+        def of(label, value, options):
+            return stops(label, value, [(f"{o:g}", o) for o in sorted({*options, value})])
+
+        def of_row(label, value, options):  # None: the row's
+            known = sorted({*options, *(() if value is None else (value,))})
+            return stops(label, ROW if value is None else value,
+                         [(ROW, ROW), *((f"{o:g}", o) for o in known)])
+
+        rows = [name for name, row in ALGORITHMS.items()
+                if row.critic == config.choices.critic]
+        return {
+            "group_size": of("group size (answers)", config.group_size, GROUP_SIZES),
+            "epsilon": of_row("epsilon", config.epsilon, EPSILONS),
+            "epsilon_high": of_row("epsilon_high", config.epsilon_high, EPSILONS_HIGH),
+            "beta": of_row("beta", config.beta, BETAS),
+            "learning_rate": of("learning rate", config.learning_rate, RATES),
+            "temperature": of("temperature", config.temperature, TEMPERATURES),
+            "algorithm": choice("algorithm", config.algorithm or DEFAULT, [DEFAULT, *rows])}
+
+    # --- what a learner does -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Go on, in the background, to the settings' last step."""
+        self.run.start()
+
+    def pause(self) -> None:
+        """Stop after the step that is being taken."""
+        self.run.pause()
+
+    def step(self) -> None:
+        """Take one step, in the background."""
+        self.run.start(1)
+
+    def steps(self, count: int | None = None) -> list[StepMetrics]:
+        """Take steps and wait for them. The stop button pauses the run."""
+        return self.run.run(count)
+
+    def set(self, **settings) -> Cockpit:
+        """Other settings from the next step on; the controls follow."""
+        self.run.set(**settings)
+        self._show_settings()
+        self.say("")
+        return self
+
+    def back(self, step: int) -> None:
+        """Back to a checkpoint, with the settings of that step."""
+        self.run.back(step)
+        self._show_settings()
+        self.redraw()
+
+    def reset(self) -> None:
+        """A fresh run; curves that were kept stay behind it."""
+        self.run.reset()
+        self.exported.value = ""
+        self._show_settings()
+        self.redraw()
+
+    def keep(self, name: str | None = None) -> None:
+        """Draw this run's curves behind the next."""
+        if self.run.history:
+            moves = len(self.run.moves)
+            self.compare = (name or f"kept, {moves} move{'s' * (moves != 1)}",
+                            [m.to_dict() for m in self.run.history])
+            self.redraw()
+        else:
+            self.say("nothing to keep yet: the run has taken no step")
+
+    def export(self) -> Export:
+        """This run as text: its settings, its moves, its log."""
+        return Export(config_line(self.run.config), [tuple(m) for m in self.run.moves],
+                      self.run.history)
+
+    def xray(self):
+        """The tokens of the last step (the run is paused first)."""
+        self.run.pause()
+        return token_xray_explorer(self.run.trainer)
+
+    def close(self) -> None:
+        """Give the run up. Its curves stay."""
+        self.run.close()
+        _shown.pop(id(self), None)
+
+    # --- callbacks: in whichever thread the front end has them -------------------------------
+
+    def _press(self, name: str) -> None:
+        self._message = ""
+        try:
+            if name == "back" and not self.run.history:
+                self.say("the run is at step 0 already")
+            elif name == "back":
+                self.back(self.checkpoint.value)
+            elif name == "export":
+                self.exported.value = self.export().as_html()
+            else:
+                getattr(self, name)()
+        except Exception as error:  # a callback's error would be shown nowhere
+            self.say(f"{type(error).__name__}: {error}")
+
+    def _move(self, name: str, value) -> None:
+        if self._quiet == threading.get_ident():
+            return
+        try:
+            self.run.set(**{name: None if value in (ROW, DEFAULT) else value})
+            self.say("")
+        except (ValueError, RuntimeError) as error:
+            self._show_settings()
+            self.say(f"not taken: {error}")
+
+    def _show_settings(self) -> None:
+        """Put the controls where the settings are; a value that has no stop gets one."""
+        self._quiet = threading.get_ident()  # what other threads move meanwhile counts
+        try:
+            for name, control in self.controls.items():
+                value = getattr(self.run.wanted, name)
+                if value is None:
+                    value = DEFAULT if name == "algorithm" else ROW
+                if name != "algorithm" and value not in [o[1] for o in control.options]:
+                    control.options = sorted(
+                        (*control.options, (f"{value:g}", value)),
+                        key=lambda o: -1.0 if o[1] == ROW else o[1])
+                control.value = value
+        finally:
+            self._quiet = None
+
+    def follow(self) -> None:
+        """Show what the run did: a line at each step, the curves as often as they may cost."""
+        with self._drawing:
+            pause = max(1.0, self._cost / DRAW_SHARE)
+            new = len(self.run.history) != self._steps
+            if self.run.state != RUNNING or (new and time.monotonic() - self._drawn > pause):
+                self._draw()
+            self._say()
+
+    def redraw(self) -> None:
+        """Draw the curves now."""
+        with self._drawing:
+            self._draw()
+            self._say()
+
+    def say(self, what: str) -> None:
+        """The line of numbers, with a message below it that stays until something is pressed or
+        moved."""
+        with self._drawing:
+            self._message = what
+            self._say()
+
+    def _draw(self) -> None:
+        start = time.perf_counter()
+        run = self.run
+        figure = training_curves([m.to_dict() for m in run.history], PANELS, run.wanted.steps,
+                                 compare=self.compare, marks=sorted({m.step for m in run.moves}),
+                                 columns=3)
+        keep_layout(self.figure, figure)
+        self.show(figure, self.describe())
+        last = max(run.checkpoints, default=0)
+        newest = self.checkpoint.value == self.checkpoint.max
+        self.checkpoint.max = last
+        if newest:  # the slider stays at the newest, unless it was moved away
+            self.checkpoint.value = last
+        self._steps = len(run.history)
+        self._drawn, self._cost = time.monotonic(), time.perf_counter() - start
+        if run.state != RUNNING:  # while it goes on, the notebook's file needs no picture
+            self.keep_picture()
+
+    def _say(self) -> None:
+        run = self.run
+        self.text = self.describe()
+        lines = [self.text, *filter(None, [self._message, run.note])]
+        if run.state == FAILED:
+            lines.append(f"{type(run.error).__name__}: {run.error}. Go back to a checkpoint, or "
+                         f"reset.")
+        elif run.state == CLOSED:
+            lines.append("This cockpit was replaced or closed; its run is over. Run its cell "
+                         "again for a new one.")
+        else:
+            lines.append(what_waits())
+        self.said.value = ('<div role="status" style="font-size:15px;line-height:1.4;'
+                           f'min-height:5.6em;white-space:pre-wrap">{html.escape(chr(10).join(lines))}</div>')
+        self.caption.value = ""
+
+    def describe(self) -> str:
+        """State, newest numbers, moves and what will change at the next step."""
+        run = self.run
+        history, now = run.history, run.trainer.config
+        state = "pausing after this step" if run.pausing else run.state
+        text = f"{state}, step {len(history)} of {run.wanted.steps}"
+        if history:
+            last = history[-1]
+            text += (f": reward {measured(last.reward_mean, '.2f')}, right {last.accuracy:.0%}, "
+                     f"length {last.length:.1f}, entropy {measured(last.entropy, '.2f')}, KL "
+                     f"{measured(last.kl, '.3f')}, clipped "
+                     f"{last.clip_fraction_low + last.clip_fraction_high:.1%}, silent groups "
+                     f"{last.zero_variance_groups:.0%}")
+        if run.moves:
+            text += "\nmoved: " + "; ".join(
+                f"{m.field} {shown(m.value)} from step {m.step}" for m in run.moves)
+        waiting = [f"{name} {shown(getattr(run.wanted, name))}" for name in asdict(now)
+                   if getattr(run.wanted, name) != getattr(now, name)]
+        if waiting:
+            text += f"\nfrom the next step on: {', '.join(waiting)}"
+        return text
+
+    def picture(self, text: str | None = None) -> Picture:
+        """The curves so far, to keep in the notebook; ``text`` says what they show."""
+        self.redraw()
+        return Picture(self.figure, text or self.text, self.dpi)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        if self.run.state != CLOSED:
+            _shown[id(self)] = self
+        return super()._repr_mimebundle_(include, exclude)
+
+    def _replace_old(self) -> None:
+        """Close the cockpits that earlier executions of this cell made; keep what they did."""
+        cell, execution = running_cell()
+        if cell is None:
+            return
+        made = _made.pop(cell, [])
+        for old in [c() for e, c in made if e != execution]:
+            if old is None or old.run.state == CLOSED:
+                continue
+            history, going = old.run.history, old.run.running
+            old.close()
+            if history:
+                self.replaced = old.export()
+                self._message = (
+                    f"The run that this cell had before ({len(history)} steps"
+                    f"{', still going on' if going else ''}) was closed. Its curves are behind "
+                    f"this one, its export is in .replaced of this cockpit.")
+                self.compare = self.compare or ("before", [m.to_dict() for m in history])
+            close_all(old.box)
+        _made[cell] = [(e, c) for e, c in made if e == execution] + [
+            (execution, weakref.ref(self))]
+
+
+class Export:
+    """A run as text: ``config`` is Python, ``moves`` are (step, field, value), ``log`` metrics."""
+
+    def __init__(self, config: str, moves: list[tuple], log: list[StepMetrics]):
+        self.config, self.moves, self.log = config, moves, log
+
+    @property
+    def code(self) -> str:
+        """Python that makes the run again."""
+        return (f"from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model\n"
+                f"from grpo_lib.course.steering import steered\n\n"
+                f"config = {self.config}\n"
+                f"moves = {self.moves!r}\n"
+                f"trainer = GRPOTrainer(load_base_model(\"chain\"), ChainTask(), config)\n"
+                f"for metrics in steered(trainer, moves, {len(self.log)}):\n"
+                f"    print(metrics.step, metrics.reward_mean)\n")
+
+    @property
+    def jsonl(self) -> str:
+        """The log, an object a step, every digit kept."""
+        return "".join(json_text(m.to_dict()) + "\n" for m in self.log)
+
+    def as_html(self) -> str:
+        data = base64.b64encode(self.jsonl.encode()).decode()
+        return (f'<p><a download="metrics.jsonl" href="data:application/jsonl;base64,{data}">'
+                f'metrics.jsonl</a> ({len(self.log)} steps). The same run again (with your own '
+                f'policy and task, if you gave the cockpit others):</p>'
+                f'<pre style="user-select:all">{html.escape(self.code)}</pre>')
+
+    def __repr__(self) -> str:
+        return f"{self.config}\nmoves = {self.moves!r}\n{len(self.log)} steps in the log"
+
+
+def close_all(widget: ipywidgets.Widget) -> None:
+    """Close a widget and all that belongs to it."""
+    for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None),
+                 getattr(widget, "style", None)):
+        if isinstance(part, ipywidgets.Widget):
+            close_all(part)
+    widget.close()
+
+
+def shown(value) -> str:
+    return ROW if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def running_cell() -> tuple[str | None, str]:
+    """The cell that is running (its code, where the front end gives no id) and this execution of
+    it; (None, "") outside a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not hasattr(shell, "get_parent"):
+        return None, ""
+    parent = shell.get_parent() or {}
+    cell = parent.get("metadata", {}).get("cellId") or parent.get("content", {}).get("code")
+    return cell, parent.get("header", {}).get("msg_id", "")
+
+
+def what_waits() -> str:
+    """What this kernel does not take while a cell is running. Before ipykernel 7: nothing that a
+    widget says. Since: what a button says, and what each slider says first."""
+    kernel = sys.modules.get("ipykernel")
+    if kernel is None:
+        return ""
+    what = ("buttons and sliders wait" if kernel.version_info[0] < 7
+            else "buttons, and a slider's first move, wait")
+    return f"(While a cell is running, {what} for its end; the kernel's stop button does not.)"

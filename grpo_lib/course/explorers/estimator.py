@@ -1,0 +1,46 @@
+"""Three estimates of pass@k from n samples of one problem: their mean and their spread."""
+
+from __future__ import annotations
+
+from matplotlib.ticker import PercentFormatter
+
+from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.controls import slider, stops
+from grpo_lib.course.plots import BLACK, BLUE, ORANGE, VERMILION, label, new_figure
+from grpo_lib.evaluation import (
+    estimate_moments,
+    independent_guesses,
+    pass_at_k,
+    plug_in_pass_at_k,
+)
+
+NAMES = ("first k", "unbiased", "plug-in")
+
+
+def estimator_explorer(p: float = 0.12, samples: int = 16, k: int = 8) -> Explorer:
+    """Sliders for a problem's true share of right answers p, the samples n, and k."""
+
+    def draw(p: float, samples: int, k: int):
+        truth = independent_guesses(p, k)
+        moments = (estimate_moments(pass_at_k, p, k, k),  # any right among the first k
+                   estimate_moments(pass_at_k, p, samples, k),
+                   estimate_moments(plug_in_pass_at_k, p, samples, k))
+        figure, axis = new_figure(width=7.6, height=3.2)
+        axis.axvline(truth, color=BLACK, linestyle="--", linewidth=1.6)
+        for row, ((mean, spread), color, sign) in enumerate(
+                zip(moments, (ORANGE, BLUE, VERMILION), "os^")):
+            axis.errorbar(mean, row, xerr=spread, fmt=sign, color=color, markersize=9,
+                          linewidth=2.4, capsize=6)
+        axis.set_xlim(-0.5, 1.5)
+        axis.set_ylim(2.6, -0.6)
+        axis.set_yticks(range(3), NAMES)
+        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        label(axis, f"pass@{k} from {samples} samples; dashed: the truth, {truth:.1%}",
+              "mean of the estimate, and one standard deviation", "", legend=False)
+        said = ", ".join(f"{name} {mean:.1%} +- {spread:.1%}"
+                         for name, (mean, spread) in zip(NAMES, moments))
+        return figure, f"p = {p:.2f}, n = {samples}, k = {k}: truth {truth:.1%}; {said}"
+
+    return Explorer(draw, p=slider("true share right p", p, 0.0, 1.0, 0.02),
+                    samples=stops("samples n", samples, (8, 16, 32, 64)),
+                    k=stops("k", k, (1, 2, 4, 8)))

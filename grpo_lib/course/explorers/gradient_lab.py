@@ -1,0 +1,112 @@
+"""An algorithm's gradient as an estimate of the true one, over group sizes: bias and noise,
+exactly, by listing every group that could be drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from grpo_lib.algorithms import Algorithm
+from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.controls import choice, stops
+from grpo_lib.course.plots import BLACK, BLUE, FONT, GREY, label, new_figure
+from grpo_lib.lab.exact import Estimator, estimator, mean_of_prompts, score_matrix
+from grpo_lib.policy import Policy
+from grpo_lib.rollout import Rollouts
+
+SIZES = (2, 3, 4, 6)
+OWN, NONE = "its own", "none"
+EPSILONS = (OWN, 0.05, 0.1, 0.2, 0.4, NONE)
+BUDGET = 48  # completions a step, whatever the group size
+
+
+def gradient_lab_explorer(policies: Sequence[Policy],
+                          prompts: Sequence[tuple[Rollouts, Tensor]],
+                          algorithms: Mapping[str, Algorithm], algorithm: str = "grpo",
+                          group_size: int = 4, reference: str = "rloo") -> Explorer:
+    """A menu of ``algorithms``, and sliders for G, for how stale the rollouts are and for the
+    clip.
+
+    ``policies``: one policy at successive steps of a run, the newest last; stale rollouts are
+    drawn from an earlier one. ``prompts``: all completions of each, with rewards (M,). The
+    batch holds a group of each prompt, and 48 completions a step are 48 / G groups.
+    """
+    if reference not in algorithms or algorithm not in algorithms:
+        raise ValueError(f"algorithm, reference: got {algorithm!r}, {reference!r}; allowed are "
+                         f"{', '.join(algorithms)}")
+    newest = policies[-1]
+    scores = [score_matrix(newest, completions) for completions, _ in prompts]
+    known: dict[tuple, Estimator] = {}
+
+    def of(name: str, size: int, stale: int, epsilon: float | str) -> Estimator:
+        key = name, size, stale, epsilon
+        if key not in known:
+            row = with_epsilon(algorithms[name], epsilon)
+            known[key] = mean_of_prompts([estimator(
+                newest, completions, rewards, row, size, old_policy=policies[-1 - stale],
+                scores=score) for (completions, rewards), score in zip(prompts, scores)])
+        return known[key]
+
+    def draw(algorithm: str, group_size: int, stale: int, epsilon: float | str):
+        curves = {name: [of(name, size, stale, epsilon) for size in SIZES]
+                  for name in dict.fromkeys((reference, algorithm))}
+        chosen = curves[algorithm][SIZES.index(group_size)]
+        text = (f"{algorithm}, G = {group_size}, {stale} updates old, clip {epsilon}: bias "
+                f"{percent(chosen.bias)}, {chosen.scale:.2f} times the true gradient, noise "
+                f"{step_noise(chosen, group_size):.2f}")
+        return two_panels(curves, group_size, algorithm), text
+
+    return Explorer(draw, algorithm=choice("algorithm", algorithm, list(algorithms)),
+                    group_size=stops("group size G", group_size, SIZES),
+                    stale=stops("rollouts are old (updates)", 0, range(len(policies))),
+                    epsilon=stops("epsilon, both sides", OWN, EPSILONS))
+
+
+def with_epsilon(row: Algorithm, epsilon: float | str) -> Algorithm:
+    """The row with another clip, the same on both sides; "none" leaves every ratio free."""
+    if epsilon == OWN:
+        return row
+    if epsilon == NONE:
+        return replace(row, epsilon=1.0, epsilon_high=math.inf)
+    return replace(row, epsilon=epsilon, epsilon_high=epsilon)
+
+
+def step_noise(result: Estimator, group_size: int) -> float:
+    """Noise of the mean over BUDGET / G groups."""
+    return result.noise * math.sqrt(group_size / BUDGET)
+
+
+def percent(share: float) -> str:
+    """A share in percent; what is 0 up to rounding as 0."""
+    return "0.0%" if share < 5e-4 else f"{share:.1%}"
+
+
+def two_panels(curves: Mapping[str, Sequence[Estimator]], chosen: int, algorithm: str):
+    """Bias over G on the left, a step's noise over G on the right; the chosen G is dotted."""
+    figure, (left, right) = new_figure(2, width=9.8, height=4.0)
+    places = range(len(SIZES))
+    for name, results in curves.items():
+        look = {"color": BLUE, "linewidth": 2.8, "marker": "o"} if name == algorithm else {
+            "color": GREY, "linewidth": 1.8, "linestyle": "--", "marker": "s"}
+        left.plot(places, [r.bias for r in results], label=name, clip_on=False, **look)
+        right.plot(places, [step_noise(r, size) for r, size in zip(results, SIZES)], label=name,
+                   **look)
+    left.set_ylim(0, 1.4)  # room for the names
+    left.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
+    top = max(step_noise(r, size) for results in curves.values()
+              for r, size in zip(results, SIZES))
+    right.set_ylim(0, next(t for t in (2, 4, 8, 16, 64, math.inf) if top < 0.9 * t)
+                   if top < 57 else 1.1 * top)
+    for axis in (left, right):
+        axis.set_xlim(-0.3, len(SIZES) - 0.7)
+        axis.set_xticks(places, map(str, SIZES))
+        axis.axvline(SIZES.index(chosen), color=BLACK, linestyle=":", linewidth=1.6)
+    label(left, "Bias: share that points elsewhere", "group size G", "of the mean's length",
+          legend=False)
+    label(right, f"Noise of a step of {BUDGET} completions", "group size G",
+          "times the mean's length", legend=False)
+    left.legend(loc="upper left", fontsize=FONT - 1, frameon=False)
+    return figure

@@ -1,0 +1,67 @@
+"""What an aggregation does to a policy that only decides when to stop: exactly, no sampling."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.controls import slider, stops
+from grpo_lib.course.plots import BLACK, FONT, RIGHT, WRONG, label, new_figure
+from grpo_lib.lab.length_bias import expected_push, follow_push
+from grpo_lib.objective import PAPER_AGGREGATIONS
+
+STYLES = dict(zip(PAPER_AGGREGATIONS, ("-", "--", ":")))
+STEPS, RATE, LONGEST = 20, 2.0, 40
+
+
+def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
+                         max_length: int = 20) -> Explorer:
+    """Sliders for G, the chance to stop after a token, the longest completion, the share of
+    right ones."""
+
+    def draw(group_size: int, stop: float, max_length: int, share_right: float):
+        settings = {"group_size": group_size, "max_length": max_length,
+                    "share_right": share_right}
+        figure, (left, right) = new_figure(2, width=11, height=4.3)
+        said = []
+        for x, name in enumerate(PAPER_AGGREGATIONS):
+            pushes, course = push_and_course(name, stop, **settings)
+            for side, (kind, color) in enumerate((("right", RIGHT), ("wrong", WRONG))):
+                left.bar(x + 0.4 * side - 0.2, pushes[side], 0.38, color=color,
+                         label=kind if x == 0 else None)
+                right.plot(course[:, side], STYLES[name], color=color, linewidth=2.4)
+            right.plot([], [], STYLES[name], color=BLACK, label=name)
+            said.append(f"{name} {shown(pushes[0])} and {shown(pushes[1])}, wrong answers "
+                        f"{course[0, 1]:.1f} to {course[-1, 1]:.1f} tokens")
+        left.axhline(0, color=BLACK, linewidth=1)
+        left.set_xticks(range(3), PAPER_AGGREGATIONS)
+        left.set_ylim(-0.13, 0.13)
+        left.set_yticks((-0.1, 0, 0.1))
+        right.set_xlim(0, STEPS)
+        right.set_xticks((0, 10, STEPS))
+        right.set_yticks((0, 10, 20, 30, LONGEST))
+        right.set_ylim(0, LONGEST)
+        label(left, "Push on the stop logit (up: shorter)", "", "expected gradient", legend=False)
+        label(right, "Mean length if it is followed", "step", "tokens", legend=False)
+        for axis, corner in ((left, "upper right"), (right, "upper left")):
+            axis.legend(fontsize=FONT - 2, frameon=False, loc=corner)
+        text = (f"G = {group_size}, stops with chance {stop:.2f}, at most {max_length} tokens, "
+                f"{share_right:.0%} right; push on right and wrong, and {STEPS} steps: "
+                f"{'; '.join(said)}")
+        return figure, text
+
+    return Explorer(draw, group_size=stops("group size G", group_size, (2, 4, 8, 16)),
+                    stop=slider("chance to stop", stop, 0.05, 0.5, 0.05),
+                    max_length=slider("max length (tokens)", max_length, 5, LONGEST, 5),
+                    share_right=slider("share of right answers", 0.5, 0.1, 0.9, 0.1))
+
+
+@lru_cache(maxsize=1024)
+def push_and_course(name: str, stop: float, **settings):
+    """The expected push of an aggregation, and the mean lengths if it is followed."""
+    return (expected_push(name, stop_right=stop, stop_wrong=stop, **settings),
+            follow_push(name, STEPS, RATE, stop=stop, **settings))
+
+
+def shown(push: float) -> str:
+    return f"{round(push, 4) + 0.0:+.4f}"

@@ -1,0 +1,1 @@
+"""The laboratory: exact enumeration, token X-ray, length bias."""
