@@ -462,11 +462,11 @@ def resume_command(path: Path) -> str:
 def train_in(run, trainer) -> int:
     """Measure, train to the last step, measure again; everything into the run's folder."""
     from grpo_lib.cli.runs import summary, unlock
-    from grpo_lib.support.processes import undisturbed
+    from grpo_lib.support.processes import signals_ignored
 
     def said(what: str) -> None:
         """Save what is whole, and say what is saved and how to go on, whatever signals come."""
-        with undisturbed():
+        with signals_ignored():
             try:
                 run.record_all(trainer.history)
                 if trainer.half_updated:

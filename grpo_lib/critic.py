@@ -7,7 +7,6 @@ warm-up of the critic alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from grpo_lib.policy import TransformerPolicy
 from grpo_lib.rollout import Rollouts, completion_outputs
 from grpo_lib.support.checks import check_same_shape
 from grpo_lib.support.modules import check_gradients_on, check_trainable, unwrapped
+from grpo_lib.support.optim import adamw, clip_grad_norm
 
 
 class ValueModel(nn.Module):
@@ -60,38 +60,6 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return aggregate(distance.square() / 2, mask, "token_mean")
 
 
-def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
-    """The optimizer of policy and value model; on a CPU all weights in one operation."""
-    parameters = list(parameters)
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
-                             fused=all(p.is_cpu for p in parameters) or None)
-
-
-def spoiled(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
-    """Names of those that hold nan or inf."""
-    named = [(name, tensor.detach()) for name, tensor in tensors
-             if tensor is not None and (tensor.is_floating_point() or tensor.is_complex())]
-    if nn.utils.get_total_norm([tensor for _, tensor in named]).isfinite():  # in one operation
-        return []
-    return [name for name, tensor in named if not tensor.isfinite().all()]
-
-
-def shorten_gradient(module: nn.Module, longest: float, what: str) -> Tensor:
-    """Shorten the gradient of a module's parameters to ``longest``; its length before.
-
-    FloatingPointError, and nothing is changed: nan or inf in it, with the parameters' names.
-    """
-    try:
-        return nn.utils.clip_grad_norm_(module.parameters(), longest, error_if_nonfinite=True)
-    except RuntimeError as error:
-        if "non-finite" not in str(error):
-            raise
-        names = spoiled((name, p.grad) for name, p in module.named_parameters())
-        raise FloatingPointError(f"{what}: its length is non-finite, with nan or inf for "
-                                 f"{', '.join(names) or 'no single parameter'}; that gradient step "
-                                 f"was not taken") from None
-
-
 class Critic:
     """A value model with its optimizer."""
 
@@ -119,7 +87,7 @@ class Critic:
             raise FloatingPointError(f"value loss: got {loss.item()}; that step was not taken")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        shorten_gradient(self.value_model, self.max_grad_norm, "value gradient")
+        clip_grad_norm(self.value_model, self.max_grad_norm, "value gradient")
         self.optimizer.step()
         return loss.item()
 

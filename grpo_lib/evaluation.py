@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, sample_groups
-from grpo_lib.support.checks import check_number, check_whole, memory_explained, one_number
+from grpo_lib.support.checks import check_number, check_whole, explain_out_of_memory, one_number
 from grpo_lib.support.modules import check_vocabulary, in_eval_mode
 from grpo_lib.tasks.base import Problem, Task
 
@@ -73,8 +73,9 @@ def evaluate(policy: Policy, task: Task, problems: Sequence[Problem], *, samples
     at_once = max(1, rows_at_once // samples)
     for start in range(0, len(problems), at_once):
         some = problems[start : start + at_once]
-        with memory_explained(lambda: ("evaluate", f"rows_at_once (now {rows_at_once}) samples "
-                                                   f"fewer completions together")):
+        with explain_out_of_memory(lambda: (
+                "evaluate", f"rows_at_once (now {rows_at_once}) samples fewer completions "
+                            f"together")):
             rollouts = sampler(policy, [task.encode(p) for p in some], samples,
                                max_new_tokens=task.max_new_tokens, temperature=temperature,
                                generator=generator, eos_id=task.tokenizer.eos_id, device=device)

@@ -196,7 +196,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
         generator.seed()
     uniforms = torch.rand(len(prompts) * group_size, max_new_tokens, dtype=torch.float64,
                           generator=generator)
-    chosen = part_of(len(prompts), part)
+    chosen = shard(len(prompts), part)
     uniforms = uniforms[chosen.start * group_size : chosen.stop * group_size].to(device)
     prompt_tokens, prompt_mask = (t[chosen].to(device) for t in pad(prompts, "left"))
     batch, width = len(uniforms), prompt_tokens.shape[1]
@@ -226,7 +226,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
         if count == 0 or step + 1 == max_new_tokens:
             break
         if count <= (1 - DROP_SHARE) * len(rows):
-            kept = closed_up(~ended, count)
+            kept = compact(~ended, count)
             rows, chosen, ended = rows[kept], chosen[kept], ended[kept]
             if cache is not None:
                 cache.keep(kept)
@@ -244,7 +244,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
                     is_end.any(1), group_size, temperature)
 
 
-def closed_up(live: Tensor, count: int) -> Tensor:
+def compact(live: Tensor, count: int) -> Tensor:
     """Indices of the ``count`` rows that are live (B,), the last ones at the places of those that
     are not: the fewest rows move."""
     order = torch.arange(count, device=live.device)
@@ -252,7 +252,7 @@ def closed_up(live: Tensor, count: int) -> Tensor:
     return order
 
 
-def part_of(count: int, part: tuple[int, int]) -> slice:
+def shard(count: int, part: tuple[int, int]) -> slice:
     """The k-th of n nearly equal parts of ``count`` things, for ``part=(k, n)``."""
     number, parts = part
     if not 0 <= number < parts <= count:

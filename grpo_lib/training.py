@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import copy
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +20,13 @@ from torch import Tensor
 
 from grpo_lib.advantages import informative_groups
 from grpo_lib.config import GRPOConfig, StepMetrics
-from grpo_lib.critic import Critic, ValueModel, adamw, shorten_gradient, spoiled
+from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
 from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
 from grpo_lib.policy import Policy, token_entropy, token_log_probs
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
-from grpo_lib.support.checks import check_whole, memory_explained, usable_device
+from grpo_lib.support.batch_metrics import NO_UPDATE, batch_metrics
+from grpo_lib.support.checks import check_whole, explain_out_of_memory, usable_device
 from grpo_lib.support.modules import (
     check_apart,
     check_gradients_on,
@@ -39,9 +37,17 @@ from grpo_lib.support.modules import (
     named_weights,
     unwrapped,
 )
-from grpo_lib.support.notices import not_finite, nothing_to_learn, say_at_once, warn
+from grpo_lib.support.notices import not_finite, nothing_to_learn, warn
 from grpo_lib.support.off_policy import off_policy
-from grpo_lib.support.processes import Processes
+from grpo_lib.support.optim import (
+    adamw,
+    check_finite,
+    clip_grad_norm,
+    locate_nonfinite,
+    nonfinite_names,
+)
+from grpo_lib.support.processes import Processes, check_processes
+from grpo_lib.support.signals import finish_step_first
 from grpo_lib.support.trainer_state import (
     load_trainer,
     save_reference,
@@ -200,7 +206,8 @@ class GRPOTrainer:
         gradient step of the update had been taken, that leaves no trace either.
         """
         check_gradients_on("step")
-        with memory_explained(self.doing), culprit_named(self), eval_mode(*self.modules().values()):
+        with (explain_out_of_memory(self.doing), locate_nonfinite(self),
+              eval_mode(*self.modules().values())):
             return self._step()
 
     def doing(self) -> tuple[str, str]:
@@ -399,7 +406,7 @@ class GRPOTrainer:
                 if iteration == 0:
                     entropy += step["entropy"] * rollouts.mask[rows].sum().item() / tokens
                 stats.append(step)
-        if self.spoiled_weights():
+        if self.nonfinite_weights():
             raise FloatingPointError("weights: the update has made them nan or inf")
         mean = {name: sum(s[name] for s in stats) / len(stats) for name in stats[0]}
         low, high = min(s["ratio_min"] for s in stats), max(s["ratio_max"] for s in stats)
@@ -429,7 +436,7 @@ class GRPOTrainer:
             width = batch.mask.shape[1]
             counted = loss_mask[part][:, :width]
             share = aggregation_share(counted, whole, algorithm.aggregation)
-            with processes.adding_up(last=number == len(parts)):
+            with processes.sync_gradients(last=number == len(parts)):
                 logits = completion_logits(self.wrapped, batch)
                 output = algorithm.loss(
                     token_log_probs(logits, batch.completions), batch.log_probs,
@@ -438,8 +445,9 @@ class GRPOTrainer:
                     ref_log_probs=rows_of(ref_log_probs, part, width),
                     entropies=token_entropy(logits) if algorithm.needs_entropies else None)
                 if not output.loss.isfinite():
-                    found = spoiled((("log_probs", token_log_probs(logits, batch.completions)
-                                      .masked_fill(batch.mask == 0, 0.0)),))
+                    scores = token_log_probs(logits, batch.completions)
+                    found = nonfinite_names(
+                        [("log_probs", scores.masked_fill(batch.mask == 0, 0.0))])
                     raise FloatingPointError(
                         f"loss: got {output.loss.item()} at step {self.step_count + 1}"
                         f"{' from log_probs' if found else ''}; that gradient step was not taken")
@@ -457,7 +465,7 @@ class GRPOTrainer:
                 "loss": output.loss.detach() * share,
                 "entropy": entropy * (batch.mask.sum() / tokens),
                 "of_tokens": aggregation_share(counted, whole, "token_mean")})
-        norm = shorten_gradient(self.policy, self.config.max_grad_norm, "gradient")
+        norm = clip_grad_norm(self.policy, self.config.max_grad_norm, "gradient")
         self.stepped = True
         self.optimizer.step()
         if self.critic is not None:
@@ -476,10 +484,10 @@ class GRPOTrainer:
         critic = {} if self.critic is None else {"value_model": self.critic.value_model}
         return {"policy": self.policy, "ref_policy": self.ref_policy} | critic
 
-    def spoiled_weights(self) -> list[str]:
+    def nonfinite_weights(self) -> list[str]:
         """Names of the weights that hold nan or inf, as in a checkpoint."""
         return [f"{part}.{name}" for part, module in self.modules().items()
-                for name in spoiled(named_weights(module).items())]
+                for name in nonfinite_names(named_weights(module).items())]
 
     def optimizers(self) -> dict[str, tuple]:
         """(module, optimizer) of what is trained, by the name of the state in a checkpoint."""
@@ -522,109 +530,3 @@ class GRPOTrainer:
 def rows_of(tensor: Tensor | None, rows: Tensor, width: int) -> Tensor | None:
     """Some rows of (B, T), cut to ``width`` columns, if there is a tensor."""
     return None if tensor is None else tensor[rows, :width]
-
-
-@contextmanager
-def culprit_named(trainer: GRPOTrainer) -> Iterator[None]:
-    """At which step a number went wrong, and which weights had."""
-    try:
-        yield
-    except FloatingPointError as error:
-        weights, step = trainer.spoiled_weights(), f"at step {trainer.step_count + 1}"
-        raise FloatingPointError(
-            f"{error}{'' if step in str(error) else ', ' + step}"
-            f"{'; nan or inf in ' + ', '.join(weights) if weights else ''}") from None
-
-
-def check_finite(**tensors: Tensor | None) -> None:
-    """FloatingPointError with the names of those that hold nan or inf."""
-    found = spoiled(tensors.items())
-    if found:
-        raise FloatingPointError(f"{', '.join(found)}: got nan or inf, allowed are finite numbers; "
-                                 f"no update was made")
-
-
-def check_processes(config: GRPOConfig, size: int) -> None:
-    """ValueError if the work of these settings cannot be dealt out to ``size`` processes."""
-    if size == 1:
-        return
-    config.check_parts("processes", size)
-    rows = config.prompts_per_step * config.group_size // config.minibatches
-    for name, count in (("prompts_per_step", config.prompts_per_step),
-                        ("minibatches", rows)):
-        if count < size:
-            raise ValueError(f"{name}: got {getattr(config, name)}, which leaves some of the "
-                             f"{size} processes without work; allowed is a prompt and a row of "
-                             f"each minibatch, or more, for each")
-    if config.choices.dynamic_sampling and config.group_size < size:
-        raise ValueError(f"group_size: got {config.group_size} with dynamic_sampling, which may "
-                         f"keep a single group, for {size} processes; allowed are {size} or more")
-
-
-# The metrics of a step that made no update.
-NO_UPDATE = {"entropy": None, "loss": 0.0, "grad_norm": 0.0, "clip_fraction_low": 0.0,
-             "clip_fraction_high": 0.0, "ratio_min": 1.0, "ratio_max": 1.0}
-
-
-def mean_and_std(scores: Tensor) -> tuple[float | None, float | None]:
-    """Of those that did not abstain; (None, None) if all did."""
-    counted = scores[~scores.isnan()]
-    if len(counted) == 0:
-        return None, None
-    return counted.mean().item(), counted.std().item() if len(counted) > 1 else 0.0
-
-
-def batch_metrics(batch: Batch) -> dict:
-    """The metrics that describe a batch of scored rollouts."""
-    _, rollouts, (rewards, grades, parts), ref_log_probs = batch
-    lengths, right = rollouts.lengths.float().cpu(), grades.flatten() > 0
-    kl, counted = None, batch.counted
-    if ref_log_probs is not None and counted.any():
-        rows = counted.flatten().to(ref_log_probs.device)
-        distance = kl_estimate(rollouts.log_probs[rows], ref_log_probs[rows], "k3")
-        kl = aggregate(distance, rollouts.mask[rows], "token_mean").item()
-    informative = informative_groups(rewards, counted)
-    mean, std = mean_and_std(rewards)
-    return {
-        "reward_mean": mean, "reward_std": std,
-        "zero_variance_groups": 1 - informative.float().mean().item(),
-        "rewards": {f"rewards/{name}/{of}": value for name, part in parts.items()
-                    for of, value in zip(("mean", "std"), mean_and_std(part))},
-        "accuracy": grades.mean().item(), "length": lengths.mean().item(),
-        "length_right": lengths[right].mean().item() if right.any() else None,
-        "length_wrong": lengths[~right].mean().item() if (~right).any() else None,
-        "finished": rollouts.finished.float().mean().item(),
-        "kl": kl,
-        "tokens": int(rollouts.mask.sum())}
-
-
-@contextmanager
-def finish_step_first() -> Iterator[list]:
-    """Hold back Ctrl-C until the block ends, and say so; the list is then not empty. A second one
-    acts at once. Outside the main thread, where Python delivers no signals, it does nothing.
-
-    Under torchrun, SIGTERM is such a signal too (``processes.joined``), and a second one no wish
-    of anybody's: torchrun passes on what the terminal has sent already."""
-    interrupts: list = []
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-        before[signal.SIGTERM] = signal.default_int_handler
-
-    def hold(signum, frame):
-        interrupts.append(signum)
-        again = "" if signal.SIGTERM in before else "; press Ctrl-C again to stop now"
-        if len(interrupts) == 1:
-            say_at_once(f"stopping after this step{again}")
-        elif again:
-            raise KeyboardInterrupt
-
-    for sign in before:
-        signal.signal(sign, hold)
-    try:
-        yield interrupts
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)

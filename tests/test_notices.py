@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lib import training
 from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
 from grpo_lib.course.explorers.cockpit import Cockpit
 from grpo_lib.course.steering import SteeredRun
 from grpo_lib.support import notices
-from grpo_lib.training import GRPOTrainer, finish_step_first
+from grpo_lib.support.signals import finish_step_first
+from grpo_lib.training import GRPOTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = GRPOConfig(steps=3, prompts_per_step=4, group_size=4, eval_every=0, learning_rate=0.01)
@@ -92,7 +92,8 @@ def test_a_steered_run_makes_it_its_note(make_trainer):
 # --- numbers that are not finite ----------------------------------------------------------
 
 def test_a_metric_of_inf_is_told_once_and_null_in_the_files(make_trainer, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "kl_estimate", lambda new, *_: torch.full_like(new, math.inf))
+    monkeypatch.setattr("grpo_lib.support.batch_metrics.kl_estimate",
+                        lambda new, *_: torch.full_like(new, math.inf))
     trainer = make_trainer()
     run = RunFolder.create(tmp_path / "run", trainer, worst=math.inf, nested={"a": [math.nan, 1.0]})
     with warnings.catch_warnings(record=True) as told:

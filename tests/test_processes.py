@@ -23,7 +23,7 @@ from grpo_lib import (
     sample_groups,
 )
 from grpo_lib.objective import AGGREGATIONS
-from grpo_lib.rollout import Rollouts, part_of
+from grpo_lib.rollout import Rollouts, shard
 from grpo_lib.support.processes import Processes, SeveralProcesses, joined
 
 HERE = Path(__file__).parent
@@ -121,12 +121,12 @@ class TestAlone:
 
     @pytest.mark.parametrize("count, parts", [(5, 2), (7, 3), (4, 4), (9, 1)])
     def test_parts_are_nearly_equal_and_everything(self, count, parts):
-        pieces = [list(range(count))[part_of(count, (k, parts))] for k in range(parts)]
+        pieces = [list(range(count))[shard(count, (k, parts))] for k in range(parts)]
         assert [i for piece in pieces for i in piece] == list(range(count))
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
         for bad in ((parts, parts), (-1, parts), (0, count + 1)):
             with pytest.raises(ValueError, match="part: got"):
-                part_of(count, bad)
+                shard(count, bad)
 
     @pytest.mark.parametrize("parts", [2, 3])
     def test_a_part_has_the_completions_that_it_has_in_the_whole(self, policy, prompts, sample,

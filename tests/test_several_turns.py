@@ -365,7 +365,7 @@ def make_trainer(make_policy, sort_task):
     return make
 
 
-def closed_up(*arguments, **options):
+def compact(*arguments, **options):
     """The same completions without padding inside."""
     return replace(rollout.without_gaps(two_turns(*arguments, **options))[0], attention_mask=None)
 
@@ -375,7 +375,7 @@ def closed_up(*arguments, **options):
     {"algorithm": "reinforce_plus_plus"}, {"dynamic_sampling": True},
     {"mask_truncated_completions": True}, {"entropy_coef": 0.01}])
 def test_a_run_is_the_same_wherever_the_padding_stands(make_trainer, settings):
-    one, other = make_trainer(two_turns, **settings), make_trainer(closed_up, **settings)
+    one, other = make_trainer(two_turns, **settings), make_trainer(compact, **settings)
     for a, b in zip(one.run(), other.run()):
         a, b = ({k: v for k, v in m.to_dict().items() if not k.startswith("seconds")}
                 for m in (a, b))
@@ -402,7 +402,7 @@ def test_metrics_and_texts_are_those_of_the_policys_own_tokens(make_trainer):
 
 
 def test_an_xray_shows_the_tools_tokens_as_not_counted(make_trainer):
-    trainer = make_trainer(closed_up)
+    trainer = make_trainer(compact)
     trainer.step()
     xray = Xray.of(trainer)
     state = xray.update("before the step").state

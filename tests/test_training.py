@@ -22,8 +22,9 @@ from grpo_lib.rollout import sample_groups
 from grpo_lib.support.checkpoint import CheckpointError, load_tensors, save_tensors
 from grpo_lib.support.checks import usable_device
 from grpo_lib.support.processes import Processes
+from grpo_lib.support.signals import finish_step_first
 from grpo_lib.tasks import ChainTask
-from grpo_lib.training import GRPOTrainer, finish_step_first
+from grpo_lib.training import GRPOTrainer
 
 SMALL = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0, learning_rate=0.01)
 DEMANDING = replace(SMALL, minibatches=3, num_iterations=2, beta=0.1, eval_every=2,
@@ -319,7 +320,7 @@ def test_a_weight_of_another_memory_order_goes_on_bit_for_bit(make_trainer, tmp_
 def test_weights_of_whole_numbers_are_no_matter(make_trainer):
     trainer = make_trainer()
     trainer.policy.table = torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
-    assert trainer.step().grad_norm > 0 and trainer.spoiled_weights() == []
+    assert trainer.step().grad_norm > 0 and trainer.nonfinite_weights() == []
 
 
 @pytest.mark.parametrize("change", [{"beta": 0.5}, {"beta": 0.5, "kl_in_reward": True},

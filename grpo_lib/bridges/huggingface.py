@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from grpo_lib.policy import token_positions
-from grpo_lib.rollout import Rollouts, check_sampling, part_of
-from grpo_lib.support.checks import memory_explained, usable_device
+from grpo_lib.rollout import Rollouts, check_sampling, shard
+from grpo_lib.support.checks import explain_out_of_memory, usable_device
 from grpo_lib.support.installed import install_command
 from grpo_lib.support.modules import (
     check_vocabulary,
@@ -196,7 +196,7 @@ class HuggingFacePolicy(nn.Module):
         if lora_rank is not None and trained:
             raise ValueError(f"lora_rank: got {lora_rank}, but {name} holds adapters already, "
                              f"which are trained on; allowed is None")
-        with memory_explained(lambda: (
+        with explain_out_of_memory(lambda: (
                 f"loading {name}", "a smaller model needs less, and adapters on one in "
                 "dtype=torch.bfloat16 (all of whose weights cannot be trained so)")):
             if trained:
@@ -492,7 +492,7 @@ def generate_groups(policy: HuggingFacePolicy, prompts: Sequence[Sequence[int]],
     group_size, max_new_tokens, temperature = check_sampling(policy, prompts, group_size,
                                                              max_new_tokens, temperature)
     ends = [eos_id] if isinstance(eos_id, int) else list(eos_id)
-    chosen = part_of(len(prompts), part)
+    chosen = shard(len(prompts), part)
     tokens, prompt_mask = (t[chosen].repeat_interleave(group_size, 0).to(device)
                            for t in pad(prompts, "left"))
     policy.check_length(tokens.shape[1] + max_new_tokens)

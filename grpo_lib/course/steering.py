@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.support.checks import check_whole
-from grpo_lib.training import BUILT_WITH, GRPOTrainer, finish_step_first
+from grpo_lib.support.signals import finish_step_first
+from grpo_lib.training import BUILT_WITH, GRPOTrainer
 
 READY, RUNNING, PAUSED, FINISHED, FAILED, CLOSED = (
     "ready", "running", "paused", "finished", "failed", "closed")
@@ -192,7 +193,7 @@ class SteeredRun:
                 if name in settings and settings[name] != getattr(self.wanted, name):
                     raise ValueError(f"{name}: cannot change in a run, reset it with other "
                                      f"settings")
-            wanted, self.note = quietly(lambda: replace(self.wanted, **settings))
+            wanted, self.note = with_warnings_captured(lambda: replace(self.wanted, **settings))
             if wanted.choices.critic != self.trainer.algorithm.critic:
                 raise ValueError(f"algorithm: got {wanted.algorithm!r}, whose critic a run does "
                                  f"not gain or lose on the way")
@@ -211,7 +212,7 @@ class SteeredRun:
             self.trainer.load(self._path(step))
             self.moves = [m for m in self.moves if m.step <= step]
             self.checkpoints = [s for s in self.checkpoints if s <= step]
-            then, _ = quietly(lambda: replace(self.config, **{m.field: m.value
+            then, _ = with_warnings_captured(lambda: replace(self.config, **{m.field: m.value
                                                               for m in self.moves}))
             self.trainer.change(then)
             self.wanted, self.error, self.note = then, None, ""
@@ -320,7 +321,7 @@ def work(reference: weakref.ref[SteeredRun], steps: int | None, stop: threading.
         done.set()
 
 
-def quietly(make: Callable[[], GRPOConfig]) -> tuple[GRPOConfig, str]:
+def with_warnings_captured(make: Callable[[], GRPOConfig]) -> tuple[GRPOConfig, str]:
     """A config, and what it warned of."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")

@@ -162,7 +162,7 @@ class OutOfMemory(torch.OutOfMemoryError):
 
 
 @contextmanager
-def memory_explained(doing: Callable[[], tuple[str, str]]) -> Iterator[None]:
+def explain_out_of_memory(doing: Callable[[], tuple[str, str]]) -> Iterator[None]:
     """Around work that may need much memory; ``doing()`` says what it is, and what takes less."""
     try:
         yield

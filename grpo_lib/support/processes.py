@@ -20,7 +20,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from grpo_lib.rollout import Rollouts, part_of, sample_groups
+from grpo_lib.config import GRPOConfig
+from grpo_lib.rollout import Rollouts, sample_groups, shard
 
 
 class OtherProcessLost(RuntimeError):
@@ -34,13 +35,13 @@ class Processes:
 
     def split(self, rows: Tensor) -> Tensor:
         """This process's share of the rows."""
-        return rows[part_of(len(rows), (self.rank, self.size))]
+        return rows[shard(len(rows), (self.rank, self.size))]
 
     def wrap(self, module: nn.Module) -> Callable:
         """The module as an update calls it."""
         return module
 
-    def adding_up(self, last: bool):
+    def sync_gradients(self, last: bool):
         """Around a backward pass; at the ``last`` of an update gradients are added up."""
         return nullcontext()
 
@@ -74,7 +75,7 @@ class SeveralProcesses(Processes):
         return self._wrapped
 
     @contextmanager
-    def adding_up(self, last):
+    def sync_gradients(self, last):
         with lost_processes(), nullcontext() if last else self._wrapped.no_sync():
             yield
 
@@ -134,7 +135,7 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """Without Ctrl-C and SIGTERM: torchrun sends one a moment after a process was lost, while the
     others are saving."""
     before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM)}
@@ -167,3 +168,20 @@ def lost_processes() -> Iterator[None]:
         raise OtherProcessLost("another process of this run has ended or does not answer, so this "
                                "one stops too; if it was not killed, its own message stands "
                                "above") from None
+
+
+def check_processes(config: GRPOConfig, size: int) -> None:
+    """ValueError if the work of these settings cannot be dealt out to ``size`` processes."""
+    if size == 1:
+        return
+    config.check_parts("processes", size)
+    rows = config.prompts_per_step * config.group_size // config.minibatches
+    for name, count in (("prompts_per_step", config.prompts_per_step),
+                        ("minibatches", rows)):
+        if count < size:
+            raise ValueError(f"{name}: got {getattr(config, name)}, which leaves some of the "
+                             f"{size} processes without work; allowed is a prompt and a row of "
+                             f"each minibatch, or more, for each")
+    if config.choices.dynamic_sampling and config.group_size < size:
+        raise ValueError(f"group_size: got {config.group_size} with dynamic_sampling, which may "
+                         f"keep a single group, for {size} processes; allowed are {size} or more")
