@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "tokenizer": ["Tokenizer", "pad"],
-    "policy": ["Policy", "PolicyConfig", "TransformerPolicy", "TinyPolicy", "KVCache",
-               "token_log_probs", "token_entropy"],
+    "policy": ["Policy", "TinyPolicy", "token_log_probs", "token_entropy"],
+    "transformer": ["PolicyConfig", "TransformerPolicy", "KVCache"],
     "tasks": ["Task", "Problem", "ChainTask", "SortTask", "TASKS", "get_task", "is_held_out"],
     "fast.packing": [],
     "fast.decoding": [],

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lib.objective import aggregate
-from grpo_lib.policy import TransformerPolicy
 from grpo_lib.rollout import Rollouts, completion_outputs
 from grpo_lib.support.checks import check_same_shape
 from grpo_lib.support.modules import check_gradients_on, check_trainable, unwrapped
 from grpo_lib.support.optim import adamw, clip_grad_norm
+from grpo_lib.transformer import TransformerPolicy
 
 
 class ValueModel(nn.Module):

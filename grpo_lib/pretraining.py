@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from grpo_lib.objective import aggregate
-from grpo_lib.policy import PolicyConfig, TransformerPolicy, token_log_probs
+from grpo_lib.policy import token_log_probs
 from grpo_lib.support.checks import check_number, check_whole, settle
 from grpo_lib.support.modules import check_gradients_on, check_vocabulary, in_eval_mode
 from grpo_lib.tasks.base import Task
 from grpo_lib.tokenizer import pad
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 READY = 0.97  # one-step accuracy below which RL may not take off
 

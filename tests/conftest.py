@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.rollout import sample_groups
 from grpo_lib.tasks import SortTask
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     torch.set_num_threads(1)

@@ -8,8 +8,9 @@ from dataclasses import asdict
 import torch
 
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, SortTask, load_base_model
-from grpo_lib.policy import PolicyConfig, TinyPolicy, TransformerPolicy
+from grpo_lib.policy import TinyPolicy
 from grpo_lib.support.processes import joined, leave
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 SHARED = {"steps": 4, "prompts_per_step": 5, "group_size": 4, "eval_every": 3,
           "eval_problems": 7, "beta": 0.05, "num_iterations": 2}

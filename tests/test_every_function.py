@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 import grpo_lib
 from grpo_lib import ALGORITHMS, TinyPolicy, ValueModel
-from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.rollout import sample_groups
 from grpo_lib.tasks import SortTask
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 ERRORS = (ValueError, TypeError, FloatingPointError)
 HALF = (torch.float16, torch.bfloat16)

@@ -23,8 +23,9 @@ from grpo_lib.lab.exact import (
     sequence_kl,
 )
 from grpo_lib.objective import grpo_loss
-from grpo_lib.policy import PolicyConfig, TinyPolicy, TransformerPolicy
+from grpo_lib.policy import TinyPolicy
 from grpo_lib.rollout import completion_log_probs
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 EOS = 1
 SEEDS = range(24)

@@ -12,7 +12,7 @@ from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.course.explorers import gradient_lab_explorer
 from grpo_lib.course.explorers.gradient_lab import BUDGET, EPSILONS, SIZES, with_epsilon
 from grpo_lib.lab.exact import enumerate_completions, estimator, mean_of_prompts
-from grpo_lib.policy import PolicyConfig, TransformerPolicy
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 ROWS = {name: ALGORITHMS[name] for name in ("reinforce", "rloo", "grpo", "gspo", "maxrl")}
 

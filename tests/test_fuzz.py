@@ -17,7 +17,6 @@ import torch
 from grpo_lib import ALGORITHMS
 from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
-from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.pretraining import PretrainConfig
 from grpo_lib.support.checkpoint import (
     CheckpointError,
@@ -30,6 +29,7 @@ from grpo_lib.support.checkpoint import (
 from grpo_lib.tasks import TASKS, ChainTask, SortTask, get_task
 from grpo_lib.tasks.flawed import VERIFIERS
 from grpo_lib.training import GRPOTrainer
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 TIMES = int(os.environ.get("GRPO_LIB_FUZZ", "1"))
 STRINGS = 100_000 * TIMES

@@ -12,11 +12,11 @@ import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
 CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "fast.decoding",
-        "policy", "tasks", "fast.packing", "rollout", "advantages", "corrections", "objective",
-        "lab.length_bias", "algorithms", "support.optim", "critic", "support.checkpoint",
-        "evaluation", "config", "support.notices", "support.off_policy", "support.processes",
-        "support.signals", "support.batch_metrics", "support.trainer_state", "training",
-        "pretraining", "lab.exact", "lab.xray",
+        "policy", "transformer", "tasks", "fast.packing", "rollout", "advantages", "corrections",
+        "objective", "lab.length_bias", "algorithms", "support.optim", "critic",
+        "support.checkpoint", "evaluation", "config", "support.notices", "support.off_policy",
+        "support.processes", "support.signals", "support.batch_metrics",
+        "support.trainer_state", "training", "pretraining", "lab.exact", "lab.xray",
         "course.recorded"]  # each module may use those before it
 FOLDERS = ("support", "fast", "lab", "bridges", "course", "cli")
 # what a folder may never import, in itself or in a function

@@ -4,18 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grpo_lib.policy import (
+from grpo_lib.policy import TinyPolicy, token_entropy, token_log_probs
+from grpo_lib.tokenizer import pad
+from grpo_lib.transformer import (
     KVCache,
     PolicyConfig,
-    TinyPolicy,
     TransformerPolicy,
     attention_mask,
     rotary_table,
     rotate,
-    token_entropy,
-    token_log_probs,
 )
-from grpo_lib.tokenizer import pad
 
 SEQUENCES = [[3, 4, 5, 6, 7, 8], [9, 10], [11, 2, 3, 4]]
 NARROW = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from grpo_lib import pretraining
-from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.pretraining import (
     PretrainConfig,
     draw_examples,
@@ -19,6 +18,7 @@ from grpo_lib.pretraining import (
 from grpo_lib.tasks import ChainTask, Problem, SortTask, is_held_out
 from grpo_lib.tasks.chain import chain_values
 from grpo_lib.tokenizer import EOS, PAD
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 TASK = ChainTask(1, 3)
 SMALL = PolicyConfig(len(TASK.tokenizer), d_model=16, n_layers=1, n_heads=2, d_hidden=24,

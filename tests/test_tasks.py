@@ -10,12 +10,13 @@ import torch
 
 from grpo_lib import pretraining
 from grpo_lib.config import GRPOConfig
-from grpo_lib.policy import PolicyConfig, TinyPolicy
+from grpo_lib.policy import TinyPolicy
 from grpo_lib.pretraining import PretrainConfig, pretrain
 from grpo_lib.tasks import TASKS, ChainTask, Problem, SortTask, Task, get_task, is_held_out
 from grpo_lib.tasks.chain import chain_values
 from grpo_lib.tokenizer import Tokenizer
 from grpo_lib.training import GRPOTrainer
+from grpo_lib.transformer import PolicyConfig
 
 CHAIN = ChainTask()
 

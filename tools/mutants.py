@@ -57,7 +57,8 @@ TESTS = {
     "tasks/base": "tests/test_tasks.py", "tasks/chain": "tests/test_tasks.py",
     "tasks/scoring": "tests/test_tasks.py tests/test_rewards.py",
     "tasks/sorting": "tests/test_tasks.py", "tokenizer": "tests/test_tokenizer.py",
-    "training": "tests/test_training.py", "lab/xray": "tests/test_xray.py"}
+    "training": "tests/test_training.py", "transformer": "tests/test_policy.py",
+    "lab/xray": "tests/test_xray.py"}
 MORE = ("tests/test_every_function.py", "tests/test_training.py", "tests/test_several_turns.py",
         "tests/test_own_policies.py", "tests/test_critic.py", "tests/test_rewards.py",
         "tests/test_joined_batches.py", "tests/test_checkpoint.py", "tests/test_run_resume.py")

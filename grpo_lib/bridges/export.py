@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from grpo_lib.bridges.huggingface import load_model, need
-from grpo_lib.policy import PolicyConfig, TransformerPolicy
 from grpo_lib.support.checkpoint import CheckpointError, as_path, check_weights
 from grpo_lib.support.modules import unwrapped, weights_of
 from grpo_lib.tokenizer import EOS, PAD, Tokenizer
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 # ours: LlamaConfig's
 SAME = {"vocab_size": "vocab_size", "d_model": "hidden_size", "n_layers": "num_hidden_layers",

@@ -22,7 +22,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from grpo_lib.policy import token_positions
 from grpo_lib.rollout import Rollouts, check_sampling, shard
 from grpo_lib.support.checks import explain_out_of_memory, usable_device
 from grpo_lib.support.installed import install_command
@@ -35,6 +34,7 @@ from grpo_lib.support.modules import (
 )
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.tokenizer import PAD, pad
+from grpo_lib.transformer import token_positions
 
 
 def need(*packages: str) -> None:

@@ -28,7 +28,7 @@ import grpo_lib
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
-from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
+from grpo_lib.policy import Policy
 from grpo_lib.support.checkpoint import (
     CheckpointError,
     DamagedError,
@@ -46,6 +46,7 @@ from grpo_lib.support.processes import Processes
 from grpo_lib.support.trainer_state import OF_THE_TRAINER
 from grpo_lib.tasks import Problem, Task, get_task
 from grpo_lib.training import GRPOTrainer
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 REFERENCE = "reference.safetensors"
 MOST = {"threads": 1024}  # of the numbers in run.json

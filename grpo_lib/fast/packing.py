@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from grpo_lib.policy import attention_mask, token_positions
+from grpo_lib.transformer import attention_mask, token_positions
 
 ROW = 24  # tokens for which a row of completions has room, where none is longer; as measured
 

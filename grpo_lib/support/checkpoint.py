@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from grpo_lib.policy import Policy, PolicyConfig, TransformerPolicy
+from grpo_lib.policy import Policy
 from grpo_lib.support.checks import check_choice, one_number
 from grpo_lib.support.modules import (
     check_policy,
@@ -27,6 +27,7 @@ from grpo_lib.support.modules import (
     unwrapped,
     weights_of,
 )
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 BASE_MODELS = Path(__file__).parents[1] / "base_models"
 
