@@ -1,4 +1,4 @@
-"""From rewards to advantages: of a group's members among each other, or by a critic's values."""
+"""Advantages: relative to the group, or from a critic."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
     (DeepSeek-V3.2, 2512.02556 Eq. 9; TRL: ``off_policy_mask_threshold``). A row with A < 0 that
     is far from what the policy would now say teaches it nothing, and can harm. advantages
     (B, 1), or (B, T), of which every token that counts must be below 0: what stands in padding
-    keeps no row. A token whose difference is no number has not moved.
+    keeps no row. A difference that is nan counts as 0.
     """
     threshold = check_number("off_policy_mask_threshold", threshold)
     check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)

@@ -183,11 +183,11 @@ def _majority(right: int, others: tuple[int, ...], k: int) -> float:
 
 
 def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
-    """How often chance alone sets two lots of runs as far apart as these: a p-value, exact.
+    """Exact two-sided permutation p-value for a difference of means.
 
-    If a setting made no difference, its name would be a label stuck on at random: the share of
-    all ways to deal the numbers out anew in which the means differ at least as much (two-sided;
-    Fisher, 1935). Five runs against five have 252 ways, so no value is below 2 / 252.
+    If a setting made no difference, its name would be a label stuck on at random: the p-value is
+    the share of all ways to deal the numbers out anew in which the means differ at least as much
+    (Fisher, 1935). Five runs against five have 252 ways, so no value is below 2 / 252.
     ValueError: fewer than two numbers in one, more than 20 in all, nan.
     """
     for name, numbers in (("first", first), ("second", second)):

@@ -152,7 +152,7 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
     epsilon, epsilon_high, delta = check_clip(epsilon, epsilon_high, delta)
     check_beside(ratio=ratio, advantages=advantages)
     if ratio.isnan().any():
-        raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
+        raise ValueError("ratio: contains nan, must be finite")
     low, high = clip_binds(ratio, advantages, epsilon, epsilon_high)
     blocked = low | high
     if delta is not None:
@@ -163,7 +163,8 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
 def clip_binds(ratio: Tensor, advantages: Tensor, epsilon: float,
                epsilon_high: float | None = None) -> tuple[Tensor, Tensor]:
     """Where the clip cuts off the gradient, bool: at 1 - epsilon (A < 0), and at
-    1 + epsilon_high (A > 0). Strictly beyond the edge, as TRL counts; at a nan nowhere."""
+    1 + epsilon_high (A > 0). A ratio exactly on the edge, or
+    nan, does not bind (as in TRL)."""
     epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_beside(ratio=ratio, advantages=advantages)
     return ((advantages < 0) & (ratio < 1 - epsilon),
@@ -180,7 +181,7 @@ def outside_fraction(ratio: Tensor, mask: Tensor, epsilon: float,
     epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_same_shape(2, ratio=ratio, mask=mask)
     if ratio.masked_fill(mask == 0, 0.0).isnan().any():
-        raise ValueError("ratio: got nan, of which nobody can say on which side of an edge it is")
+        raise ValueError("ratio: contains nan, must be finite")
     outside = ((ratio < 1 - epsilon) | (ratio > 1 + epsilon_high)) & (mask > 0)
     return share_of(outside, mask > 0, ratio)
 
@@ -426,7 +427,8 @@ def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
     """Share of tokens whose gradient the clip cuts off, and the extremes of the ratio.
 
     Counted by the sign of A, since each sign binds on one side; |r - 1| > epsilon alone
-    would overstate it. An A that is nan has no sign, and a ratio that is nan shows in the extremes.
+    would overstate it. A nan advantage never counts as clipped; a nan ratio shows in ``ratio_min``
+    and ``ratio_max``.
     """
     check_same_shape(2, mask=mask)
     if mask.numel() == 0:

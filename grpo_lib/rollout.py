@@ -245,8 +245,8 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
 
 
 def compact(live: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` rows that are live (B,), the last ones at the places of those that
-    are not: the fewest rows move."""
+    """Indices that bring the ``count`` live rows (B,) to the front, moving as few as possible: the
+    last live rows take the places of rows that are not."""
     order = torch.arange(count, device=live.device)
     order[~live[:count]] = count + live[count:].nonzero().squeeze(1)
     return order

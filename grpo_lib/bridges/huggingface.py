@@ -258,8 +258,8 @@ class HuggingFacePolicy(nn.Module):
 
     def reference(self) -> Reference | None:
         """The policy before training, for ``GRPOTrainer(ref_policy=)``: with fresh adapters, the
-        same weights without them, at no cost in memory; else (all weights, or adapters that have
-        been trained before) None, which makes it a frozen copy."""
+        same weights without them, at no cost in memory. Else (all weights, or adapters that have
+        been trained before) None: the trainer then makes a frozen copy."""
         return Reference(self) if self.without_adapters_the_same else None
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:

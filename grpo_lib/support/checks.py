@@ -66,7 +66,7 @@ def check_number(name: str, value: object, *, least: float | None = None,
 def check_whole(name: str, value: object, least: int, why: str = "",
                 most: int = 2**63 - 1) -> int:
     """``value`` as Python's own int (``one_number``). ValueError unless it is a whole number from
-    ``least`` to ``most``, and one that counts things."""
+    ``least`` to ``most``; a bool is none."""
     number = one_number(value)
     if not isinstance(number, int) or isinstance(number, bool) or number < least:
         raise ValueError(f"{name}: got {value!r}, allowed is a whole number from {least}{why}")
@@ -91,8 +91,8 @@ def settle(settings: object, **values) -> None:
 
 
 def check_floating(name: str, tensor: object) -> None:
-    """TypeError unless ``tensor`` is one, ValueError unless it holds floating-point numbers: of
-    whole ones a result would be rounded without a word."""
+    """TypeError unless ``tensor`` is a tensor, ValueError unless its dtype is floating-point: a
+    result in an integer dtype would be rounded silently."""
     if not hasattr(tensor, "is_floating_point"):
         raise TypeError(f"{name}: got a {type(tensor).__name__}, allowed is a tensor")
     if not tensor.is_floating_point():
@@ -100,9 +100,9 @@ def check_floating(name: str, tensor: object) -> None:
 
 
 def check_same_shape(dimensions: int | None = None, **tensors) -> None:
-    """ValueError, or TypeError, unless all are tensors of one shape, of that many dimensions, on
-    one device. All but the one called mask hold floating-point numbers. Nothing is broadcast: a
-    mask of another shape would give another number without a word."""
+    """Raise unless all tensors share one shape, of that many dimensions, and one device; all but
+    ``mask`` must be floating-point. Nothing is broadcast: a mask of another shape would silently
+    give a wrong number."""
     (first_name, first), *_ = tensors.items()
     for name, tensor in tensors.items():
         if name != "mask" or not hasattr(tensor, "is_floating_point"):

@@ -147,8 +147,8 @@ def signals_ignored() -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """End a process that ``torchrun`` started, at once: the threads of gloo do not always survive
-    the interpreter's own way out (std::terminate). Without effect in any other process."""
+    """End a process that ``torchrun`` started, at once: gloo's threads can crash Python's normal
+    shutdown (std::terminate). In any other process it does nothing."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -15,8 +15,8 @@ def finish_step_first() -> Iterator[list]:
     """Hold back Ctrl-C until the block ends, and say so; the list is then not empty. A second one
     acts at once. Outside the main thread, where Python delivers no signals, it does nothing.
 
-    Under torchrun, SIGTERM is such a signal too (``processes.joined``), and a second one no wish
-    of anybody's: torchrun passes on what the terminal has sent already."""
+    Under torchrun, SIGTERM is held back in the same way (``processes.joined``), and a second one is
+    ignored: torchrun forwards what the terminal has sent already."""
     interrupts: list = []
     if threading.current_thread() is not threading.main_thread():
         yield interrupts

@@ -5,8 +5,8 @@ forty times slower than one, so ``settle`` lets them sleep instead, which must b
 is loaded. Where torch was there first it is too late for that, and one thread is safe. What
 the environment already says (OMP_NUM_THREADS, OMP_WAIT_POLICY) is left as it is.
 
-On two cores one thread it is: most operations are too small to be shared, so that a step of the
-default run takes longer with two, and the other core is free for the browser.
+On two cores one thread is used: most operations are too small to be shared, so a step of the
+default run takes longer with two threads, and the other core is free for the browser.
 
 Importing this, or any other module here, changes nothing: the command line, the notebooks' set-up
 cell, the tests and the benchmarks call ``settle``.

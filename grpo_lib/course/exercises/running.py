@@ -46,7 +46,7 @@ class Printed(io.TextIOBase):
         return True
 
     def close(self) -> None:
-        """A function that closes its output closes this one, which stays open."""
+        """Ignored: the learner's function must not close the captured output."""
 
 
 def run_apart(action: Callable[[], T], seconds: float, printed: Printed, own: dict) -> T:

@@ -402,8 +402,8 @@ def running_cell() -> tuple[str | None, str]:
 
 
 def what_waits() -> str:
-    """What this kernel does not take while a cell is running. Before ipykernel 7: nothing that a
-    widget says. Since: what a button says, and what each slider says first."""
+    """Which widget events wait until the running cell has ended: all of them before ipykernel 7;
+    since then those of buttons, and a slider's first move."""
     kernel = sys.modules.get("ipykernel")
     if kernel is None:
         return ""
