@@ -82,8 +82,8 @@ def kernels_of(process):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
 def test_the_cockpit_trains_and_ends_with_its_page_and_everything_with_the_command(serve, tmp_path):
-    url = serve(code="import sys; from grpo_lib import __main__, projecting; "
-                     "projecting.CULL_SECONDS = 4; sys.exit(__main__.main())")
+    url = serve(code="import sys; from grpo_lib import __main__; from grpo_lib.cli import "
+                     "projecting; projecting.CULL_SECONDS = 4; sys.exit(__main__.main())")
     [process] = serve.running
     with browser() as chromium:
         page = open_page(chromium)
