@@ -307,7 +307,7 @@ def call(command, root):
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     print("+ " + " ".join(command), flush=True)
     process = subprocess.Popen(command, cwd=str(root), env=environment)
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # the child did not get it
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # it did not get it
     try:
         while True:
             try:

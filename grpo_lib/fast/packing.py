@@ -36,8 +36,8 @@ class Packed:
     For attention they stand in rows again: each prompt in one, and completions of one prompt one
     after another in others, as many as fit. ``seen``, for prompts and for completions: which of the
     list's tokens the queries of all rows are, and which the keys (a completion's are its prompt's,
-    then its row's), and which token may attend to which. A place that is not needed holds a token of
-    the same prompt, to which no token attends. (A nan spreads through its row, never to another
+    then its row's), and which token may attend to which. A place that is not needed holds a token
+    of the same prompt, to which no token attends. (A nan spreads through its row, never to another
     prompt.) ``back``: where in all these rows each token of the list stands.
     """
 
