@@ -12,9 +12,10 @@ import pytest
 import torch
 from waiting import PATIENCE, until
 
-from grpo_lib import __main__ as main_module
-from grpo_lib.__main__ import main, parser
+from grpo_lib.__main__ import main
 from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.cli import train as train_module
+from grpo_lib.cli.parser import parser
 from grpo_lib.config import GRPOConfig, StepMetrics, describe_fields
 from grpo_lib.support.checkpoint import (
     base_model_path,
@@ -561,9 +562,9 @@ def test_a_run_stops_once_it_is_good_enough_and_goes_on_when_more_is_wanted(tmp_
         return len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_module, "reached", lambda history, goal: goal == 0.3 and bool(history)
+        patch.setattr(train_module, "reached", lambda history, goal: goal == 0.3 and bool(history)
                       and history[-1].step == 2)
-        patch.setattr(main_module, "accuracy_of", lambda history: 0.31)
+        patch.setattr(train_module, "accuracy_of", lambda history: 0.31)
         assert main(["train", "--out", str(out), *EVALUATED, "--stop-at-accuracy", "0.3"]) == 0
         said = capsys.readouterr().out
         assert "stopped after step 2: held-out accuracy 31.0% has reached the 30.0%" in said
@@ -583,9 +584,9 @@ def test_a_run_stops_once_it_is_good_enough_and_goes_on_when_more_is_wanted(tmp_
 def test_more_steps_alone_are_all_taken(tmp_path, capsys):
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_module, "reached", lambda history, goal: goal is not None
+        patch.setattr(train_module, "reached", lambda history, goal: goal is not None
                       and bool(history) and history[-1].step == 2)
-        patch.setattr(main_module, "accuracy_of", lambda history: 0.9)
+        patch.setattr(train_module, "accuracy_of", lambda history: 0.9)
         assert main(["train", "--out", str(out), *EVALUATED, "--stop-at-accuracy", "0.3"]) == 0
         assert main(["train", "--resume", str(out), "--steps", "6"]) == 0
     assert len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 6
@@ -597,8 +598,8 @@ def test_more_steps_alone_are_all_taken(tmp_path, capsys):
     (None, 0.5, False), (0.4, 0.5, False), (0.5, 0.5, True), (0.6, 0.5, True), (0.6, None, False)])
 def test_what_has_been_reached(accuracy, goal, is_reached):
     values = dict.fromkeys(StepMetrics.__dataclass_fields__, 0.9) | {"held_out_accuracy": accuracy}
-    assert main_module.reached([StepMetrics(**values)], goal) is is_reached
-    assert not main_module.reached([], goal)
+    assert train_module.reached([StepMetrics(**values)], goal) is is_reached
+    assert not train_module.reached([], goal)
 
 
 @pytest.mark.parametrize(("arguments", "named"), [

@@ -18,7 +18,8 @@ from waiting import PATIENCE
 
 from grpo_lib.__main__ import main
 from grpo_lib.cli import runs
-from grpo_lib.cli.runs import LOCKS, RunFolder, lock, unlock
+from grpo_lib.cli.locks import LOCKS, lock, unlock
+from grpo_lib.cli.runs import RunFolder
 from grpo_lib.support.checkpoint import CheckpointError
 
 HERE = Path(__file__).parent
@@ -212,7 +213,7 @@ def test_one_process_may_lock_a_folder_twice_and_lets_go_of_it(tmp_path):
 
 
 def test_a_process_that_ends_leaves_no_lock_open(tmp_path):
-    code = "import sys; from pathlib import Path; from grpo_lib.cli.runs import lock; " \
+    code = "import sys; from pathlib import Path; from grpo_lib.cli.locks import lock; " \
            "lock(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], cwd=HERE.parent,
                           capture_output=True, text=True, check=True, timeout=PATIENCE)

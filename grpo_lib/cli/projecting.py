@@ -50,3 +50,10 @@ def cockpit_page() -> dict:
             "outputs": [], "source": COCKPIT}
     return {"nbformat": 4, "nbformat_minor": 5, "cells": [cell], "metadata": {"kernelspec": {
         "name": "python3", "display_name": "Python 3", "language": "python"}}}
+
+
+def run_project(options) -> int:
+    """``python -m grpo_lib project``."""
+    return project(Path(__file__).resolve().parents[2], options.lesson, [
+        *([f"--port={options.port}"] if options.port else []),
+        *(["--no-browser"] if options.no_browser else [])])

@@ -6,13 +6,11 @@
     checkpoints/step-00010.safetensors   everything else that is needed to go on, bit for bit
     policy.safetensors                the trained policy
     curves.png                        the picture of it
-    lock                              held by the process that is writing here (``lock``)
+    lock                              held by the process that is writing here (``locks``)
 """
 
 from __future__ import annotations
 
-import atexit
-import errno
 import json
 import os
 import platform
@@ -20,11 +18,11 @@ import shutil
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import IO
 
 import torch
 
 import grpo_lib
+from grpo_lib.cli.locks import lock, unlock
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
@@ -343,50 +341,6 @@ def fits(value: object, kind: str) -> bool:
     if value is None:
         return kind != "int"
     return not isinstance(value, bool) and isinstance(value, int if kind == "int" else (int, float))
-
-
-LOCKS: dict[Path, IO] = {}  # the files that this process holds locked, by their run's folder
-
-
-def lock(path: Path) -> None:
-    """Keep all other processes from writing into a run's folder, until ``unlock`` or the end of
-    this process, however it ends. BlockingIOError: another one is writing there."""
-    path = path.resolve()
-    if path in LOCKS:
-        return
-    file = open(path / "lock", "a+", encoding="utf-8")  # noqa: SIM115  stays open: it is the lock
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            raise BlockingIOError(f"{path}: another process is writing into this folder; wait for "
-                                  f"it, or stop it, and start again") from None
-        return  # a file system that knows no locks
-    LOCKS[path] = file
-    atexit.unregister(unlock_all)  # so that it is registered once
-    atexit.register(unlock_all)
-
-
-def unlock(path: Path) -> None:
-    """Let other processes write into a run's folder."""
-    file = LOCKS.pop(path.resolve(), None)
-    if file is not None:
-        file.close()
-
-
-def unlock_all() -> None:
-    """Leave no file open, which Python would warn of."""
-    for path in list(LOCKS):
-        unlock(path)
 
 
 def score(policy: Policy, task: Task, problems: list[Problem], device="cpu",
