@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # says a file system that knows none
 LOCKS: dict[Path, FileLock] = {}  # those that this process holds, by their run's folder
@@ -14,6 +16,8 @@ LOCKS: dict[Path, FileLock] = {}  # those that this process holds, by their run'
 def lock(path: Path) -> None:
     """Keep all other processes from writing into a run's folder, until ``unlock`` or the end of
     this process, however it ends. BlockingIOError: another one is writing there."""
+    from filelock import FileLock, Timeout  # here: it loads asyncio, which adds an exit handler
+
     path = path.resolve()
     if path in LOCKS:
         return
