@@ -1,4 +1,4 @@
-"""Options of the tests: strict comparison of notebooks, set here so that plain
+"""Options of the tests: which are run, and a strict comparison of notebooks, set here so that plain
 ``pytest --nbval`` needs no others and pytest works where nbval is missing."""
 
 import importlib.util
@@ -12,6 +12,11 @@ ROOT = Path(__file__).parent
 # Lesson 09 needs the llm extra, which requirements.txt does not bring.
 LLM = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))
 collect_ignore = [] if LLM else ["notebooks/09_real_llm.ipynb"]
+
+# Folders of tests that take minutes, or need more than requirements.txt brings
+SLOW = [*(ROOT / "tests" / name for name in ("browser", "grading", "llm", "parity", "projector",
+                                             "seat", "site", "slides", "wheel")),
+        ROOT / "notebooks" / "09_real_llm.ipynb"]
 
 # Kernels that nbval starts, and processes that tests start, import grpo_lib from here.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -29,8 +34,33 @@ def pytest_ignore_collect(collection_path, config):
         return True
 
 
-def pytest_report_header():
-    if not LLM:
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="only the slow tests: those marked so and "
+                     "the folders that conftest.py names; without it they are left out, unless the "
+                     "command names their file or folder")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.markexpr:  # chosen by -m
+        return
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    named -= {ROOT, ROOT / "tests", ROOT / "notebooks"}
+
+    def slow(item):
+        return "slow" in item.keywords or any(p in SLOW for p in (item.path, *item.path.parents))
+
+    def chosen(item):
+        if config.option.slow:
+            return slow(item)
+        return not slow(item) or any(p in named for p in (item.path, *item.path.parents))
+
+    left_out = [item for item in items if not chosen(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = filter(chosen, items)
+
+
+def pytest_report_header(config):
+    if not LLM and not config.option.slow:
         return ("notebooks/09_real_llm.ipynb: left out, transformers or peft is missing "
                 "(pip install -e '.[llm]')")
 

@@ -31,6 +31,7 @@ def without(packages, code):
             "PYTHONPATH": str(ROOT)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packages", [JUPYTER, JUPYTER | {"transformers", "peft", "trl"}],
                          ids=["no-jupyter", "nothing-but-torch"])
 def test_the_gpu_tests_are_collected_by_themselves(packages):
@@ -44,6 +45,7 @@ def test_the_gpu_tests_are_collected_by_themselves(packages):
     assert "deselected" not in done.stdout, "files without gpu tests were imported"
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_cannot_be_measured_says_why_in_one_line():
     done = without(JUPYTER, "import torch; torch.cuda.is_available = lambda: False; "
                             "from benchmarks.__main__ import main; main(['cuda'])")
@@ -51,6 +53,7 @@ def test_a_benchmark_that_cannot_be_measured_says_why_in_one_line():
     assert done.stderr == "benchmarks cuda: no CUDA device\n"
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_is_imported_and_nothing_else():
     code = ("import benchmarks.__main__ as b; b.file_of = lambda name: b.HERE / 'none'\n"
             "b.part('cuda'); b.write_atomically = lambda path, text: None\n"
@@ -63,6 +66,7 @@ def test_what_is_asked_for_is_imported_and_nothing_else():
     assert done.stdout.splitlines()[-1] == "['benchmarks.__main__', 'benchmarks.cuda']"
 
 
+@pytest.mark.slow
 def test_help_and_the_page_of_results_need_no_more_than_the_library():
     done = without(JUPYTER, "from benchmarks.__main__ import main; main(['--help'])")
     assert done.returncode == 0 and "cuda" in done.stdout and done.stderr == ""

@@ -86,6 +86,7 @@ def test_train_writes_everything_and_ends_with_the_line(tmp_path):
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_by_its_name(tmp_path, name):
     train_small(tmp_path / "run", "--algorithm", name, "--steps", "2")
@@ -95,6 +96,7 @@ def test_every_algorithm_by_its_name(tmp_path, name):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_run_with_a_critic_goes_on_as_if_never_stopped(tmp_path):
     train_small(tmp_path / "whole", "--algorithm", "ppo")
     train_small(tmp_path / "parts", "--algorithm", "ppo", "--steps", "2")
@@ -114,6 +116,7 @@ def test_what_cannot_be_run_is_told_in_a_line(tmp_path, capsys, arguments, named
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_and_other_seed_other_run(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train_small(tmp_path / name, "--seed", str(seed))
@@ -121,6 +124,7 @@ def test_same_seed_same_run_and_other_seed_other_run(tmp_path):
     assert without_seconds(tmp_path / "a") != without_seconds(tmp_path / "c")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path):
     """By Ctrl-C; test_run_faults has kill -9."""
@@ -306,6 +310,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
         assert "ermission" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_not_resumed(tmp_path, capsys):
     train_small(tmp_path / "run")
     arguments = ["train", "--resume", str(tmp_path / "run"), "--steps", "8"]
@@ -320,6 +325,7 @@ def test_a_damaged_run_is_not_resumed(tmp_path, capsys):
     assert [row["step"] for row in without_seconds(tmp_path / "run")] == list(range(1, 9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), [
     ("task", "chess"), ("task", None), ("config", []), ("config", {"bogus": 1}),
     ("policy_config", {}), ("policy_config", {"vocab_size": 3}), ("held_out", "all")])
@@ -378,6 +384,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["RunFolder.finish", "score", "summary"])
 def test_a_run_stopped_after_its_last_step_is_completed_by_the_command_it_prints(
         tmp_path, monkeypatch, capsys, where):
@@ -403,6 +410,7 @@ def test_a_run_stopped_after_its_last_step_is_completed_by_the_command_it_prints
     assert {"curves.png", "policy.safetensors"} <= names
 
 
+@pytest.mark.slow
 def test_a_step_broken_off_half_way_is_taken_again(tmp_path, monkeypatch, capsys):
     """Ctrl-C twice acts inside the update: its weights must not be saved."""
     train_small(tmp_path / "straight")
@@ -423,6 +431,7 @@ def test_a_step_broken_off_half_way_is_taken_again(tmp_path, monkeypatch, capsys
     assert same_state(tmp_path / "broken" / last, tmp_path / "straight" / last)
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeypatch, capsys):
     from grpo_lib.cli.runs import RunFolder
 
@@ -492,6 +501,7 @@ def test_a_run_that_fails_keeps_the_steps_before(tmp_path, monkeypatch, capsys):
         assert [int(p.stem.split("-")[1]) for p in saved] == kept
 
 
+@pytest.mark.slow
 def test_going_on_with_a_complete_run_drops_what_described_its_end(tmp_path, monkeypatch):
     from grpo_lib.training import GRPOTrainer
 
@@ -503,6 +513,7 @@ def test_going_on_with_a_complete_run_drops_what_described_its_end(tmp_path, mon
     assert not (tmp_path / "run" / "policy.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_threads_are_as_many_as_asked_for(tmp_path):
     done = run("train", "--out", tmp_path / "run", *SMALL, "--steps", "1", "--threads", "6")
     assert done.returncode == 0, done.stderr
@@ -530,6 +541,7 @@ def test_an_old_environment_is_kept(tmp_path, monkeypatch):
 
 # --- text that leaves the program ---------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "arguments", "status", "says"), [
     ("ascii:strict", ["--help"], 0, "COMMAND"), ("cp932", ["--help"], 0, "COMMAND"),
     ("cp1251", ["train", "--help"], 0, "--stop-at-accuracy"),
@@ -555,6 +567,7 @@ def test_a_warning_is_one_line():
 EVALUATED = [*SMALL, "--eval-every", "2"]  # after step 2 and step 4
 
 
+@pytest.mark.slow
 def test_a_run_stops_once_it_is_good_enough_and_goes_on_when_more_is_wanted(tmp_path, capsys):
     out = tmp_path / "run"
 

@@ -70,11 +70,13 @@ def run_python(code, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_importing_any_module_changes_nothing_in_the_session():
     count, changed = run_python(LOADED + IMPORTS)
     assert count > 60 and changed == {}
 
 
+@pytest.mark.slow
 def test_importing_before_torch_leaves_the_environment_alone():
     code = ("import json, os\nbefore = dict(os.environ)\n"
             "import grpo_lib, grpo_lib.support.threads, grpo_lib.course, grpo_lib.policy\n"
@@ -82,6 +84,7 @@ def test_importing_before_torch_leaves_the_environment_alone():
     assert run_python(code)
 
 
+@pytest.mark.slow
 def test_set_up_settles_threads_that_sleep():
     code = ("import json, os, sys\nimport grpo_lib.course\nassert 'torch' not in sys.modules\n"
             "grpo_lib.course.set_up()\nimport torch\n"
@@ -89,6 +92,7 @@ def test_set_up_settles_threads_that_sleep():
     assert run_python(code) == ["PASSIVE", True]
 
 
+@pytest.mark.slow
 def test_set_up_after_torch_leaves_the_environment_and_takes_one_thread():
     code = ("import json, os\nimport torch\nimport grpo_lib.course\ngrpo_lib.course.set_up()\n"
             "print(json.dumps(['OMP_WAIT_POLICY' in os.environ, torch.get_num_threads()]))")

@@ -48,6 +48,7 @@ def checkout(tmp_path, monkeypatch):
 
     monkeypatch.setattr(environment, "call", call)
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)  # no uv
     return tmp_path, commands
 
 
@@ -90,6 +91,24 @@ def test_an_active_environment_is_used(checkout, monkeypatch):
     environment.test(root, [])
     assert [c[0] for c in commands] == [sys.executable] * 2
     assert not (root / ".venv").exists()
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_uv_installs_where_it_is_there_and_pip_where_uv_fails(checkout, monkeypatch, status):
+    root, commands = checkout
+
+    def call(command, root):
+        commands.append(command)
+        return status if command[0] == "/bin/uv" else 0
+
+    monkeypatch.setattr(environment, "call", call)
+    monkeypatch.setattr(environment.shutil, "which", {"uv": "/bin/uv"}.get)
+    (root / "torch-2.13.0-py3-none-any.whl").write_text("")
+    environment.test(root, ["--wheels", str(root)])
+    _, uv, *pip, _ = commands
+    assert uv[:3] == ["/bin/uv", "pip", "install"] and uv[-1] == str(root / "requirements.txt")
+    assert "--no-index" in uv and uv[uv.index("--python") + 1].startswith(str(root / ".venv"))
+    assert [command[1:4] for command in pip] == [["-m", "pip", "install"]] * bool(status)
 
 
 def test_a_failing_pip_is_an_error_and_leaves_no_stamp(checkout, monkeypatch):

@@ -100,6 +100,7 @@ class TestEndless:
         verdict = check.group_advantages(calls)
         assert verdict.status == "error" and "RecursionError" in verdict.text
 
+    @pytest.mark.slow
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 calls lie on the "
                         "system's stack: it ends the process before anybody can look")
     def test_one_that_calls_itself_with_another_limit(self):

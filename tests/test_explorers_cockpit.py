@@ -101,6 +101,7 @@ def test_the_exports_link_holds_the_log(cockpit):
     assert html.escape(cockpit.export().code) in cockpit.exported.value
 
 
+@pytest.mark.slow
 def test_every_stop_of_every_control_is_taken(cockpit):
     for name, control in cockpit.controls.items():
         stops = [o[1] if isinstance(o, tuple) else o for o in control.options]
@@ -303,6 +304,7 @@ class TestTrouble:
         assert [tuple(m) for m in cockpit.run.moves] == [(1, "temperature", 0.8)]
 
 
+@pytest.mark.slow
 class TestMoreThanOne:
     def test_two_do_not_disturb_each_other(self, cockpit):
         other = cockpit_explorer(config=GRPOConfig(steps=4, prompts_per_step=4, group_size=4,

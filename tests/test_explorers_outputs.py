@@ -61,6 +61,7 @@ def saved():
                             for cell in notebook.cells]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["explorer", "the same"])
 def test_an_explorer_is_a_picture_a_mark_and_a_live_view(saved, name):
     picture, mark, view = (output.data for output in saved[name])
@@ -72,6 +73,7 @@ def test_an_explorer_is_a_picture_a_mark_and_a_live_view(saved, name):
     assert LIVE in clip_explorer().box._dom_classes and f".{LIVE}" in MARK
 
 
+@pytest.mark.slow
 def test_colab_gets_one_bundle_as_each_output_is_alone_there(saved):
     [output] = saved["Colab"]
     assert set(output.data) == {"text/plain", "image/png", VIEW}
@@ -86,6 +88,7 @@ def test_outside_a_notebook_it_is_one_bundle(make):
     assert "google.colab" not in sys.modules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "last"), [
     ("to the end", "step 9 of 9"), ("left", "step 4 of 9"), ("interrupted", "step 4 of 9"),
     ("goes on", "step 4 of 9")])
@@ -98,6 +101,7 @@ def test_live_curves_are_saved_as_they_are_when_their_cell_ends(saved, name, las
     assert [set(output.data) for output in others] == [{"text/html"}, {VIEW, "text/html"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "last"), [
     ("cockpit", "finished, step 4 of 4"), ("back", "ready, step 0 of 4")])
 def test_a_cockpit_is_saved_as_it_is_when_its_run_rests(saved, name, last):
@@ -118,6 +122,7 @@ def test_the_line_of_text_that_is_saved_does_not_follow_the_run():
     cockpit.close()
 
 
+@pytest.mark.slow
 def test_pages_that_are_only_read_keep_the_pictures(saved):
     """The site's and the slides' way, and what was saved before or in Colab as one bundle."""
     [one] = saved["Colab"]

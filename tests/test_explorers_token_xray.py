@@ -164,6 +164,7 @@ def test_the_saved_picture_of_a_large_group_says_that_it_is_not_all(trainer):
     assert "first 6 of 36 answers" in what_if_explorer(one).figure.axes[0].get_title(loc="left")
 
 
+@pytest.mark.slow
 def test_every_stop_of_every_control_works(trainer):
     for explorer in (token_xray_explorer(trainer), what_if_explorer(trainer)):
         said = explorer.to_the_ends()

@@ -100,6 +100,7 @@ def test_an_unknown_fault_is_named():
         FaultyTrainer("signs", None, None, CONFIG)
 
 
+@pytest.mark.slow
 def test_the_explorer_shows_each_recorded_run_beside_the_healthy_one():
     record = load("broken")
     explorer = broken_runs_explorer(record)

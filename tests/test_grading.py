@@ -132,6 +132,7 @@ def attempts(exercise):
             *(exercise.write(frozenset([mistake.name])) for mistake in exercise.mistakes)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXERCISES)
 def test_points_follow_the_verdict(name):
     exercise = EXERCISES[name]
@@ -209,6 +210,7 @@ def judge(student):
     student.send(judge_of(*student.recv()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_wrong_answer_has_no_point_whatever_its_cell_does(cheat):
     """The two Pythons are forks of one that has loaded torch: fresh ones take seconds each."""
@@ -228,6 +230,7 @@ def test_a_wrong_answer_has_no_point_whatever_its_cell_does(cheat):
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_right_answer_has_its_point_from_a_python_of_its_own():
     cells = cells_of("k3")
     ended_well, said = run_cells(cells["k3"], cells["k3-test"])

@@ -113,6 +113,7 @@ def test_no_cell_builds_on_what_it_made_itself(path):
                         and node.target.id not in cells.names_made_before(source, node)), source
 
 
+@pytest.mark.slow
 def test_a_lesson_from_its_last_cell_to_its_first_says_what_to_run_first():
     """One lesson here; tests/cells.py runs them all, in four ways."""
     [path] = [p for p in cells.LESSONS if p.name.startswith("06")]

@@ -202,6 +202,7 @@ def line_with(stream, text):
     raise AssertionError(f"{text!r} never came")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_who_presses_ctrl_c_while_a_reward_sleeps_is_answered(way, tmp_path):
     process = subprocess.Popen(
@@ -219,6 +220,7 @@ def test_who_presses_ctrl_c_while_a_reward_sleeps_is_answered(way, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_who_stops_a_cell_while_a_reward_sleeps_is_answered():
     from jupyter_client.manager import start_new_kernel
 

@@ -98,7 +98,8 @@ def in_parallel(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(params=["compiled", "compiled_inside", "in_parallel", "both"])
+@pytest.fixture(params=["in_parallel", *(pytest.param(way, marks=pytest.mark.slow)
+                                         for way in ("compiled", "compiled_inside", "both"))])
 def wrap(request):
     if request.param.startswith("compiled"):
         return globals()[request.param]

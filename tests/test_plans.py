@@ -2,9 +2,9 @@
 
 A class that leaves a section out has not run its cells. tests/browser runs the plans for 50 minutes
 in JupyterLab; a plan that leaves nothing out is the notebook, which is run as such; all others are
-run here, what they begin with together only once. This takes minutes, so only where GRPO_LIB_PLANS
-is set, as in .ci/run. That every name is made by a cell of the plan, and that no section borrows an
-import from an optional one, is looked up every time.
+run here, what they begin with together only once. This takes minutes, so it is marked slow. That
+every name is made by a cell of the plan, and that no section borrows an import from an optional
+one, is looked up every time.
 """
 
 import ast
@@ -144,6 +144,7 @@ def run_paths(notebook, paths):
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 @forks
 def test_a_path_runs_its_own_cells_alone(tmp_path):
     sources = ["seen = ['set-up']", "seen.append(1)", "seen.append(2)", "assert 2 not in seen"]
@@ -155,9 +156,8 @@ def test_a_path_runs_its_own_cells_alone(tmp_path):
     assert status == 1 and "Cell 3 failed" in said and "AssertionError" in said
 
 
+@pytest.mark.slow
 @forks
-@pytest.mark.skipif(not os.environ.get("GRPO_LIB_PLANS"),
-                    reason="takes minutes: GRPO_LIB_PLANS=1 runs every plan")
 @pytest.mark.parametrize("stem", sorted({stem for stem, _ in RUN}))
 def test_a_lessons_plans_run_as_they_are_written(stem):
     if stem.startswith("09") and not LLM:

@@ -82,6 +82,7 @@ def found(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes, name", [
     *((2, name) for name in RUNS), *((3, name) for name in BY_THREE)])
 def test_the_same_metrics_as_on_one_process(found, processes, name):
@@ -239,6 +240,7 @@ def close(one, other):
             assert b[name] == about(value, 1e-3, 1e-4), name
 
 
+@pytest.mark.slow
 def test_the_command_line_on_two_processes(tmp_path):
     assert cli("train", *SETTINGS, "--out", tmp_path / "one").returncode == 0
     whole = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--out", tmp_path / "two")
@@ -249,6 +251,7 @@ def test_the_command_line_on_two_processes(tmp_path):
     close(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_run_with_a_clear_line_and_it_can_go_on(tmp_path, rank):
     broken = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--steps", "400", "--out",
@@ -283,6 +286,7 @@ def test_a_killed_process_ends_the_run_with_a_clear_line_and_it_can_go_on(tmp_pa
     close(metrics_of(tmp_path / "never"), metrics_of(tmp_path / "killed"))
 
 
+@pytest.mark.slow
 def test_processes_that_are_told_to_stop_save(tmp_path):
     """As torchrun tells the others when one has failed."""
     process = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--steps", "400", "--save-every",
@@ -310,6 +314,7 @@ def is_worker(process, folder):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_more_processes_than_devices_are_refused_in_one_line(tmp_path):
     process = torchrun(2, "-m", "grpo_lib", "train", *SETTINGS, "--device", "cuda", "--out",

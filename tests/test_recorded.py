@@ -71,6 +71,7 @@ def test_a_log_is_written_with_its_numbers_in_rows_and_reads_the_same():
     assert json.loads(text) == log and "[1, -2.5, 1e-09]" in text
 
 
+@pytest.mark.slow
 def test_the_logs_load_where_the_repository_is_not(tmp_path):
     shutil.copytree(ROOT / "grpo_lib", tmp_path / "grpo_lib",
                     ignore=shutil.ignore_patterns("__pycache__", "base_models"))

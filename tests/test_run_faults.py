@@ -74,6 +74,7 @@ def resume(folder):
 
 # --- killed, and full ---------------------------------------------------------------------
 
+@pytest.mark.slow
 @POSIX
 def test_kill_9_with_half_a_checkpoint_or_half_a_line_written_loses_nothing(
         forks, finished, tmp_path):
@@ -187,6 +188,7 @@ def test_a_folder_into_which_another_process_writes_is_refused_until_that_ends(s
     assert resume(stopped) == 0
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("way", ["out", "resume"])
 def test_of_two_runs_into_one_folder_at_once_one_is_refused(forks, finished, stopped, tmp_path,
@@ -212,6 +214,7 @@ def test_one_process_may_lock_a_folder_twice_and_lets_go_of_it(tmp_path):
     assert tmp_path.resolve() not in LOCKS
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_leaves_no_lock_open(tmp_path):
     code = "import sys; from pathlib import Path; from grpo_lib.cli.locks import lock; " \
            "lock(Path(sys.argv[1]))"

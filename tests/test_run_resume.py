@@ -363,6 +363,7 @@ def test_a_limit_in_run_json_that_does_not_fit_is_named(run_of_three, limit):
         RunFolder.open(run.path)
 
 
+@pytest.mark.slow
 def test_the_command_line_keeps_as_many_as_asked_for(tmp_path):
     out = tmp_path / "run"
     arguments = ["--save-every", "1", "--save-total-limit"]
@@ -497,6 +498,7 @@ def test_the_home_folder_is_meant_by_a_tilde(home, make_trainer, make_policy, ta
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_means_the_home_folder_by_a_tilde(home):
     assert main(["train", "--out=~/run", "--steps", "1", *SMALL]) == 0
     assert main(["train", "--resume=~/run", "--steps", "2"]) == 0

@@ -184,6 +184,7 @@ def test_a_checkout_beside_the_notebook_is_taken(outside, name):
     assert taken(run_cell(outside)) == ("1", outside / name)
 
 
+@pytest.mark.slow
 def test_in_the_folder_of_our_notebooks_our_library_is_taken():
     done = subprocess.run(
         [sys.executable, "-c", f"{notebook().cells[1].source}\nimport os\n"
@@ -206,6 +207,7 @@ def test_in_an_empty_folder_the_installed_wheel_is_taken(tmp_path, outside):
 
 # --- it is fetched ----------------------------------------------------------------------------
 
+@pytest.mark.slow
 @needs_git
 @pytest.mark.parametrize(("ref", "version"), [("main", "2"), ("try/it", "3"), ("commit", "1")])
 @pytest.mark.parametrize("escaped", [True, False])
@@ -332,6 +334,7 @@ def test_where_the_library_is_nowhere_one_line_says_what_to_do(tmp_path, outside
     assert said(run_cell(outside)) == NOT_FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [
     session("fileId=1a2B3c"), session("Untitled.ipynb"), "[]", "{}", "", "<html>", "\udcff",
     session("fileId=https://gist.github.com/someone/1"),
@@ -343,6 +346,7 @@ def test_a_colab_that_knows_no_repository_is_as_good_as_none(outside, answer):
     assert said(done) == NOT_FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_colab_that_does_not_answer_is_waited_for_no_longer_than_a_moment(outside, silent):
     over = threading.Event()
@@ -412,11 +416,13 @@ def run_shell(folder, code, *cells):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler", ["", COLABS_HANDLER], ids=["IPython", "Colab"])
 def test_a_notebook_shows_one_line_and_no_traceback(outside, handler):
     assert run_shell(outside, handler, notebook().cells[1].source).strip() == NOT_FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler", ["", COLABS_HANDLER], ids=["IPython", "Colab"])
 def test_after_it_a_name_that_is_not_there_comes_with_advice(handler):
     shown = run_shell(ROOT / "notebooks", handler, notebook().cells[1].source, "tusk")

@@ -215,6 +215,7 @@ class TestTrouble:
         assert run.state == "finished" and run.checkpoints == [0]
         assert "no checkpoint of step 8" in run.note and "No space left" in run.note
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("after", [0.05, 0.25, 0.45])
     def test_ctrl_c_in_the_middle_of_a_step_pauses_after_it(self, run, monkeypatch, after):
         """A real signal, since Thread.join before Python 3.13 takes a thread for dead then."""
@@ -305,6 +306,7 @@ class TestTrouble:
                 what()
 
 
+@pytest.mark.slow
 def test_ten_starts_and_resets_leave_no_thread_no_trainer_and_no_folder(run):
     before = threading.active_count()
     trainers = []

@@ -9,6 +9,7 @@ installed and has to tell an old Python that it is too old.
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,21 +265,30 @@ def prepare(root, wheels=None):
                          f"~/grpo && . ~/grpo/bin/activate); then give the same command again")
     if not python.is_file():
         make_environment(environment, python)
-    if subprocess.run([str(python), "-c", "import pip"], stderr=subprocess.DEVNULL,
-                      check=False).returncode:  # uv makes environments without pip
-        call([str(python), "-m", "ensurepip"], root)
     print(f"Installing requirements.txt into {environment}", flush=True)
-    source = ["--no-index", "-f", str(wheels)] if wheels else []
     if sys.platform.startswith("linux") and not wheels:
         print("(a plain torch brings CUDA: 2.7 GB to download; the README says how to get the "
               "small CPU build)", flush=True)
-    if call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             *source, "-r", str(requirements)], root):
+    install(root, str(python), requirements, wheels)
+    stamp.write_bytes(requirements.read_bytes())
+    return str(python)
+
+
+def install(root, python, requirements, wheels=None):
+    """Install the requirements, by uv where there is one, since it takes a tenth of the time; by
+    pip otherwise, or where uv failed (it does not read pip's configuration)."""
+    if subprocess.run([python, "-c", "import pip"], stderr=subprocess.DEVNULL,
+                      check=False).returncode:  # uv makes environments without pip
+        call([python, "-m", "ensurepip"], root)
+    what = [*(["--no-index", "-f", str(wheels)] if wheels else []), "-r", str(requirements)]
+    uv = shutil.which("uv")
+    if uv and not call([uv, "pip", "install", "--quiet", "--python", python, *what], root):
+        return
+    if call([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what],
+            root):
         raise SetupError("pip could not install requirements.txt; its message is above"
                          + (f" (the wheels have to be for {sys.platform} and Python {version()})"
                             if wheels else ""))
-    stamp.write_bytes(requirements.read_bytes())
-    return str(python)
 
 
 def make_environment(environment, python):

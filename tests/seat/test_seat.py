@@ -1,5 +1,5 @@
 """A seat in a class without a network: wheels onto a stick, a fresh checkout, and from there a
-notebook that runs. Downloads everything once more, so only where GRPO_LIB_SEAT is set.
+notebook that runs. It downloads everything once more.
 """
 
 import os
@@ -14,8 +14,6 @@ from waiting import PATIENCE
 from grpo_lib.cli import environment
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not os.environ.get("GRPO_LIB_SEAT"),
-                                reason="downloads all wheels again: GRPO_LIB_SEAT=1 runs it")
 NOWHERE = "http://127.0.0.1:9/simple"  # nobody listens there
 OUTSIDE = {k: v for k, v in os.environ.items()
            if not k.startswith(("PIP_", "PYTHON", "VIRTUAL_ENV", "GRPO_"))}
