@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,30 @@ from grpo_lib.support.checks import (
     check_choice,
     check_device,
     check_floating,
+    check_not_empty,
     check_number,
-    check_same_shape,
+    check_shapes,
     check_whole,
+    setting,
 )
 
 BASELINES = ("mean", "leave_one_out", "batch", "none")
 SCALES = ("group", "batch", "mean", "none")
+
+
+@dataclass(frozen=True)
+class AdvantageChoices:
+    """How rewards become advantages; the defaults are GRPO's, as in the paper (2402.03300)."""
+
+    baseline: str = setting("mean", "what a reward is compared with: mean, leave_one_out (both of "
+                                   "the group), batch or none", among=BASELINES)
+    scale: str = setting("group", "what advantages are divided by: the std of the group or batch, "
+                                 "the group's mean, or none", among=SCALES)
+    std_eps: float = setting(1e-4, "added to that divisor", least=0)
+    whiten: bool = setting(False, "whiten the advantages over all tokens of the batch")
+    critic: bool = setting(False, "advantages come from a value model (GAE)")
+    gamma: float = setting(1.0, "discount of a critic's GAE, a token", least=0, most=1)
+    gae_lambda: float = setting(0.95, "lambda of a critic's GAE", least=0, most=1)
 
 
 def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "group",
@@ -119,17 +138,13 @@ def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
     on top at its last token, as PPO for language models has it (2203.02155). A completion
     without a token has none to put it at.
     """
-    check_same_shape(2, mask=mask)
-    check_same_shape(1, rewards=rewards)
-    check_device("rewards", rewards, "mask", mask)
+    check_shapes("B T", mask=mask, rewards=(rewards, "B"))
+    check_not_empty("mask", mask)
     beta = check_number("beta", beta)
-    if len(rewards) != len(mask) or mask.numel() == 0:
-        raise ValueError(f"rewards: got shape {tuple(rewards.shape)} with a mask "
-                         f"{tuple(mask.shape)}, allowed are (B,) and (B, T)")
     counts = mask != 0
     per_token = rewards.new_zeros(mask.shape)
     if kl is not None:
-        check_same_shape(2, kl=kl, mask=mask)
+        check_shapes("B T", kl=kl, mask=mask)
         per_token = -beta * kl.masked_fill(~counts, 0.0)
     places = torch.arange(mask.shape[1], device=mask.device)
     last = places == places.masked_fill(~counts, -1).amax(1, keepdim=True)
@@ -148,7 +163,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     """
     gamma = check_number("gamma", gamma, least=0, most=1)
     lam = check_number("lam", lam, least=0, most=1)
-    check_same_shape(2, rewards=rewards, values=values, mask=mask)
+    check_shapes("B T", rewards=rewards, values=values, mask=mask)
     counts = mask != 0
     advantages = torch.zeros_like(rewards + values)
     running = after = torch.zeros_like(values[:, 0])  # advantage and value of the next token
@@ -167,7 +182,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     codes do so. A long completion counts once for each of its tokens. 0 where mask is 0.
     ValueError: shapes that differ, or values that are not finite or whose squares are not.
     """
-    check_same_shape(2, values=values, mask=mask)
+    check_shapes("B T", values=values, mask=mask)
     if values.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
         return whiten(values.float(), mask).to(values.dtype)
     mask = (mask != 0).to(values.dtype)

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from grpo_lib.advantages import (
-    BASELINES,
-    SCALES,
+    AdvantageChoices,
     check_counted,
     gae,
     group_advantages,
@@ -26,94 +24,29 @@ from grpo_lib.advantages import (
     token_rewards,
     whiten,
 )
-from grpo_lib.objective import (
-    AGGREGATIONS,
-    KLS,
-    RATIOS,
-    SURROGATES,
-    LossOutput,
-    check_clip,
-    grpo_loss,
-)
-from grpo_lib.support.checks import check_bool, check_choice, check_number, settle
-
-
-def choice(default: object, about: str):
-    return field(default=default, metadata={"about": about})
+from grpo_lib.objective import CLIPPING, LossChoices, LossOutput, grpo_loss
+from grpo_lib.support.checks import setting
 
 
 @dataclass(frozen=True)
-class Algorithm:
-    """The choices that make an algorithm; the defaults are GRPO's, as in the paper.
+class Algorithm(LossChoices, AdvantageChoices):
+    """The choices that make an algorithm: how rewards become advantages, those of the loss, and
+    what happens around them. The defaults are GRPO's, as in the paper.
 
     ValueError at once where choices contradict each other.
     """
 
-    about: str = choice("", "what sets it apart, in a line")
-    source: str = choice("", "the paper")
-    baseline: str = choice("mean", "what a reward is compared with: mean, leave_one_out (both of "
-                                   "the group), batch or none")
-    scale: str = choice("group", "what advantages are divided by: the std of the group or batch, "
-                                 "the group's mean, or none")
-    std_eps: float = choice(1e-4, "added to that divisor")
-    whiten: bool = choice(False, "whiten the advantages over all tokens of the batch")
-    critic: bool = choice(False, "advantages come from a value model (GAE)")
-    gamma: float = choice(1.0, "discount of a critic's GAE, a token")
-    gae_lambda: float = choice(0.95, "lambda of a critic's GAE")
-    ratio: str = choice("token", "importance ratio of each token, or of the whole sequence: token, "
-                                 "sequence, sequence_token or sequence_sum")
-    surrogate: str | Callable = choice(  # noqa: RUF009
-        "clip", "what is maximised: clip, cispo, sapo, gmpo or log_prob")
-    epsilon: float = choice(0.2, "the ratio is clipped at 1 - epsilon")
-    epsilon_high: float | None = choice(None, "and at 1 + epsilon_high (none: epsilon)")
-    delta: float | None = choice(None, "cap on the unclipped ratio where the advantage is "
-                                       "negative, the dual clip (none: no cap)")
-    sapo_temperature_pos: float = choice(1.0, "of SAPO's gate where the advantage is positive")
-    sapo_temperature_neg: float = choice(1.05, "of SAPO's gate where it is not")
-    beta: float = choice(0.0, "weight of the KL distance to the base model")
-    kl: str = choice("k3", "estimator of that distance: k1, k2 or k3")
-    kl_in_reward: bool = choice(False, "take beta times the distance from the reward, not into the "
-                                       "loss")
-    use_bias_correction_kl: bool = choice(False, "weigh each token's estimate by its ratio, true "
-                                                 "or false")
-    aggregation: str = choice("sequence_mean", "what the loss averages over: sequence_mean, "
-                                               "token_mean, constant, sequence_sum or "
-                                               "nonempty_sequence_mean")
-    entropy_coef: float = choice(0.0, "weight of the entropy bonus")
-    top_entropy_quantile: float = choice(1.0, "train only on this share of the tokens, those of "
-                                              "the highest entropy")
-    off_policy_mask_threshold: float | None = choice(
-        None, "drop rows with a negative advantage that the policy has moved away from by more, "
-              "nats a token (none: keep all)")
-    dynamic_sampling: bool = choice(False, "sample again in place of groups without spread")
-    mask_truncated_completions: bool = choice(False, "leave completions without end-of-sequence "
+    about: str = setting("", "what sets it apart, in a line")
+    source: str = setting("", "the paper")
+    dynamic_sampling: bool = setting(False, "sample again in place of groups without spread")
+    mask_truncated_completions: bool = setting(False, "leave completions without end-of-sequence "
                                                      "out of the loss")
-    overlong_share: float = choice(0.0, "last share of the length limit in which longer "
-                                        "completions lose up to 1 of their reward (0: none)")
+    overlong_share: float = setting(0.0, "last share of the length limit in which longer "
+                                        "completions lose up to 1 of their reward (0: none)",
+                                     least=0, most=1)
 
     def __post_init__(self):
-        for name, allowed in (("baseline", BASELINES), ("scale", SCALES), ("ratio", RATIOS),
-                              ("kl", KLS), ("aggregation", AGGREGATIONS)):
-            check_choice(name, getattr(self, name), allowed)
-        if not callable(self.surrogate):
-            check_choice("surrogate", self.surrogate, SURROGATES)
-        epsilon, high, delta = check_clip(self.epsilon, self.epsilon_high, self.delta)
-        settle(self, epsilon=epsilon, delta=delta,
-               epsilon_high=None if self.epsilon_high is None else high)
-        for name, bounds in (("std_eps", {"least": 0}), ("beta", {"least": 0}),
-                             ("gamma", {"least": 0, "most": 1}), ("entropy_coef", {}),
-                             ("gae_lambda", {"least": 0, "most": 1}),
-                             ("sapo_temperature_pos", {"above": 0}),
-                             ("sapo_temperature_neg", {"above": 0}),
-                             ("top_entropy_quantile", {"above": 0, "most": 1}),
-                             ("overlong_share", {"least": 0, "most": 1})):
-            settle(self, **{name: check_number(name, getattr(self, name), **bounds)})
-        if self.off_policy_mask_threshold is not None:
-            settle(self, off_policy_mask_threshold=check_number(
-                "off_policy_mask_threshold", self.off_policy_mask_threshold))
-        for f in fields(self):
-            if f.type == "bool":
-                settle(self, **{f.name: check_bool(f.name, getattr(self, f.name))})
+        super().__post_init__()
         if self.critic and (self.baseline, self.scale) != ("none", "none"):
             raise ValueError(f"critic: got True with baseline={self.baseline!r} and "
                              f"scale={self.scale!r}; a critic's values are the baseline, so "
@@ -125,20 +58,12 @@ class Algorithm:
             raise ValueError(f"surrogate: got 'gmpo' with ratio={self.ratio!r}, "
                              f"critic={self.critic}, whiten={self.whiten}; it makes one ratio of "
                              f"each row, so allowed are ratio='token' and advantages of rows")
-        if self.kl_in_reward and self.use_bias_correction_kl:
-            raise ValueError("use_bias_correction_kl: got True with kl_in_reward, where no "
-                             "gradient flows through the distance; allowed is False")
 
     @property
     def needs_group(self) -> bool:
         """Whether a completion is compared with others of its group (then G >= 2)."""
         return (self.baseline in ("mean", "leave_one_out") or self.scale in ("group", "mean")
                 or self.dynamic_sampling)
-
-    @property
-    def needs_entropies(self) -> bool:
-        """Whether the loss needs the entropies of the next-token distributions."""
-        return self.entropy_coef != 0 or self.top_entropy_quantile < 1
 
     def shaped_rewards(self, rewards: Tensor, lengths: Tensor, max_length: int) -> Tensor:
         """Rewards (N, G) with the punishment of long completions; lengths (N * G,) in tokens."""
@@ -180,7 +105,7 @@ class Algorithm:
                                       std_eps=self.std_eps, counted=counted).flatten()
             if self.whiten:  # of the returns: what a token still has before it
                 given = token_rewards(result, mask, kl, self.beta)
-                result = gae(given, torch.zeros_like(mask), mask, 1.0, 1.0)
+                result = gae(given, torch.zeros_like(given), mask, 1.0, 1.0)
         return whiten(result, mask) if self.whiten else result
 
     def returns(self, rewards: Tensor, mask: Tensor, values: Tensor, *,
@@ -198,19 +123,14 @@ class Algorithm:
         return kl
 
     def loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
-             mask: Tensor | None = None, *, max_length: int | None = None,
-             **others) -> LossOutput:
+             mask: Tensor | None = None, **others) -> LossOutput:
         """``grpo_loss`` with this algorithm's choices; ``others`` are the ref_log_probs,
-        entropies and so on that it takes beside them."""
-        options = {name: getattr(self, name) for name in LOSS_CHOICES}
-        if self.kl_in_reward:
-            options["beta"] = 0.0
-        return grpo_loss(log_probs, old_log_probs, advantages, mask, max_length=max_length,
-                         **options, **others)
+        entropies, max_length and so on that it takes beside them."""
+        return grpo_loss(log_probs, old_log_probs, advantages, mask, self, **others)
 
     def idle_choices(self) -> dict[str, str]:
         """Choices that differ from the default and yet change nothing: name -> why."""
-        bounded = callable(self.surrogate) or self.surrogate in ("clip", "cispo", "gmpo")
+        bounded = callable(self.surrogate) or self.surrogate in CLIPPING
         idle = {}
         for names, works, why in (
                 (("epsilon", "epsilon_high"), bounded,
@@ -235,9 +155,6 @@ class Algorithm:
 ABOUT = ("about", "source")
 DEFAULTS = {f.name: f.default for f in fields(Algorithm) if f.name not in ABOUT}
 CHOICES = tuple(DEFAULTS)
-LOSS_CHOICES = ("ratio", "surrogate", "epsilon", "epsilon_high", "delta", "sapo_temperature_pos",
-                "sapo_temperature_neg", "beta", "kl", "use_bias_correction_kl", "aggregation",
-                "entropy_coef", "top_entropy_quantile", "off_policy_mask_threshold")
 
 
 class AlgorithmTable(dict):

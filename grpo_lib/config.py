@@ -8,17 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from grpo_lib.algorithms import ALGORITHMS, CHOICES, Algorithm
 from grpo_lib.support.checkpoint import json_text
-from grpo_lib.support.checks import check_bool, check_choice, check_number, check_whole, settle
-
-
-def setting(default, about: str):
-    return field(default=default, metadata={"about": about})
+from grpo_lib.support.checks import check_choice, check_settings, check_whole, setting, settle
 
 
 def of_row(name: str):
     """A choice of the algorithm: None means its row's."""
-    about = Algorithm.__dataclass_fields__[name].metadata["about"]
-    return field(default=None, metadata={"about": about})
+    return setting(None, Algorithm.__dataclass_fields__[name].metadata["about"], checked=False)
 
 
 @dataclass(frozen=True)
@@ -37,10 +32,11 @@ class GRPOConfig:
     aggregation and surrogate together are loss_type.
     """
 
-    steps: int = setting(50, "rollout-and-update steps in the whole run")
-    prompts_per_step: int = setting(32, "problems sampled at each step (N)")
-    group_size: int = setting(16, "completions of each problem (G)")
-    temperature: float = setting(1.0, "logits are divided by this, in sampling and in scoring")
+    steps: int = setting(50, "rollout-and-update steps in the whole run", least=0)
+    prompts_per_step: int = setting(32, "problems sampled at each step (N)", least=1)
+    group_size: int = setting(16, "completions of each problem (G)", least=1)
+    temperature: float = setting(1.0, "logits are divided by this, in sampling and in scoring",
+                                 above=0)
     algorithm: str | None = setting(None, "row of the table of algorithms that the choices below "
                                           "start from (none: grpo, but with aggregation "
                                           "token_mean, as TRL's default)")
@@ -70,20 +66,21 @@ class GRPOConfig:
     mask_truncated_completions: bool | None = of_row("mask_truncated_completions")
     overlong_share: float | None = of_row("overlong_share")
     max_num_gen_batches: int = setting(4, "with dynamic sampling: batches sampled for one step at "
-                                          "most")
-    num_iterations: int = setting(1, "passes over each batch of completions")
-    minibatches: int = setting(2, "gradient steps in each pass")
+                                          "most", least=1)
+    num_iterations: int = setting(1, "passes over each batch of completions", least=1)
+    minibatches: int = setting(2, "gradient steps in each pass", least=1)
     micro_batch_size: int | None = setting(None, "completions that go through the policy together, "
                                                  "in scoring and in an update: less memory, the "
-                                                 "same gradient (none: all)")
-    learning_rate: float = setting(5e-4, "of AdamW, betas .9 and .95, no weight decay")
-    value_learning_rate: float = setting(1e-3, "the same for a critic's value model")
-    max_grad_norm: float = setting(1.0, "gradients longer than this are shortened to it")
+                                                 "same gradient (none: all)", least=1)
+    learning_rate: float = setting(5e-4, "of AdamW, betas .9 and .95, no weight decay", above=0)
+    value_learning_rate: float = setting(1e-3, "the same for a critic's value model", above=0)
+    max_grad_norm: float = setting(1.0, "gradients longer than this are shortened to it", above=0)
     measure_kl: bool = setting(True, "at beta 0 too, score completions with the base model for the "
                                      "metric kl (False: a step takes less time)")
-    eval_every: int = setting(5, "steps between held-out evaluations (0: none)")
-    eval_problems: int = setting(200, "held-out problems in each of them")
-    seed: int = setting(0, "of the generator that everything random in the run is drawn from")
+    eval_every: int = setting(5, "steps between held-out evaluations (0: none)", least=0)
+    eval_problems: int = setting(200, "held-out problems in each of them", least=1)
+    seed: int = setting(0, "of the generator that everything random in the run is drawn from",
+                        least=0)
     device: str = setting("cpu", "where the policy is trained: cpu or cuda")
 
     def __post_init__(self):
@@ -95,20 +92,12 @@ class GRPOConfig:
             raise ValueError(f"surrogate: got {self.surrogate!r}, allowed here is a name (put a "
                              f"function into a row of ALGORITHMS)")
         choices = self.choices
-        whole = {"steps": 0, "prompts_per_step": 1, "group_size": 2 if choices.needs_group else 1,
-                 "num_iterations": 1, "minibatches": 1, "eval_every": 0, "eval_problems": 1,
-                 "seed": 0, "max_num_gen_batches": 1}
-        if self.micro_batch_size is not None:
-            whole["micro_batch_size"] = 1
-        for name, least in whole.items():
-            settle(self, **{name: check_whole(
-                name, getattr(self, name), least,
-                " (a completion is compared with the others of its group)"
-                if name == "group_size" and least == 2 else "")})
-        for name in ("temperature", "learning_rate", "value_learning_rate", "max_grad_norm"):
-            settle(self, **{name: check_number(name, getattr(self, name), above=0)})
-        settle(self, measure_kl=check_bool("measure_kl", self.measure_kl), **{
-            name: getattr(choices, name) for name in CHOICES if getattr(self, name) is not None})
+        if choices.needs_group:
+            check_whole("group_size", self.group_size, 2,
+                        " (a completion is compared with the others of its group)")
+        check_settings(self)
+        settle(self, **{name: getattr(choices, name) for name in CHOICES
+                        if getattr(self, name) is not None})
         if not isinstance(self.device, str):
             raise ValueError(f"device: got {self.device!r}, allowed is a device's name")
         if self.minibatches > self.prompts_per_step * self.group_size:

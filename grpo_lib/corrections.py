@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_lib.support.checks import check_beside, check_choice, check_number, check_same_shape
+from grpo_lib.support.checks import check_choice, check_number, check_shapes
 
 SAMPLER_CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate",
                        "sequence_mask")
@@ -24,7 +24,7 @@ def top_entropy_mask(entropies: Tensor, mask: Tensor, quantile: float) -> Tensor
     nan counts as low: its token is dropped.
     """
     quantile = check_number("top_entropy_quantile", quantile, above=0, most=1)
-    check_same_shape(2, entropies=entropies, mask=mask)
+    check_shapes("B T", entropies=entropies, mask=mask)
     if entropies.numel() == 0:
         return torch.zeros_like(entropies)
     if entropies.dtype in (torch.float16, torch.bfloat16):  # which quantile does not take
@@ -45,11 +45,8 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
     keeps no row. A difference that is nan counts as 0.
     """
     threshold = check_number("off_policy_mask_threshold", threshold)
-    check_same_shape(2, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
-    check_beside(log_probs=log_probs, advantages=advantages)
-    if advantages.shape not in (mask.shape, (len(mask), 1)):
-        raise ValueError(f"advantages: got shape {tuple(advantages.shape)}, allowed is "
-                         f"{tuple(mask.shape)} or {(len(mask), 1)}")
+    check_shapes("B T", log_probs=log_probs, old_log_probs=old_log_probs, mask=mask,
+                 advantages=(advantages, "B T | B 1"))
     moved = (old_log_probs - log_probs).masked_fill(mask == 0, 0.0).nan_to_num(0.0)
     moved = moved.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     if advantages.shape[1] > 1:
@@ -72,7 +69,7 @@ def sampler_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tens
     ``rollout_is``, 2.0. ``ratio_min`` None: no lower bound. A token for which the engine gave
     no number (nan) has ratio 1, as in TRL.
     """
-    check_same_shape(2, old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs, mask=mask)
+    check_shapes("B T", old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs, mask=mask)
     check_choice("sampler_correction", correction, SAMPLER_CORRECTIONS)
     ratio_max = check_number("sampler_ratio_max", ratio_max, above=0)
     low = 0.0 if ratio_min is None else ratio_min

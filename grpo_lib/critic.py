@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grpo_lib.objective import aggregate
 from grpo_lib.rollout import Rollouts, completion_outputs
-from grpo_lib.support.checks import check_same_shape
+from grpo_lib.support.checks import check_shapes
 from grpo_lib.support.modules import check_gradients_on, check_trainable, unwrapped
 from grpo_lib.support.optim import adamw, clip_grad_norm
 from grpo_lib.transformer import TransformerPolicy
@@ -54,7 +54,7 @@ def completion_values(value_model: ValueModel, rollouts: Rollouts) -> Tensor:
 
 def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Mean over tokens of (V - return)^2 / 2: (B, T) each -> scalar."""
-    check_same_shape(2, values=values, returns=returns, mask=mask)
+    check_shapes("B T", values=values, returns=returns, mask=mask)
     # before it is squared: 0 times the slope of a nan would be a nan gradient
     distance = (values - returns.detach()).masked_fill(mask == 0, 0.0)
     return aggregate(distance.square() / 2, mask, "token_mean")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from grpo_lib.fast.packing import pack
 from grpo_lib.policy import Policy, token_log_probs
-from grpo_lib.support.checks import check_number, check_same_shape, check_whole
+from grpo_lib.support.checks import check_number, check_whole, settle
 from grpo_lib.support.modules import eval_mode, in_eval_mode, unwrapped, vocabulary_of
 from grpo_lib.tokenizer import EOS, PAD, pad
 
@@ -27,16 +27,16 @@ class Rollouts:
     """N prompts with G completions each; row n * G + g is completion g of prompt n.
 
     tokens          (N*G, P+T)  prompts, left-padded to P tokens, then completions
-    prompt_mask     (N*G, P)    1 on prompt tokens, 0 on padding
-    mask            (N*G, T)    1 on the tokens that count, those the policy chose; up to and
+    prompt_mask     (N*G, P)    True on prompt tokens, False on padding
+    mask            (N*G, T)    True on the tokens that count, those the policy chose; up to and
                                 including end-of-sequence
-    log_probs       (N*G, T)    of the sampled tokens, from sampling; 0 where mask is 0
+    log_probs       (N*G, T)    of the sampled tokens, from sampling; 0 where mask is False
     finished        (N*G,)      whether end-of-sequence came before max_new_tokens
-    attention_mask  (N*G, T)    1 on the completion tokens that later ones attend to, 0 on padding;
-                                None: all up to the last that counts
+    attention_mask  (N*G, T)    True on the completion tokens that later ones attend to, not on
+                                padding; None: all up to the last that counts
 
     **Several turns.** A tool's answer, or an environment's, stands inside the completion and the
-    policy reads it, but did not choose it: ``mask`` is 0 there, and ``attention_mask`` is 1. So it
+    policy reads it, but did not choose it: ``mask`` is False there, ``attention_mask`` True. So it
     is attended to in scoring and left out of loss, advantages, KL, entropy and lengths, and the
     verifier is not shown it. Sample a turn, write the answer behind it, and sample the next:
 
@@ -47,12 +47,12 @@ class Rollouts:
     >>> answer = torch.tensor([[7, 8]] * 2)  # of the tool, one for each completion
     >>> read = torch.cat((first.tokens, answer), 1)
     >>> texts = [row[seen].tolist() for row, seen in zip(read, torch.cat(
-    ...     (first.prompt_mask, first.attended, torch.ones_like(answer)), 1).bool())]
+    ...     (first.prompt_mask, first.attended, torch.ones_like(answer) > 0), 1))]
     >>> then = sample_groups(policy, texts, 1, max_new_tokens=4, generator=generator)
     >>> both = first.followed_by(answer, then)
     >>> both.mask.shape == both.attention_mask.shape == both.completions.shape
     True
-    >>> bool((both.mask[:, 4:6] == 0).all() and (both.attention_mask[:, 4:6] == 1).all())
+    >>> bool((~both.mask[:, 4:6]).all() and both.attention_mask[:, 4:6].all())
     True
     >>> torch.allclose(completion_log_probs(policy, both), both.log_probs)
     True
@@ -72,22 +72,21 @@ class Rollouts:
     attention_mask: Tensor | None = None
 
     def __post_init__(self):
+        settle(self, mask=self.mask != 0, prompt_mask=self.prompt_mask != 0)  # numbers too
         if self.attention_mask is None:
             return
-        check_same_shape(2, mask=self.mask)
+        settle(self, attention_mask=self.attention_mask != 0)
         if self.attention_mask.shape != self.mask.shape:
             raise ValueError(f"attention_mask: got shape {tuple(self.attention_mask.shape)}, must "
                              f"be that of mask, {tuple(self.mask.shape)}")
-        if ((self.mask != 0) & (self.attention_mask == 0)).any():
+        if (self.mask & ~self.attention_mask).any():
             raise ValueError("attention_mask: got 0 on a token that counts, must be 1 on each of "
                              "them")
 
     @property
     def attended(self) -> Tensor:
         """Which completion tokens are there, for later ones to attend to: bool (N*G, T)."""
-        if self.attention_mask is not None:
-            return self.attention_mask != 0
-        return up_to_last(self.mask)
+        return up_to_last(self.mask) if self.attention_mask is None else self.attention_mask
 
     @property
     def prompt_length(self) -> int:
@@ -100,8 +99,8 @@ class Rollouts:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens that count in each completion, end-of-sequence counted: (N*G,)."""
-        return self.mask.sum(1)
+        """Tokens that count in each completion, end-of-sequence counted: (N*G,), float32."""
+        return self.mask.sum(1).float()
 
     def select(self, rows: Tensor) -> Rollouts:
         """Some rows, cut after the last column in which a token of theirs counts, for a
@@ -151,7 +150,7 @@ class Rollouts:
     def followed_by(self, answer: Tensor, then: Rollouts) -> Rollouts:
         """This turn, an answer to it that the policy reads (N*G, A), and its next turn: ``then``
         is sampled in groups of 1 from these rows' texts, in their order."""
-        nothing = torch.zeros_like(answer, dtype=self.mask.dtype)
+        nothing = torch.zeros_like(answer, dtype=torch.bool)
 
         def beside(name: str, between: Tensor) -> Tensor:
             return torch.cat((getattr(self, name), between, getattr(then, name)), 1)
@@ -159,12 +158,12 @@ class Rollouts:
         return replace(self, tokens=torch.cat((self.tokens, answer, then.completions), 1),
                        mask=beside("mask", nothing), finished=then.finished,
                        log_probs=beside("log_probs", nothing.to(self.log_probs.dtype)),
-                       attention_mask=beside("attended", torch.ones_like(nothing) > 0))
+                       attention_mask=beside("attended", ~nothing))
 
 
 def up_to_last(mask: Tensor) -> Tensor:
     """The tokens of each row up to the last that counts, the gaps between included: bool (B, T)."""
-    return (mask != 0).flip(1).cumsum(1).flip(1) > 0
+    return mask.flip(1).cumsum(1).flip(1) > 0
 
 
 @torch.no_grad()
@@ -240,7 +239,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     is_end = torch.isin(completions, ends)
     after = is_end.cumsum(1) > is_end  # what a row in work drew after its end
     return Rollouts(torch.cat((prompt_tokens, completions.masked_fill(after, PAD)), 1),
-                    prompt_mask, (~after).to(log_probs.dtype), log_probs.masked_fill(after, 0.0),
+                    prompt_mask, ~after, log_probs.masked_fill(after, 0.0),
                     is_end.any(1), group_size, temperature)
 
 
@@ -294,7 +293,7 @@ def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
     if rollouts.attention_mask is not None and (there[:, 1:] & ~there[:, :-1]).any():
         closed, back = without_gaps(rollouts)
         return completion_outputs(model, closed)[torch.arange(len(back))[:, None], back]
-    mask = torch.cat((rollouts.prompt_mask, there.long()), 1)
+    mask = torch.cat((rollouts.prompt_mask, there), 1).long()
     with eval_mode(model):
         if getattr(unwrapped(model), "packs", False):  # leaves out padding (packing)
             return model(rollouts.tokens, mask, None,
@@ -338,7 +337,7 @@ def completion_log_probs(policy: Policy, rollouts: Rollouts,
         parts = [completion_log_probs(policy, rollouts.select(some)) for some in rows]
         return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
     log_probs = token_log_probs(completion_logits(policy, rollouts), rollouts.completions)
-    return log_probs.masked_fill(rollouts.mask == 0, 0.0)
+    return log_probs.masked_fill(~rollouts.mask, 0.0)
 
 
 def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
@@ -350,14 +349,14 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     """
     width, start = rollouts.tokens.shape[1], rollouts.prompt_length
     offset = check_whole("offset", offset, -start, f" to {width - start}", most=width - start)
-    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.attended.long()), 1)
+    seen_mask = torch.cat((rollouts.prompt_mask, rollouts.attended), 1).long()
     with eval_mode(policy):
         logits = policy(rollouts.tokens, seen_mask) / rollouts.temperature
     logits = logits[:, start + offset :][:, : width - start]
     scored = rollouts.completions[:, : logits.shape[1]]
     missing = logits.new_full((len(logits), width - start - logits.shape[1]), torch.nan)
     log_probs = torch.cat((token_log_probs(logits, scored), missing), 1)
-    return log_probs.masked_fill(rollouts.mask == 0, 0.0)
+    return log_probs.masked_fill(~rollouts.mask, 0.0)
 
 
 def check_logits(policy, logits: object, tokens: Tensor, cached: bool) -> None:

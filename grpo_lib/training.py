@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import copy
 import random
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from grpo_lib.advantages import informative_groups
+from grpo_lib.batches import Batch, collect
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
-from grpo_lib.objective import aggregate, aggregation_share, kl_estimate
-from grpo_lib.policy import Policy, token_entropy, token_log_probs
-from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, sample_groups
-from grpo_lib.support.batch_metrics import NO_UPDATE, batch_metrics
+from grpo_lib.objective import kl_estimate
+from grpo_lib.policy import Policy
+from grpo_lib.rollout import Rollouts, completion_log_probs, sample_groups
+from grpo_lib.support.batch_metrics import batch_metrics
 from grpo_lib.support.checks import check_whole, explain_out_of_memory, usable_device
 from grpo_lib.support.modules import (
     check_apart,
@@ -38,16 +37,15 @@ from grpo_lib.support.modules import (
     unwrapped,
 )
 from grpo_lib.support.notices import not_finite, nothing_to_learn, warn
-from grpo_lib.support.off_policy import off_policy
 from grpo_lib.support.optim import (
     adamw,
     check_finite,
-    clip_grad_norm,
     locate_nonfinite,
     nonfinite_names,
 )
 from grpo_lib.support.processes import Processes, check_processes
 from grpo_lib.support.signals import finish_step_first
+from grpo_lib.support.stopwatch import Stopwatch
 from grpo_lib.support.trainer_state import (
     load_trainer,
     save_reference,
@@ -55,46 +53,10 @@ from grpo_lib.support.trainer_state import (
     tell_other_settings,
 )
 from grpo_lib.tasks.base import Problem, Task
-from grpo_lib.tasks.scoring import RewardError, Scores
+from grpo_lib.tasks.scoring import Scores
+from grpo_lib.update import NoGradientError, gradient_step, update
 
 BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
-
-
-class NoGradientError(RuntimeError):
-    """The loss has no gradient to train by."""
-
-
-class Batch(NamedTuple):
-    """N problems with their scored completions; row n * G + g."""
-
-    problems: list[Problem]
-    rollouts: Rollouts
-    scores: Scores
-    ref_log_probs: Tensor | None  # (N * G, T)
-
-    @property
-    def counted(self) -> Tensor:
-        """Where the reward did not abstain: bool (N, G)."""
-        return ~self.scores.rewards.isnan()
-
-    @staticmethod
-    def join(parts: list[Batch]) -> Batch:
-        """Several batches as one."""
-        rollouts = Rollouts.join([part.rollouts for part in parts])
-        width = rollouts.mask.shape[1]
-        ref = [torch.nn.functional.pad(p.ref_log_probs, (0, width - p.ref_log_probs.shape[1]))
-               for p in parts if p.ref_log_probs is not None]
-        return Batch([problem for p in parts for problem in p.problems], rollouts,
-                     Scores.join([p.scores for p in parts]), torch.cat(ref) if ref else None)
-
-    def groups(self, which: Tensor) -> Batch:
-        """Some of its groups: indices (n,)."""
-        size = self.rollouts.group_size
-        rows = (which[:, None] * size + torch.arange(size)).flatten().to(self.rollouts.mask.device)
-        rollouts = self.rollouts.select(rows)
-        return Batch([self.problems[n] for n in which.tolist()], rollouts,
-                     self.scores.groups(which),
-                     rows_of(self.ref_log_probs, rows, rollouts.mask.shape[1]))
 
 
 class GRPOTrainer:
@@ -225,60 +187,76 @@ class GRPOTrainer:
             f"without changing a number; {advice}, sampling too")
 
     def _step(self) -> StepMetrics:
-        config, state = self.config, self.generator.get_state()
-        try:
-            everything, batch, seconds_rollout, seconds_scoring = self.gather()
-            start = time.perf_counter()
-            rollouts = batch.rollouts
-            kl = values = None
-            if batch.ref_log_probs is not None:
-                kl = kl_estimate(rollouts.log_probs, batch.ref_log_probs, self.algorithm.kl)
-            counted = batch.counted.to(rollouts.mask.device)
-            rewards = batch.scores.rewards.to(rollouts.mask.device).masked_fill(~counted, 0.0)
-            if self.critic is not None:
-                values = self.critic.values(rollouts)
-            check_finite(log_probs=rollouts.log_probs, ref_log_probs=batch.ref_log_probs,
-                         values=values)
-            if self.critic is not None:
-                self.returns = self.algorithm.returns(rewards, rollouts.mask, values, kl=kl)
-            advantages = self.algorithm.advantages(
-                rewards, rollouts.mask, kl=kl, values=values,
-                counted=None if counted.all() else counted)
-            check_finite(advantages=advantages)
-        except BaseException:
-            self.generator.set_state(state)
-            raise
-        self.problems, self.rollouts, self.rewards = (batch.problems, rollouts,
-                                                      batch.scores.rewards)
-        self.advantages = advantages if advantages.dim() == 2 else advantages.view_as(
-            self.rewards)
-        self.counted = batch.counted
+        clock = Stopwatch("rollout", "scoring", "update", "evaluation")
+        with self.no_trace():
+            everything, batch = collect(self, clock)
+            with clock("scoring"):
+                advantages = self.advantages_of(batch)
+        self.problems, self.rollouts = batch.problems, batch.rollouts
+        self.rewards, self.counted = batch.scores.rewards, batch.counted
+        self.advantages = advantages if advantages.dim() == 2 else advantages.view_as(self.rewards)
         self.half_updated, self.stepped = True, False
-        scored = time.perf_counter()
-        try:
-            updates = self.update(rollouts, self.advantages, batch.ref_log_probs)
-        except (FloatingPointError, NoGradientError):
-            if self.half_updated and not self.stepped:
-                self.generator.set_state(state)
-                self.half_updated = False
-            raise
-        finally:
-            self.counted = None
-        updated = time.perf_counter()
-        held_out = None
-        if config.eval_every and (self.step_count + 1) % config.eval_every == 0:
-            held_out = evaluate(self.policy, self.task, self.held_out, device=self.device,
-                                temperature=config.temperature, sampler=self.sampler).accuracy
+        with clock("update"), self.no_trace_until_stepped():
+            updates = self.update(batch.rollouts, self.advantages, batch.ref_log_probs)
+        with clock("evaluation"):
+            held_out = self.held_out_accuracy()
         metrics = StepMetrics(
             step=self.step_count + 1, held_out_accuracy=held_out, **batch_metrics(everything),
-            **updates, seconds_rollout=seconds_rollout,
-            seconds_scoring=seconds_scoring + scored - start, seconds_update=updated - scored,
-            seconds_evaluation=time.perf_counter() - updated)
+            **updates, **{f"seconds_{name}": taken for name, taken in clock.seconds.items()})
         # together, so that a step that is counted has its metrics, whatever evaluation met with
         self.half_updated, self.step_count = False, self.step_count + 1
         self.history.append(metrics)
         self._notice(metrics)
         return metrics
+
+    @contextmanager
+    def no_trace(self) -> Iterator[None]:
+        """An error leaves the generator as it was."""
+        state = self.state_before = self.generator.get_state()
+        try:
+            yield
+        except BaseException:
+            self.generator.set_state(state)
+            raise
+
+    @contextmanager
+    def no_trace_until_stepped(self) -> Iterator[None]:
+        """An error before the first gradient step leaves no trace of the whole step."""
+        try:
+            yield
+        except (FloatingPointError, NoGradientError):
+            if self.half_updated and not self.stepped:
+                self.generator.set_state(self.state_before)
+                self.half_updated = False
+            raise
+        finally:
+            self.counted = None
+
+    def advantages_of(self, batch: Batch) -> Tensor:
+        """The algorithm's advantages of a batch: (N * G,), or (N * G, T) where tokens differ."""
+        rollouts, counted = batch.rollouts, batch.counted.to(batch.rollouts.mask.device)
+        rewards = batch.scores.rewards.to(counted.device).masked_fill(~counted, 0.0)
+        rewards = rewards.to(torch.promote_types(rewards.dtype, rollouts.log_probs.dtype))
+        kl = values = None
+        if batch.ref_log_probs is not None:
+            kl = kl_estimate(rollouts.log_probs, batch.ref_log_probs, self.algorithm.kl)
+        if self.critic is not None:
+            values = self.critic.values(rollouts)
+        check_finite(log_probs=rollouts.log_probs, ref_log_probs=batch.ref_log_probs, values=values)
+        if self.critic is not None:
+            self.returns = self.algorithm.returns(rewards, rollouts.mask, values, kl=kl)
+        advantages = self.algorithm.advantages(rewards, rollouts.mask, kl=kl, values=values,
+                                               counted=None if counted.all() else counted)
+        check_finite(advantages=advantages)
+        return advantages
+
+    def held_out_accuracy(self) -> float | None:
+        """The accuracy on held-out problems, if it is measured after this step."""
+        config = self.config
+        if not config.eval_every or (self.step_count + 1) % config.eval_every:
+            return None
+        return evaluate(self.policy, self.task, self.held_out, device=self.device,
+                        temperature=config.temperature, sampler=self.sampler).accuracy
 
     def _notice(self, metrics: StepMetrics) -> None:
         """Tell, once, what a person should know of a step."""
@@ -303,42 +281,6 @@ class GRPOTrainer:
                 self.told.add(name)
                 if self.processes.rank == 0:
                     self.tell(text)
-
-    def gather(self) -> tuple[Batch, Batch, float, float]:
-        """All that this step sampled; what of it is trained on; seconds of each work.
-
-        The two are the same without dynamic sampling (DAPO, 2503.14476 Eq. 11). With it,
-        groups without spread are thrown away and as many sampled again, up to
-        ``max_num_gen_batches`` batches; if there are too few even then, the step makes do with
-        those there are, and with everything if there are none. Spread is that of the task's
-        rewards, before long completions are punished.
-        """
-        parts, rollout, scoring, informative = [], 0.0, 0.0, torch.zeros(0)
-        for _ in range(self.config.max_num_gen_batches if self.algorithm.dynamic_sampling else 1):
-            start = time.perf_counter()
-            problems, rollouts = self.sample()
-            sampled = time.perf_counter()
-            try:
-                scores, ref_log_probs = self.judge(problems, rollouts)
-                kept = informative_groups(scores.rewards, ~scores.rewards.isnan())
-            except (RewardError, TypeError, ValueError) as error:
-                if type(error) not in (RewardError, TypeError, ValueError):
-                    raise  # one of another making
-                raise type(error)(f"{error}, at step {self.step_count + 1}") from error.__cause__
-            shaped = self.algorithm.shaped_rewards(scores.rewards, rollouts.lengths.cpu(),
-                                                   self.task.max_new_tokens)
-            parts.append(Batch(problems, rollouts, scores._replace(rewards=shaped),
-                               ref_log_probs))
-            rollout += sampled - start
-            scoring += time.perf_counter() - sampled
-            informative = torch.cat((informative, kept))
-            if informative.sum() >= self.config.prompts_per_step:
-                break
-        everything = Batch.join(parts)
-        which = informative.nonzero().flatten()[: self.config.prompts_per_step]
-        if not self.algorithm.dynamic_sampling or len(which) == 0:
-            return everything, everything, rollout, scoring
-        return everything, everything.groups(which), rollout, scoring
 
     def sample(self) -> tuple[list[Problem], Rollouts]:
         """New training problems, and a group of completions of each."""
@@ -373,111 +315,13 @@ class GRPOTrainer:
         return scores, self.processes.gather(torch.nn.functional.pad(ref, (0, missing)))
 
     def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor | None) -> dict:
-        """The gradient steps on one batch; returns its share of the metrics.
+        """The gradient steps on one batch (``update.update``); its share of the metrics.
+        Advantages are (N, G), or (N * G, T) where tokens differ."""
+        return update(self, rollouts, advantages, ref_log_probs)
 
-        Advantages belong to whole groups and are fixed before the rows are shuffled; a
-        minibatch may split a group. They are (N, G), or (N * G, T) where tokens differ. In a
-        step, rows whose reward abstained take no part.
-        """
-        config = self.config
-        by_token = advantages.shape == rollouts.mask.shape
-        row_advantages = (advantages if by_token else advantages.flatten()).to(
-            self.device, rollouts.log_probs.dtype)
-        # in the precision of the loss: what shares of it are made of
-        loss_mask = self.algorithm.loss_mask(rollouts.mask.to(rollouts.log_probs.dtype),
-                                             rollouts.finished)
-        counted = torch.arange(len(rollouts.tokens)) if self.counted is None else (
-            self.counted.flatten().nonzero().flatten())
-        counted = counted.to(self.device)
-        stats, entropy, tokens = [], 0.0, rollouts.mask[counted].sum().item()
-        minibatches, groups = config.minibatches, len(rollouts.tokens) // rollouts.group_size
-        if groups < config.prompts_per_step:  # dynamic sampling left few: a group's rows at least
-            minibatches = min(minibatches, groups)
-        minibatches = min(minibatches, len(counted) // self.processes.size)
-        if minibatches == 0:  # the reward abstained from everything
-            return NO_UPDATE
-        for iteration in range(config.num_iterations):
-            order = torch.randperm(len(counted), generator=self.generator).to(self.device)
-            for rows in counted[order].tensor_split(minibatches):
-                step = self.gradient_step(rollouts, rows, row_advantages, loss_mask, ref_log_probs,
-                                          with_entropy=iteration == 0)
-                if self.counted is not None and not stats and "ratio" not in self.told:
-                    self.say_once(ratio=off_policy(self.policy, rollouts, step))
-                if iteration == 0:
-                    entropy += step["entropy"] * rollouts.mask[rows].sum().item() / tokens
-                stats.append(step)
-        if self.nonfinite_weights():
-            raise FloatingPointError("weights: the update has made them nan or inf")
-        mean = {name: sum(s[name] for s in stats) / len(stats) for name in stats[0]}
-        low, high = min(s["ratio_min"] for s in stats), max(s["ratio_max"] for s in stats)
-        if low > high:  # no token counted
-            low = high = 1.0
-        return {"entropy": entropy, "loss": mean["loss"], "grad_norm": mean["grad_norm"],
-                "clip_fraction_low": mean["clip_fraction_low"],
-                "clip_fraction_high": mean["clip_fraction_high"],
-                "ratio_min": low, "ratio_max": high}
-
-    def gradient_step(self, rollouts: Rollouts, rows: Tensor, advantages: Tensor,
-                      loss_mask: Tensor, ref_log_probs: Tensor | None, with_entropy: bool,
-                      ) -> dict[str, float]:
-        """One step of the optimizer on some rows of a batch; what the metrics need of it.
-
-        The rows may go through the policy in parts, and on several processes: each part's loss
-        counts by its share in the loss of all, so that the gradient is that of all at once.
-        """
-        algorithm, processes = self.algorithm, self.processes
-        whole, tokens = loss_mask[rows], rollouts.mask[rows].sum()
-        mine = processes.split(rows)
-        parts = mine.split(self.config.micro_batch_size or len(mine))
-        seen: list[dict[str, Tensor]] = []
-        self.optimizer.zero_grad(set_to_none=True)
-        for number, part in enumerate(parts, start=1):
-            batch = rollouts.select(part)
-            width = batch.mask.shape[1]
-            counted = loss_mask[part][:, :width]
-            share = aggregation_share(counted, whole, algorithm.aggregation)
-            with processes.sync_gradients(last=number == len(parts)):
-                logits = completion_logits(self.wrapped, batch)
-                output = algorithm.loss(
-                    token_log_probs(logits, batch.completions), batch.log_probs,
-                    advantages[part, :width] if advantages.dim() == 2 else advantages[part],
-                    counted, max_length=self.task.max_new_tokens,
-                    ref_log_probs=rows_of(ref_log_probs, part, width),
-                    entropies=token_entropy(logits) if algorithm.needs_entropies else None)
-                if not output.loss.isfinite():
-                    scores = token_log_probs(logits, batch.completions)
-                    found = nonfinite_names(
-                        [("log_probs", scores.masked_fill(batch.mask == 0, 0.0))])
-                    raise FloatingPointError(
-                        f"loss: got {output.loss.item()} at step {self.step_count + 1}"
-                        f"{' from log_probs' if found else ''}; that gradient step was not taken")
-                if not output.loss.requires_grad:
-                    raise NoGradientError(
-                        "loss: depends on no weight that is trained; either the policy's forward "
-                        "computes without gradient (inside torch.no_grad()), or what is not "
-                        "frozen has no part in its logits")
-                # several processes: their gradients are averaged, and are to be added
-                (output.loss * share * processes.size).backward()
-            entropy = output.loss.new_zeros(())
-            if with_entropy:
-                entropy = aggregate(token_entropy(logits.detach()), batch.mask, "token_mean")
-            seen.append(output.stats | {
-                "loss": output.loss.detach() * share,
-                "entropy": entropy * (batch.mask.sum() / tokens),
-                "of_tokens": aggregation_share(counted, whole, "token_mean")})
-        norm = clip_grad_norm(self.policy, self.config.max_grad_norm, "gradient")
-        self.stepped = True
-        self.optimizer.step()
-        if self.critic is not None:
-            self.critic.update(batch, self.returns[part, :width])
-        for part in seen:
-            for side in ("clip_fraction_low", "clip_fraction_high"):
-                part[side] = part[side] * part["of_tokens"]
-        return {"grad_norm": norm.item()} | {
-            name: processes.reduce(sum(part[name] for part in seen), "sum").item()
-            for name in ("loss", "entropy", "clip_fraction_low", "clip_fraction_high")} | {
-            "ratio_min": processes.reduce(min(p["ratio_min"] for p in seen), "min").item(),
-            "ratio_max": processes.reduce(max(p["ratio_max"] for p in seen), "max").item()}
+    def gradient_step(self, *batch, **options) -> dict[str, float]:
+        """One step of the optimizer on some rows of a batch (``update.gradient_step``)."""
+        return gradient_step(self, *batch, **options)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds the weights of, by its name there."""
@@ -525,8 +369,3 @@ class GRPOTrainer:
         self.problems, self.rollouts = [], None  # they belong to a step that is not this one
         self.rewards = self.advantages = self.returns = None
         self.history = [m for m in self.history if m.step <= self.step_count]
-
-
-def rows_of(tensor: Tensor | None, rows: Tensor, width: int) -> Tensor | None:
-    """Some rows of (B, T), cut to ``width`` columns, if there is a tensor."""
-    return None if tensor is None else tensor[rows, :width]

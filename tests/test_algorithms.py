@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from grpo_lib.advantages import BASELINES, SCALES
-from grpo_lib.algorithms import ALGORITHMS, CHOICES, LOSS_CHOICES, Algorithm
+from grpo_lib.algorithms import ALGORITHMS, CHOICES, Algorithm
 from grpo_lib.config import GRPOConfig
-from grpo_lib.objective import AGGREGATIONS, KLS, RATIOS, SURROGATES, grpo_loss
+from grpo_lib.objective import AGGREGATIONS, KLS, RATIOS, SURROGATES, LossChoices, grpo_loss
 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
 ALL_REWARDS = [r for group in REWARDS for r in group]
@@ -99,7 +99,7 @@ def test_an_unknown_row_is_answered_with_the_known_ones():
 def test_every_choice_is_described_and_of_a_known_kind():
     for f in fields(Algorithm):
         assert len(f.metadata["about"].split()) >= 2
-    assert set(LOSS_CHOICES) <= set(CHOICES)
+    assert {f.name for f in fields(LossChoices)} <= set(CHOICES)
     assert set(CHOICES) <= {f.name for f in fields(GRPOConfig)}
 
 
@@ -210,7 +210,7 @@ def test_the_loss_is_grpo_loss_with_the_rows_choices(name):
     log_probs, old, ref = (-2 * torch.rand(4, 3, generator=generator).double() for _ in range(3))
     A = numbers([1.0, -1.0, 0.5, -0.5])
     row = replace(ALGORITHMS[name], beta=0.1)
-    options = {choice: getattr(row, choice) for choice in LOSS_CHOICES}
+    options = {choice: getattr(row, choice) for choice in [f.name for f in fields(LossChoices)]}
     if row.kl_in_reward:
         options["beta"] = 0.0
     expected = grpo_loss(log_probs, old, A, max_length=7, ref_log_probs=ref, **options).loss

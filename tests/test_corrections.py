@@ -203,10 +203,9 @@ def test_the_loss_is_weighed_and_the_kl_is_not(batch):
     A = numbers([1.0, -0.5, 0.3, 2.0])
     ref = sampler - 0.3
     leaf = log_probs.clone().requires_grad_()
-    loss = grpo_loss(leaf, log_probs, A, mask, sampler_log_probs=sampler, ref_log_probs=ref,
-                     beta=0.1, sampler_correction="token_truncate", sampler_ratio_max=1.4,
-                     aggregation="token_mean").loss
     weights = sampler_weights(log_probs, sampler, mask, "token_truncate", 1.4)
+    loss = grpo_loss(leaf, log_probs, A, mask, ref_log_probs=ref, beta=0.1, correction=weights,
+                     aggregation="token_mean").loss
     d = ref - log_probs
     expected = (-(weights * A[:, None] * mask).sum() + 0.1 * ((d.exp() - d - 1) * mask).sum())
     assert loss.item() == pytest.approx((expected / mask.sum()).item(), abs=1e-12)
@@ -218,21 +217,26 @@ def test_the_loss_is_weighed_and_the_kl_is_not(batch):
 # --- errors -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("options", "named"), [
+    ({"correction": "tis"}, "sampler_correction: got 'tis'"),
+    ({"ratio_max": 0.0}, "sampler_ratio_max: got 0"),
+    ({"ratio_min": 4.0}, "sampler_ratio_min: got 4"),
+])
+def test_bad_bounds_of_the_samplers_weights_are_named(options, named):
+    with pytest.raises(ValueError, match=f"^{named}") as caught:
+        sampler_weights(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3), **options)
+    assert "allowed" in str(caught.value)
+
+
+@pytest.mark.parametrize(("options", "named"), [
     ({"entropy_coef": 0.1}, "entropies: got None"),
     ({"top_entropy_quantile": 0.5}, "entropies: got None"),
     ({"top_entropy_quantile": 0.0}, "top_entropy_quantile: got 0"),
     ({"top_entropy_quantile": 1.5}, "top_entropy_quantile: got 1.5"),
     ({"entropy_coef": math.nan}, "entropy_coef: got nan"),
     ({"off_policy_mask_threshold": math.nan}, "off_policy_mask_threshold: got nan"),
-    ({"sampler_correction": "token_mask"}, "sampler_log_probs: got None"),
-    ({"sampler_correction": "tis", "sampler_log_probs": torch.zeros(2, 3)},
-     "sampler_correction: got 'tis'"),
-    ({"sampler_correction": "token_mask", "sampler_log_probs": torch.zeros(2, 3),
-      "sampler_ratio_max": 0.0}, "sampler_ratio_max: got 0"),
-    ({"sampler_correction": "token_mask", "sampler_log_probs": torch.zeros(2, 3),
-      "sampler_ratio_min": 4.0}, "sampler_ratio_min: got 4"),
     ({"entropies": torch.zeros(2, 2)}, r"entropies: got shape \(2, 2\)"),
-    ({"sampler_log_probs": torch.zeros(3)}, r"sampler_log_probs: got shape \(3,\)"),
+    ({"correction": torch.zeros(3)}, r"correction: got shape \(3,\)"),
+    ({"weights": torch.zeros(2, 1)}, r"weights: got shape \(2, 1\)"),
     ({"surrogate": "clipped"}, "surrogate: got 'clipped'"),
     ({"surrogate": "gmpo", "ratio": "sequence"}, "surrogate: got 'gmpo'"),
     ({"surrogate": "gmpo", "advantages": torch.zeros(2, 3)}, "surrogate: got 'gmpo'"),

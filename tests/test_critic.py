@@ -75,7 +75,7 @@ def test_the_value_loss_is_half_the_mean_square_over_tokens():
 def test_an_update_goes_towards_the_returns(value_model, make_policy, sample):
     rollouts = sample(make_policy())
     critic = Critic(value_model, 1e-2, 1.0)
-    returns = torch.full_like(rollouts.mask, 0.7)
+    returns = torch.full_like(rollouts.log_probs, 0.7)
     losses = [critic.update(rollouts, returns) for _ in range(60)]
     assert losses[-1] < 0.1 * losses[0]
     left = (critic.values(rollouts) - 0.7)[rollouts.mask == 1].abs().mean()

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.batches import Batch, collect
 from grpo_lib.config import GRPOConfig
 from grpo_lib.rollout import Rollouts, completion_log_probs, sample_groups
-from grpo_lib.training import Batch, GRPOTrainer
+from grpo_lib.support.stopwatch import Stopwatch
+from grpo_lib.training import GRPOTrainer
 
 SETTINGS = GRPOConfig(steps=3, prompts_per_step=4, group_size=3, eval_every=0, learning_rate=0.05,
                       dynamic_sampling=True, beta=0.1, minibatches=1)
@@ -68,7 +70,7 @@ def assert_every_row_is_itself(batch, task, policy, ref_policy):
 
 
 def batches(trainer, count):
-    """Scored batches as ``gather`` makes them, of different widths."""
+    """Scored batches as ``collect`` makes them, of different widths."""
     made = []
     for _ in range(count):
         problems, rollouts = trainer.sample()
@@ -101,7 +103,7 @@ def test_joined_and_selected_rows_are_those_rows_alone(trainer, task):
 @torch.no_grad()
 def test_what_dynamic_sampling_trains_on_is_rows_alone(trainer, task, monkeypatch):
     old = copy.deepcopy(trainer.policy)
-    everything, batch, _, _ = trainer.gather()
+    everything, batch = collect(trainer, Stopwatch("rollout", "scoring"))
     assert len(everything.problems) > len(batch.problems)  # joined, and some thrown away
     for each in (everything, batch):
         assert_every_row_is_itself(each, task, old, trainer.ref_policy)

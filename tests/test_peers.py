@@ -10,7 +10,15 @@ import itertools
 import pytest
 import torch
 
-from grpo_lib import ALGORITHMS, gae, group_advantages, grpo_loss, token_rewards, whiten
+from grpo_lib import (
+    ALGORITHMS,
+    gae,
+    group_advantages,
+    grpo_loss,
+    sampler_weights,
+    token_rewards,
+    whiten,
+)
 
 ROWS, WIDTH = 8, 6
 
@@ -184,11 +192,11 @@ OPTIONS = [
          (tilted, "sequence")],
         [("sequence_mean", {"off_policy_mask_threshold": 0.1}),
          ("token_mean", {"top_entropy_quantile": 0.5, "entropy_coef": 0.2}),
-         ("constant", {"sampler_correction": "token_truncate", "sampler_ratio_max": 1.5}),
-         ("sequence_sum", {"sampler_correction": "sequence_mask", "entropy_coef": -0.1}),
+         ("constant", {"correction": ("token_truncate", 1.5)}),
+         ("sequence_sum", {"correction": ("sequence_mask",), "entropy_coef": -0.1}),
          ("nonempty_sequence_mean", {"epsilon_high": 0.31, "off_policy_mask_threshold": -0.1,
                                      "top_entropy_quantile": 0.25,
-                                     "sampler_correction": "sequence_truncate"})],
+                                     "correction": ("sequence_truncate",)})],
         [(0.0, "k3", False), (0.3, "k1", False), (0.2, "k2", True), (0.1, "k3", True)])]
 
 
@@ -204,10 +212,15 @@ def test_gradients_of_many_options_at_once_are_the_differences(options):
     given = (log_probs.clone().requires_grad_(),
              torch.rand(4, 5, generator=g, dtype=torch.float64).requires_grad_())
 
+    options = dict(options)
+    if "correction" in options:
+        options["correction"] = sampler_weights(old, old + 0.3 * engine, mask,
+                                                *options["correction"])
+
     def loss(x, entropies):
         return grpo_loss(x, old, torch.tensor([1.0, -2.0, 0.7, 3.0]), mask,
                          ref_log_probs=log_probs + 0.5 * ref, entropies=entropies, max_length=9,
-                         sampler_log_probs=old + 0.3 * engine, **options).loss
+                         **options).loss
 
     assert torch.autograd.gradcheck(loss, given)
     assert torch.autograd.grad(loss(*given), given[0])[0].abs().max() > 0

@@ -19,8 +19,9 @@ from grpo_lib import (
     GRPOConfig,
     GRPOTrainer,
     aggregate,
-    aggregation_share,
+    grpo_loss,
     sample_groups,
+    token_weights,
 )
 from grpo_lib.objective import AGGREGATIONS
 from grpo_lib.rollout import Rollouts, shard
@@ -102,16 +103,21 @@ def test_the_same_metrics_as_on_one_process(found, processes, name):
 class TestAlone:
     @pytest.mark.parametrize("aggregation", AGGREGATIONS)
     @pytest.mark.parametrize("size", [1, 2, 5])
-    def test_the_parts_with_their_shares_are_the_whole(self, aggregation, size):
+    def test_parts_with_the_weights_of_the_whole_add_up_to_it(self, aggregation, size):
         generator = torch.Generator().manual_seed(size)
         values = torch.randn(7, 6, generator=generator, dtype=torch.float64)
         mask = (torch.arange(6) < torch.tensor([6, 1, 0, 3, 5, 2, 4])[:, None]).double()
         whole = aggregate(values, mask, aggregation, 6)
         parts = torch.randperm(7, generator=generator).split(size)
-        shares = [aggregation_share(mask[p], mask, aggregation) for p in parts]
-        means = [aggregate(values[p], mask[p], aggregation, 6) for p in parts]
-        assert sum(s * m for s, m in zip(shares, means)).item() == pytest.approx(whole.item())
-        assert sum(shares).item() == pytest.approx(1)
+        weights = token_weights(mask, aggregation, 6)
+        found = [(values[p] * weights[p]).sum() for p in parts]
+        assert sum(found).item() == pytest.approx(whole.item(), abs=1e-15)
+        advantages = torch.zeros(7, dtype=torch.float64)
+        losses = [grpo_loss(values[p], values[p], advantages[p], mask[p], weights=weights[p],
+                            ref_log_probs=0 * values[p], beta=0.3).loss for p in parts]
+        assert sum(losses).item() == pytest.approx(grpo_loss(
+            values, values, advantages, mask, ref_log_probs=0 * values, beta=0.3,
+            aggregation=aggregation, max_length=6).loss.item(), abs=1e-15)
 
     def test_the_mean_of_the_parts_means_is_another_number(self):
         mask = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])

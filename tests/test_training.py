@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from grpo_lib import algorithms, training
+from grpo_lib import algorithms, training, update
 from grpo_lib.advantages import informative_groups
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import ValueModel
-from grpo_lib.objective import AGGREGATIONS, LossOutput, grpo_loss
+from grpo_lib.objective import AGGREGATIONS, LossOutput, grpo_loss, token_weights
 from grpo_lib.policy import TinyPolicy
 from grpo_lib.rollout import sample_groups
 from grpo_lib.support.checkpoint import CheckpointError, load_tensors, save_tensors
@@ -138,20 +138,21 @@ def test_every_choice_of_the_config_reaches_the_loss(make_trainer, monkeypatch, 
     calls = []
 
     def spy(*arguments, **options):
-        calls.append((options, arguments[3].shape[1]))
+        calls.append((arguments[4], arguments[3], options["weights"]))
         return grpo_loss(*arguments, **options)
 
     monkeypatch.setattr(algorithms, "grpo_loss", spy)
     config = replace(SMALL, minibatches=16, **change)
     trainer = make_trainer(config)
     trainer.step()
-    for seen, _ in calls:
+    for seen, mask, weights in calls:
         for name in ("epsilon", "epsilon_high", "delta", "beta", "kl", "ratio", "aggregation",
                      "use_bias_correction_kl", "surrogate", "entropy_coef",
                      "top_entropy_quantile", "off_policy_mask_threshold"):
-            assert seen[name] == getattr(config.choices, name), name
-        assert seen["max_length"] == trainer.task.max_new_tokens
-    assert min(width for _, width in calls) < trainer.task.max_new_tokens
+            assert getattr(seen, name) == getattr(config.choices, name), name
+        assert torch.equal(weights, token_weights(mask, seen.aggregation,
+                                                  trainer.task.max_new_tokens, dtype=weights.dtype))
+    assert min(mask.shape[1] for _, mask, _ in calls) < trainer.task.max_new_tokens
 
 
 def test_the_optimizer_is_the_documented_one(make_trainer):
@@ -175,9 +176,9 @@ def test_every_pass_takes_every_row_once_in_a_new_order(make_trainer, monkeypatc
                                                         num_iterations):
     calls, order = [], []
 
-    def spy(log_probs, old, advantages, mask, **options):
+    def spy(log_probs, old, advantages, mask, choices, **options):
         calls.append((old, advantages, mask, options["ref_log_probs"]))
-        return grpo_loss(log_probs, old, advantages, mask, **options)
+        return grpo_loss(log_probs, old, advantages, mask, choices, **options)
 
     monkeypatch.setattr(algorithms, "grpo_loss", spy)
     select = training.Rollouts.select
@@ -207,9 +208,9 @@ def test_advantages_of_tokens_stay_with_their_rows(make_trainer, monkeypatch):
     trainer, seen = make_trainer(GRPOConfig(**SMALL_ROW, algorithm="reinforce_plus_plus")), []
     real = algorithms.grpo_loss
 
-    def spy(log_probs, old_log_probs, advantages, mask, **options):
+    def spy(log_probs, old_log_probs, advantages, mask, choices, **options):
         seen.extend(zip(old_log_probs.tolist(), advantages.tolist(), mask.sum(1).int().tolist()))
-        return real(log_probs, old_log_probs, advantages, mask, **options)
+        return real(log_probs, old_log_probs, advantages, mask, choices, **options)
 
     monkeypatch.setattr(algorithms, "grpo_loss", spy)
     trainer.step()
@@ -427,9 +428,9 @@ def test_without_dynamic_sampling_one_batch_is_sampled(make_trainer):
 def test_cut_off_completions_leave_the_loss_and_stay_in_the_group(make_trainer, monkeypatch):
     masks = []
 
-    def spy(log_probs, old, advantages, mask, **options):
+    def spy(log_probs, old, advantages, mask, choices, **options):
         masks.append(mask)
-        return grpo_loss(log_probs, old, advantages, mask, **options)
+        return grpo_loss(log_probs, old, advantages, mask, choices, **options)
 
     monkeypatch.setattr(algorithms, "grpo_loss", spy)
     trainer = make_trainer(replace(SMALL, mask_truncated_completions=True, minibatches=1))
@@ -634,7 +635,7 @@ def test_update_metrics_are_means_and_extremes_over_its_gradient_steps(make_trai
         return torch.full(logits.shape[:2], float(len(entropies)))
 
     monkeypatch.setattr(algorithms, "grpo_loss", spy)
-    monkeypatch.setattr(training, "token_entropy", entropy_spy)
+    monkeypatch.setattr(update, "token_entropy", entropy_spy)
     trainer = make_trainer(replace(SMALL, num_iterations=2, minibatches=3, epsilon=0.01))
     counts = []
     select = training.Rollouts.select

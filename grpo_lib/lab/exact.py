@@ -18,10 +18,16 @@ import torch
 from torch import Tensor
 
 from grpo_lib.algorithms import Algorithm
-from grpo_lib.objective import at_least_float32, importance_ratio, kl_estimate
+from grpo_lib.objective import importance_ratio, kl_estimate
 from grpo_lib.policy import Policy, token_entropy
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits
-from grpo_lib.support.checks import check_device, check_floating, check_same_shape, check_whole
+from grpo_lib.support.checks import (
+    at_least_float32,
+    check_device,
+    check_floating,
+    check_shapes,
+    check_whole,
+)
 from grpo_lib.tokenizer import EOS, PAD
 
 MOST_COMPLETIONS, MOST_GROUPS = 20_000, 400_000
@@ -79,7 +85,7 @@ def kl_estimator_slope(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3",
     r = pi / pi_old (``use_bias_correction_kl``), whose slope at 1 is 1: the estimate itself
     comes on top, so that k3's is -d. By autograd, of the functions the loss is made of.
     """
-    check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    check_shapes(log_probs=log_probs, ref_log_probs=ref_log_probs)
     if log_probs.isnan().any() or ref_log_probs.isnan().any():
         raise ValueError("log_probs, ref_log_probs: got nan, which allows no slope")
     with torch.enable_grad():

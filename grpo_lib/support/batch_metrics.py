@@ -10,11 +10,22 @@ from grpo_lib.advantages import informative_groups
 from grpo_lib.objective import aggregate, kl_estimate
 
 if TYPE_CHECKING:
-    from grpo_lib.training import Batch
+    from grpo_lib.batches import Batch
 
 # The metrics of a step that made no update.
 NO_UPDATE = {"entropy": None, "loss": 0.0, "grad_norm": 0.0, "clip_fraction_low": 0.0,
              "clip_fraction_high": 0.0, "ratio_min": 1.0, "ratio_max": 1.0}
+
+
+def update_metrics(steps: list[dict[str, float]], tokens: list[int]) -> dict[str, float]:
+    """The metrics of an update from those of its gradient steps; ``tokens`` of each step of the
+    first pass, over which the entropy was measured."""
+    mean = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    low, high = min(s["ratio_min"] for s in steps), max(s["ratio_max"] for s in steps)
+    if low > high:  # no token counted
+        low = high = 1.0
+    entropy = sum(step["entropy"] * count for step, count in zip(steps, tokens)) / sum(tokens)
+    return mean | {"entropy": entropy, "ratio_min": low, "ratio_max": high}
 
 
 def mean_and_std(scores: Tensor) -> tuple[float | None, float | None]:

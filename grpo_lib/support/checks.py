@@ -7,9 +7,11 @@ import numbers
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import field, fields
 from decimal import Decimal
 
 import torch
+from torch import Tensor
 
 HUGE = sys.float_info.max
 
@@ -84,6 +86,45 @@ def check_bool(name: str, value: object) -> bool:
     return answer
 
 
+def check_clip(epsilon: float, epsilon_high: float | None,
+               delta: float | None = None) -> tuple[float, float, float | None]:
+    """epsilon, the upper clip width and delta as Python's numbers, after checking all three."""
+    epsilon = check_number("epsilon", epsilon, least=0, most=1)
+    high = epsilon if epsilon_high is None else one_number(epsilon_high)
+    if high != math.inf:  # which is no upper edge
+        high = check_number("epsilon_high", epsilon_high if high is None else high, least=0)
+    if delta is None:
+        return epsilon, high, None
+    if not (is_number(delta) and one_number(delta) > 1 + high):
+        raise ValueError(f"delta: got {delta!r}, allowed is a number above 1 + epsilon_high = "
+                         f"{1 + high}")
+    return epsilon, high, one_number(delta)
+
+
+def setting(default: object, about: str, *, checked: bool = True, **allowed):
+    """A field of a dataclass of settings: its default, the sentence that says what it is, and what
+    is allowed, which ``check_settings`` checks if it is ``checked`` there."""
+    return field(default=default, metadata={"about": about,
+                                            "allowed": allowed if checked else None})
+
+
+def check_settings(settings: object) -> None:
+    """Check each ``setting`` of a frozen dataclass by its type and what is allowed: ``among`` some
+    names; a number from ``least`` or above ``above``, up to ``most``. None is left alone."""
+    for f in fields(settings):
+        name, value, allowed = f.name, getattr(settings, f.name), f.metadata.get("allowed")
+        if allowed is None or (value is None and "None" in f.type):
+            continue
+        if "among" in allowed:
+            check_choice(name, value, allowed["among"])
+        elif f.type.startswith("bool"):
+            settle(settings, **{name: check_bool(name, value)})
+        elif f.type.startswith("float"):
+            settle(settings, **{name: check_number(name, value, **allowed)})
+        elif f.type.startswith("int"):
+            settle(settings, **{name: check_whole(name, value, **allowed)})
+
+
 def settle(settings: object, **values) -> None:
     """Put checked values into the fields of a frozen dataclass, in its ``__post_init__``."""
     for name, value in values.items():
@@ -99,21 +140,54 @@ def check_floating(name: str, tensor: object) -> None:
         raise ValueError(f"{name}: got {tensor.dtype}, allowed is a floating-point dtype")
 
 
-def check_same_shape(dimensions: int | None = None, **tensors) -> None:
-    """Raise unless all tensors share one shape, of that many dimensions, and one device; all but
-    ``mask`` must be floating-point. Nothing is broadcast: a mask of another shape would silently
-    give a wrong number."""
-    (first_name, first), *_ = tensors.items()
-    for name, tensor in tensors.items():
+def check_shapes(letters: str | None = None, **tensors: Tensor | tuple[Tensor, str]) -> None:
+    """Raise unless the shapes are those of the letters, with one size for each letter, and all are
+    on one device; all but ``mask`` must be floating-point.
+
+        check_shapes("B T", log_probs=log_probs, mask=mask, advantages=(advantages, "B | B T"))
+
+    Without letters all must have the first one's shape. Nothing is broadcast: a mask of another
+    shape would silently give a wrong number.
+    """
+    sizes: dict[str, int] = {}
+    (first_name, _), *_ = tensors.items()
+    for name, given in tensors.items():
+        tensor, allowed = given if isinstance(given, tuple) else (given, letters)
         if name != "mask" or not hasattr(tensor, "is_floating_point"):
             check_floating(name, tensor)
-        if dimensions is not None and tensor.dim() != dimensions:
-            allowed = {1: "(B,)", 2: "(B, T)", 3: "(B, T, V)"}[dimensions]
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is {allowed}")
-        if tensor.shape != first.shape:
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is that of "
-                             f"{first_name}, {tuple(first.shape)}")
+        if name == first_name:
+            first = tensor
+        if allowed is None:
+            allowed = " ".join(map(str, first.shape))
+        sizes |= match_shape(name, tuple(tensor.shape), allowed, sizes)
         check_device(name, tensor, first_name, first)
+
+
+def match_shape(name: str, shape: tuple[int, ...], allowed: str, sizes: dict[str, int],
+                ) -> dict[str, int]:
+    """The size of each letter in the first of the ways, "B | B T", that the shape fits."""
+    ways = [way.split() for way in allowed.split("|")]
+    for way in ways:
+        if len(way) == len(shape) and all(
+                size == (int(letter) if letter.isdigit() else sizes.get(letter, size))
+                for letter, size in zip(way, shape)):
+            return {letter: size for letter, size in zip(way, shape) if letter.isalpha()}
+    written = " or ".join(f"({', '.join(way)}{',' * (len(way) == 1)})" for way in ways)
+    known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items() if letter in written)
+    raise ValueError(f"{name}: got shape {shape}, allowed is {written}"
+                     + (f" with {known}" if known else ""))
+
+
+def check_not_empty(name: str, tensor: Tensor) -> None:
+    """ValueError where there is no token at all."""
+    if tensor.numel() == 0:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, allowed is (B, T) with at "
+                         f"least one token")
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The same numbers, half precision (16 bits) as float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def check_beside(**tensors) -> None:

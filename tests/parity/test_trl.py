@@ -22,6 +22,7 @@ from grpo_lib import (
     aggregate,
     group_advantages,
     grpo_loss,
+    off_policy_mask,
     sampler_weights,
     soft_overlong_punishment,
 )
@@ -87,7 +88,7 @@ def ours(case, **options):
     entropies = case.entropies.clone().requires_grad_()
     out = grpo_loss(log_probs, case.old_log_probs, case.advantages, case.mask,
                     ref_log_probs=case.ref_log_probs, entropies=entropies,
-                    sampler_log_probs=case.sampler_log_probs, max_length=MAX_LENGTH, **options)
+                    max_length=MAX_LENGTH, **options)
     gradients = torch.autograd.grad(out.loss, (log_probs, entropies), materialize_grads=True)
     return out.loss.detach(), *gradients, out.stats
 
@@ -139,8 +140,13 @@ def test_loss_and_gradient(defaults, count, seed, loss_type, level, bounds, dist
         theirs |= {"use_vllm": True, "vllm_importance_sampling_mode": correction,
                    "vllm_importance_sampling_clip_max": 1.3,
                    "vllm_importance_sampling_clip_min": low}
-        mine |= {"sampler_correction": correction, "sampler_ratio_max": 1.3,
-                 "sampler_ratio_min": low}
+        weights = sampler_weights(case.old_log_probs, case.sampler_log_probs, case.mask, correction,
+                                  1.3, low)
+        threshold = mine.pop("off_policy_mask_threshold", None)
+        if threshold is not None:  # then TRL measures from the engine that sampled
+            weights = weights * off_policy_mask(case.log_probs, case.sampler_log_probs,
+                                                case.advantages[:, None], case.mask, threshold)
+        mine["correction"] = weights
     elif "off_policy_mask_threshold" in shared:  # then TRL measures from the old policy
         case.sampler_log_probs = case.old_log_probs
     surrogate, aggregation = LOSS_TYPES[loss_type]
