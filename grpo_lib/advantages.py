@@ -11,15 +11,41 @@ from grpo_lib.support.checks import (
     check_choice,
     check_device,
     check_floating,
-    check_not_empty,
     check_number,
-    check_shapes,
     check_whole,
     setting,
 )
 
-BASELINES = ("mean", "leave_one_out", "batch", "none")
-SCALES = ("group", "batch", "mean", "none")
+
+def group_mean(rewards: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean of each group: (N, 1). GRPO's."""
+    return mean_of(rewards, counted, 1)
+
+
+def leave_one_out_mean(rewards: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean of the *other* members: (N, G). RLOO's (2402.14740)."""
+    members = torch.tensor(rewards.shape[1]) if counted is None else counted.sum(1, keepdim=True)
+    return (rewards.sum(1, keepdim=True) - rewards) / (members.to(rewards) - 1).clamp(min=1)
+
+
+def batch_mean(rewards: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean of all rewards: (1, 1)."""
+    return mean_of(rewards, counted)
+
+
+def group_std(rewards: Tensor, counted: Tensor | None) -> Tensor:
+    """The std of each group, the unbiased one (n - 1), as in TRL and the papers' code: (N, 1)."""
+    return std_of(rewards, counted, 1)
+
+
+def batch_std(rewards: Tensor, counted: Tensor | None) -> Tensor:
+    """The std of all rewards (2508.08221): (1, 1)."""
+    return std_of(rewards, counted)
+
+
+BASELINES = {"mean": group_mean, "leave_one_out": leave_one_out_mean, "batch": batch_mean,
+             "none": lambda rewards, counted: torch.zeros_like(rewards)}
+SCALES = {"group": group_std, "batch": batch_std, "mean": group_mean, "none": None}
 
 
 @dataclass(frozen=True)
@@ -41,14 +67,14 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
                      std_eps: float = 1e-4, counted: Tensor | None = None) -> Tensor:
     """A_ng = (r_ng - baseline_n) / (std + std_eps): rewards (N, G) -> advantages (N, G).
 
-    ``baseline``: "mean" of the group (GRPO); "leave_one_out", the mean of the *other*
-    members (RLOO, 2402.14740), which is the first times G / (G - 1); "batch", the mean of all
+    ``baseline``: the "mean" of the group (GRPO); "leave_one_out", the mean of the *other*
+    members (RLOO, 2402.14740), which gives the first times G / (G - 1); "batch", the mean of all
     rewards; "none".
     ``scale``: divide by the std of the "group" (GRPO, 2402.03300 section 4.1.2), of the
     "batch" (2508.08221), or by nothing, "none" (Dr. GRPO, 2503.20783). TRL's name is
-    ``scale_rewards``. The std is the unbiased one (n - 1), as in TRL and the papers' code.
-    "mean" divides by the group's mean reward instead (MaxRL, 2602.02710, as in its authors'
-    code), for rewards from 0 up. ``std_eps`` is 1e-4 in TRL, 1e-6 in verl, 1e-8 in Dr. GRPO's.
+    ``scale_rewards``. "mean" divides by the group's mean reward instead (MaxRL, 2602.02710, as in
+    its authors' code), for rewards from 0 up. ``std_eps`` is 1e-4 in TRL, 1e-6 in verl, 1e-8 in
+    Dr. GRPO's.
     ``counted`` (N, G) bool: False where a reward abstained. The other advantages are then those
     of the rewards without these, whatever number stands there, and theirs is 0. A completion that
     is left alone, with nobody to be compared with, has 0 too.
@@ -62,54 +88,50 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     check_choice("baseline", baseline, BASELINES)
     check_choice("scale", scale, SCALES)
     std_eps = check_number("std_eps", std_eps, least=0)
-    group_size = rewards.shape[1]
+    counted = None if counted is None or counted.all() else counted
+    if counted is not None:
+        rewards = rewards.masked_fill(~counted, 0.0)
+    check_group_rewards(rewards, baseline, scale)
+    if rewards.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
+        return group_advantages(rewards.float(), baseline=baseline, scale=scale,
+                                std_eps=std_eps, counted=counted).to(rewards.dtype)
+    advantages = rewards - BASELINES[baseline](rewards, counted)
+    if scale != "none":
+        advantages = advantages / (SCALES[scale](rewards, counted) + std_eps)
+    if scale == "mean":
+        advantages = advantages.masked_fill(group_mean(rewards, counted) == 0, 0.0)
     by_group = baseline in ("mean", "leave_one_out") or scale == "group"
-    if group_size == 1 and (by_group or scale == "mean"):
+    if by_group:
+        advantages = advantages.masked_fill(~spread[:, None], 0.0)
+    if counted is not None:
+        within = by_group or scale == "mean"
+        others = counted.sum(1, keepdim=True) if within else counted.sum()
+        alone = (others < 2) & (within or "batch" in (baseline, scale))
+        advantages = advantages.masked_fill(~counted | alone, 0.0)
+    if not advantages.isfinite().all():
+        raise ValueError(f"std_eps: got {std_eps} with rewards that differ too little to be "
+                         f"divided by their spread in {rewards.dtype}; allowed is a larger one")
+    return advantages
+
+
+def check_group_rewards(rewards: Tensor, baseline: str, scale: str) -> None:
+    """ValueError where rewards (N, G) cannot be compared as ``baseline`` and ``scale`` want."""
+    by_group = baseline in ("mean", "leave_one_out") or scale in ("group", "mean")
+    if rewards.shape[1] == 1 and by_group:
         raise ValueError("rewards: got groups of 1; a completion can only be compared with others "
                          "of its group, so allowed is a group size of 2 or more (or "
                          "baseline='none' with scale='none')")
     if rewards.numel() == 1 and "batch" in (baseline, scale):
         raise ValueError("rewards: got a single one; allowed with baseline or scale 'batch' are 2 "
                          "or more")
-    if counted is None or counted.all():
-        counted = None
-    else:
-        rewards = rewards.masked_fill(~counted, 0.0)
     if scale == "mean" and (rewards < 0).any():
         raise ValueError(f"rewards: got {rewards.min().item()}; scale='mean' divides by the mean "
                          f"reward, allowed are rewards from 0 up")
-    if rewards.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
-        return group_advantages(rewards.float(), baseline=baseline, scale=scale,
-                                std_eps=std_eps, counted=counted).to(rewards.dtype)
+    if rewards.dtype in (torch.float16, torch.bfloat16):
+        return
     if rewards.abs().max() > (torch.finfo(rewards.dtype).max / rewards.numel()) ** 0.5 / 2:
         raise ValueError(f"rewards: got {rewards.abs().max().item()} in size, whose squares are "
                          f"beyond {rewards.dtype}; allowed are smaller ones")
-    if baseline == "batch":
-        advantages = rewards - mean_of(rewards, counted)
-    else:
-        advantages = rewards if baseline == "none" else rewards - mean_of(rewards, counted, 1)
-    if baseline == "leave_one_out":
-        members = group_size
-        if counted is not None:
-            members = counted.sum(1, keepdim=True).clamp(min=2).to(rewards.dtype)
-        advantages = advantages * (members / (members - 1))
-    if scale == "group":
-        advantages = advantages / (std_of(rewards, counted, 1) + std_eps)
-    elif scale == "batch":
-        advantages = advantages / (std_of(rewards, counted) + std_eps)
-    elif scale == "mean":
-        mean = mean_of(rewards, counted, 1)
-        advantages = (advantages / (mean + std_eps)).masked_fill(mean == 0, 0.0)
-    if by_group:
-        advantages = advantages.masked_fill(~spread[:, None], 0.0)
-    if counted is not None:
-        compared = by_group or scale == "mean" or "batch" in (baseline, scale)
-        others = counted.sum(1, keepdim=True) if by_group or scale == "mean" else counted.sum()
-        advantages = advantages.masked_fill(~counted | ((others < 2) & compared), 0.0)
-    if not advantages.isfinite().all():
-        raise ValueError(f"std_eps: got {std_eps} with rewards that differ too little to be "
-                         f"divided by their spread in {rewards.dtype}; allowed is a larger one")
-    return advantages
 
 
 def mean_of(rewards: Tensor, counted: Tensor | None, *dim: int) -> Tensor:
@@ -128,72 +150,6 @@ def std_of(rewards: Tensor, counted: Tensor | None, *dim: int) -> Tensor:
     squares = (rewards - mean_of(rewards, counted, *dim)).masked_fill(~counted, 0.0).square()
     members = counted.sum(dim or None, keepdim=True)
     return (squares.sum(dim or None, keepdim=True) / (members - 1).clamp(min=1)).sqrt()
-
-
-def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None,
-                  beta: float = 0.0) -> Tensor:
-    """A reward for each token: rewards (B,), mask (B, T) -> (B, T).
-
-    -beta * kl at every token (``kl``: per-token estimates, (B, T)), and the completion's reward
-    on top at its last token, as PPO for language models has it (2203.02155). A completion
-    without a token has none to put it at.
-    """
-    check_shapes("B T", mask=mask, rewards=(rewards, "B"))
-    check_not_empty("mask", mask)
-    beta = check_number("beta", beta)
-    counts = mask != 0
-    per_token = rewards.new_zeros(mask.shape)
-    if kl is not None:
-        check_shapes("B T", kl=kl, mask=mask)
-        per_token = -beta * kl.masked_fill(~counts, 0.0)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    last = places == places.masked_fill(~counts, -1).amax(1, keepdim=True)
-    return per_token + torch.where(last, rewards[:, None], 0.0).to(per_token.dtype)
-
-
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
-        lam: float = 0.95) -> Tensor:
-    """Generalized advantage estimation (1506.02438 Eq. 16): (B, T) each -> (B, T).
-
-    A_t = sum_l (gamma lam)^l delta_(t+l), with delta_t = r_t + gamma V_(t+1) - V_t. ``values``
-    V_t are of the state *before* token t; the value after a completion's last token is 0. With
-    lam = 1 A_t is the discounted return less V_t; with values of 0, the return itself. 0 where
-    mask is 0. Steps are the tokens that count: t + 1 is the next of them, whatever a tool has
-    written in between (as in verl). ValueError: shapes that differ, gamma or lam outside 0 to 1.
-    """
-    gamma = check_number("gamma", gamma, least=0, most=1)
-    lam = check_number("lam", lam, least=0, most=1)
-    check_shapes("B T", rewards=rewards, values=values, mask=mask)
-    counts = mask != 0
-    advantages = torch.zeros_like(rewards + values)
-    running = after = torch.zeros_like(values[:, 0])  # advantage and value of the next token
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * after - values[:, t]
-        running = torch.where(counts[:, t], delta + gamma * lam * running, running)
-        after = torch.where(counts[:, t], values[:, t], after)
-        advantages[:, t] = running
-    return advantages.masked_fill(~counts, 0.0)
-
-
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-8) over all tokens of the batch: (B, T), (B, T) -> (B, T).
-
-    The variance is the unbiased one (n - 1), as in verl; REINFORCE++ (2501.03262) and most PPO
-    codes do so. A long completion counts once for each of its tokens. 0 where mask is 0.
-    ValueError: shapes that differ, or values that are not finite or whose squares are not.
-    """
-    check_shapes("B T", values=values, mask=mask)
-    if values.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
-        return whiten(values.float(), mask).to(values.dtype)
-    mask = (mask != 0).to(values.dtype)
-    values = values.masked_fill(mask == 0, 0.0)
-    tokens = mask.sum()
-    mean = (values * mask).sum() / tokens.clamp(min=1)
-    variance = ((values - mean).square() * mask).sum() / (tokens - 1).clamp(min=1)
-    if not variance.isfinite():
-        raise ValueError(f"values: got nan, inf or numbers whose squares are beyond "
-                         f"{values.dtype}; allowed are finite ones")
-    return (values - mean) * (variance + 1e-8).rsqrt() * mask
 
 
 def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Tensor:
@@ -267,23 +223,3 @@ def informative_share(p: Tensor | float, group_size: int) -> Tensor | float:
         p = check_number("p", p, least=0, most=1)
     group_size = check_whole("group_size", group_size, 1)
     return 1 - p**group_size - (1 - p) ** group_size
-
-
-def signal_and_noise(estimates: Tensor) -> tuple[float, float]:
-    """How large a gradient is and how far one estimate of it strays: (|g|^2, E|g_hat - g|^2).
-
-    estimates (N, K, D): K independent estimates of each of N gradients, D numbers long.
-    Means over the N, both unbiased: the noise from the variance (K - 1) within each of the
-    N, the signal from |mean|^2 less the noise / K that is left in a mean of K. (So a signal
-    near 0 may come out below it.) ValueError: not (N, K, D) with K of 2 or more, or not finite.
-    """
-    check_floating("estimates", estimates)
-    if estimates.dim() != 3 or estimates.shape[1] < 2 or estimates.numel() == 0:
-        raise ValueError(f"estimates: got shape {tuple(estimates.shape)}, allowed is (N, K, D) "
-                         f"with K of 2 or more")
-    noise = estimates.var(1).sum(-1).mean()
-    signal = estimates.mean(1).square().sum(-1).mean() - noise / estimates.shape[1]
-    if not (signal.isfinite() and noise.isfinite()):
-        raise ValueError(f"estimates: got nan, inf or numbers whose squares are beyond "
-                         f"{estimates.dtype}; allowed are finite ones")
-    return signal.item(), noise.item()

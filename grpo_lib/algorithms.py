@@ -18,13 +18,11 @@ from torch import Tensor
 from grpo_lib.advantages import (
     AdvantageChoices,
     check_counted,
-    gae,
     group_advantages,
     soft_overlong_punishment,
-    token_rewards,
-    whiten,
 )
 from grpo_lib.objective import CLIPPING, LossChoices, LossOutput, grpo_loss
+from grpo_lib.returns import gae, token_rewards, whiten
 from grpo_lib.support.checks import setting
 
 

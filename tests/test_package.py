@@ -12,8 +12,8 @@ import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
 CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "fast.decoding",
-        "policy", "transformer", "tasks", "fast.packing", "rollout", "advantages", "corrections",
-        "objective", "lab.length_bias", "algorithms", "support.optim", "critic",
+        "policy", "transformer", "tasks", "fast.packing", "rollout", "advantages", "returns",
+        "corrections", "objective", "lab.length_bias", "algorithms", "support.optim", "critic",
         "support.checkpoint", "evaluation", "config", "support.notices", "support.off_policy",
         "support.processes", "support.signals", "support.batch_metrics", "support.trainer_state",
         "support.stopwatch", "batches", "update", "training", "pretraining", "lab.exact",
