@@ -45,6 +45,15 @@ def as_path(path: Path | str) -> Path:
     return Path(path).expanduser()
 
 
+def new_folder(path: Path | str) -> Path:
+    """Make a folder, or take an empty one. FileExistsError: there is something in it."""
+    path = as_path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_atomically(path: Path | str, data: bytes) -> None:
     """Replace ``path`` by ``data``, or leave it as it was (OSError)."""
     path = as_path(path)
