@@ -16,7 +16,8 @@ CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "fa
         "objective", "lab.length_bias", "algorithms", "support.optim", "critic",
         "support.checkpoint", "evaluation", "lab.statistics", "config", "support.notices",
         "support.off_policy", "support.processes", "support.signals", "support.batch_metrics",
-        "support.trainer_state", "training", "pretraining", "lab.exact", "lab.xray",
+        "support.trainer_state", "training", "support.locks", "support.run_files",
+        "support.run_folder", "pretraining", "lab.exact", "lab.xray",
         "course.recorded"]  # each module may use those before it
 FOLDERS = ("support", "fast", "lab", "bridges", "course", "cli")
 # what a folder may never import, in itself or in a function

@@ -162,7 +162,7 @@ FAULTS = [
          "lambda self, problem, completion: self.reward(problem, completion) > 0.5")),
     *of("support/checkpoint", "tests/test_fuzz.py tests/test_checkpoint.py",
         ("damage-not-noticed", "checksum", "lambda *a, **k: 0")),
-    *of("cli/locks", "tests/test_run_faults.py",
+    *of("support/locks", "tests/test_run_faults.py",
         ("two-may-write-one-run", "lock", "lambda path: None")),
     *of("course/exercises/base", "tests/test_exercises.py tests/test_exercises_judging.py",
         ("every-answer-is-right", "Verdict.__bool__", "lambda self: True")),

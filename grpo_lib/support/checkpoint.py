@@ -45,12 +45,18 @@ def as_path(path: Path | str) -> Path:
     return Path(path).expanduser()
 
 
-def new_folder(path: Path | str) -> Path:
-    """Make a folder, or take an empty one. FileExistsError: there is something in it."""
+def new_folder(path: Path | str, inner: str | None = None) -> Path:
+    """Make a folder, or take an empty one; with a folder ``inner`` in it, which of two processes
+    only one can make. FileExistsError: there is something in it."""
     path = as_path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError
+        path.mkdir(parents=True, exist_ok=True)
+        if inner is not None:
+            (path / inner).mkdir()
+    except FileExistsError:
+        raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten") from None
     return path
 
 

@@ -31,8 +31,8 @@ from grpo_lib.bridges.huggingface import (
     end_ids,
     generate_groups,
 )
-from grpo_lib.cli.runs import RunFolder
 from grpo_lib.lab.xray import Xray
+from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks import Problem, Task
 
 FAMILIES = ("llama", "gpt2", "qwen2", "mistral")
