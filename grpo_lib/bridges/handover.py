@@ -20,7 +20,7 @@ from string import Template
 
 from grpo_lib.bridges.translation import Line, as_table, translate, trl_arguments
 from grpo_lib.config import GRPOConfig, config_line
-from grpo_lib.support.checkpoint import new_folder
+from grpo_lib.support.checkpoint import as_path, new_folder
 from grpo_lib.support.checks import check_whole
 from grpo_lib.tasks import TASKS, Problem, Task
 from grpo_lib.tasks.scoring import check_weights, scores_of
@@ -155,8 +155,8 @@ def write_handover(folder: Path | str, task: Task, model: str, config: GRPOConfi
     """
     if lora_rank is not None:
         lora_rank = check_whole("lora_rank", lora_rank, 1)
-    if Path(model).expanduser().is_dir():  # the script may be started anywhere
-        model = str(Path(model).expanduser().resolve())
+    if as_path(model).is_dir():  # the script may be started anywhere
+        model = str(as_path(model).resolve())
     made, lines = as_code(task), translate(config, max_new_tokens)
     share = config.choices.overlong_share
     careful = "".join(f"- {line}\n" for line in cautions(config, max_new_tokens, lora_rank))

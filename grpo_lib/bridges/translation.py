@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from grpo_lib.algorithms import Algorithm
 from grpo_lib.config import GRPOConfig
 from grpo_lib.support.checks import check_whole
 from grpo_lib.support.optim import ADAMW
@@ -19,6 +19,7 @@ from grpo_lib.support.optim import ADAMW
 LOSS_TYPES = {("clip", "sequence_mean"): "grpo", ("clip", "token_mean"): "dapo",
               ("clip", "constant"): "dr_grpo", ("clip", "sequence_sum"): "luspo",
               ("cispo", "token_mean"): "cispo", ("sapo", "sequence_mean"): "sapo"}
+Run = SimpleNamespace  # all that a row may look at, by name
 # choices whose line says so where they act on nothing
 TOLD_IF_IDLE = ("epsilon", "epsilon_high", "delta", "gamma", "gae_lambda", "kl", "std_eps")
 
@@ -33,127 +34,97 @@ class Line(NamedTuple):
     lost: bool
 
 
-class Run(NamedTuple):
-    """What a row of ``FIELDS`` may look at."""
-
-    config: GRPOConfig
-    row: Algorithm  # the config's choices
-    size: int  # completions that go through the model at once, on one process
-    parts: int  # so many times in a gradient step
-
-    @property
-    def loss_type(self) -> str | None:
-        return LOSS_TYPES.get((self.row.surrogate, self.row.aggregation))
-
-    def value(self, field: str) -> object:
-        return getattr(self.row if hasattr(self.row, field) else self.config, field)
-
-
 class InTRL(NamedTuple):
-    """A row. ``trl``: TRL's name of the field, which takes the same value there (None: it is not
-    given), or a function that makes TRL's arguments of a ``Run``. ``lost_if``: a function that
-    tells whether this run loses the field, and ``lost`` says why. Texts may be functions, too."""
+    """A row of ``FIELDS``. ``trl``: TRL's name of the field, which takes the same value there
+    (None: nothing is given), or a function that makes TRL's arguments. ``lost_if``: whether the
+    field is lost, ``lost``: why. Functions take what ``dealt_out`` returns; texts may be some."""
 
     trl: str | Callable[[Run], dict] | None = None
     note: str | Callable[[Run], str] = ""
-    lost_if: Callable[[Run], bool] = lambda run: False
+    lost_if: Callable[[Run], bool] = lambda r: False
     lost: str | Callable[[Run], str] = ""
 
 
 def missing(field: str, why: str) -> InTRL:
     """What TRL has no counterpart of, which matters where it is switched on."""
-    return InTRL(None, "off here, and there is none", lambda run: getattr(run.row, field), why)
+    return InTRL(None, "off here, and there is none", lambda r: getattr(r, field), why)
 
 
-def cap(run: Run) -> dict:
+def cap(r: Run) -> dict:
     """The upper bound of the ratio; TRL's CISPO calls the cap itself so."""
-    if run.row.surrogate == "cispo":
-        high = run.row.epsilon if run.row.epsilon_high is None else run.row.epsilon_high
-        return {"epsilon_high": 1 + high}
-    return {} if run.row.epsilon_high is None else {"epsilon_high": run.row.epsilon_high}
+    high = r.epsilon_high
+    if r.surrogate == "cispo":
+        high = 1 + (r.epsilon if high is None else high)
+    return {} if high is None else {"epsilon_high": high}
 
 
-def other_trainer(text: str, choice: str, of_rloo: str) -> Callable[[Run], str]:
-    """Why a choice is lost, with the trainer of TRL that has it."""
-    return lambda run: text + ("; its RLOOTrainer this one" if getattr(run.row, choice) == of_rloo
-                               else "")
+def no_loss_type(r: Run) -> str:
+    return (f"TRL's GRPOTrainer has no {r.surrogate} with {r.aggregation}"
+            + "; trl.experimental.gmpo has it" * (r.surrogate == "gmpo"))
 
 
-def no_loss_type(run: Run) -> str:
-    return (f"TRL's GRPOTrainer has no {run.row.surrogate} with {run.row.aggregation}"
-            + ("; trl.experimental.gmpo has it" if run.row.surrogate == "gmpo" else ""))
-
-
-def divisor(run: Run) -> str:
-    of_batch = run.loss_type in ("dapo", "cispo") and run.config.minibatches > 1
-    return "with surrogate" + "; its divisor is the batch's tokens / minibatches" * of_batch
-
-
-NO_LOSS_TYPE = {"lost_if": lambda run: run.loss_type is None, "lost": no_loss_type}
+NO_LOSS_TYPE = {"lost_if": lambda r: r.loss_type is None, "lost": no_loss_type}
 NO_CRITIC = missing("critic", "no critic in GRPOTrainer; trl.experimental.ppo has one")
 FIELDS = {
-    "steps": InTRL(lambda run: {"max_steps": run.config.steps * run.config.minibatches
-                                * run.config.num_iterations}, "TRL counts gradient steps"),
-    "prompts_per_step": InTRL(note="follows from the batch sizes"),
+    "steps": InTRL(lambda r: {"max_steps": r.steps * r.minibatches * r.num_iterations},
+                   "TRL counts gradient steps"),
+    "prompts_per_step": InTRL(None, "follows from the batch sizes"),
     "group_size": InTRL("num_generations"),
     "temperature": InTRL("temperature"),
-    "algorithm": InTRL(note="the row of the table, whose choices follow"),
-    "baseline": InTRL(None, "the only one", lambda run: run.row.baseline != "mean", other_trainer(
-        "TRL's GRPOTrainer takes the group's mean", "baseline", "leave_one_out")),
-    "scale": InTRL("scale_rewards", "", lambda run: run.row.scale == "mean",
+    "algorithm": InTRL(None, "the row of the table, whose choices follow"),
+    "baseline": InTRL(None, "the only one", lambda r: r.baseline != "mean", lambda r: (
+        "TRL's GRPOTrainer takes the group's mean"
+        + "; its RLOOTrainer this one" * (r.baseline == "leave_one_out"))),
+    "scale": InTRL("scale_rewards", "", lambda r: r.scale == "mean",
                    "TRL has group, batch and none"),
-    "std_eps": InTRL(None, "the same, and fixed", lambda run: run.row.std_eps != 1e-4,
-                     "TRL's is 1e-4"),
+    "std_eps": InTRL(None, "the same, and fixed", lambda r: r.std_eps != 1e-4, "TRL's is 1e-4"),
     "whiten": missing("whiten", "no counterpart"),
-    "critic": NO_CRITIC,
-    "gamma": NO_CRITIC,
-    "gae_lambda": NO_CRITIC,
-    "ratio": InTRL("importance_sampling_level", "",
-                   lambda run: run.row.ratio not in ("token", "sequence"),
-                   other_trainer("TRL has token and sequence", "ratio", "sequence_sum")),
-    "surrogate": InTRL(lambda run: {"loss_type": run.loss_type}, **NO_LOSS_TYPE),
-    "epsilon": InTRL("epsilon", "", lambda run: run.row.surrogate == "cispo" and (
-        run.row.epsilon < 1), "TRL's CISPO has no lower bound"),
-    "epsilon_high": InTRL(cap, lambda run: "the cap itself" * (run.row.surrogate == "cispo")),
-    "delta": InTRL(lambda run: {} if run.row.delta is None else {"delta": run.row.delta}),
+    "critic": NO_CRITIC, "gamma": NO_CRITIC, "gae_lambda": NO_CRITIC,
+    "ratio": InTRL("importance_sampling_level", "", lambda r: r.ratio not in ("token", "sequence"),
+                   lambda r: "TRL has token and sequence"
+                   + "; its RLOOTrainer this one" * (r.ratio == "sequence_sum")),
+    "surrogate": InTRL(lambda r: {"loss_type": r.loss_type}, **NO_LOSS_TYPE),
+    "epsilon": InTRL("epsilon", "", lambda r: r.surrogate == "cispo" and r.epsilon < 1,
+                     "TRL's CISPO has no lower bound"),
+    "epsilon_high": InTRL(cap, lambda r: "the cap itself" * (r.surrogate == "cispo")),
+    "delta": InTRL(lambda r: {} if r.delta is None else {"delta": r.delta}),
     "sapo_temperature_pos": InTRL("sapo_temperature_pos"),
     "sapo_temperature_neg": InTRL("sapo_temperature_neg"),
     "beta": InTRL("beta"),
-    "kl": InTRL(None, "k3 is the only one", lambda run: run.row.kl != "k3" and run.row.beta > 0,
-                "TRL has k3"),
+    "kl": InTRL(None, "k3 is the only one", lambda r: r.kl != "k3" and r.beta > 0, "TRL has k3"),
     "kl_in_reward": missing("kl_in_reward", "no counterpart in GRPOTrainer; RLOOTrainer has it"),
     "use_bias_correction_kl": InTRL("use_bias_correction_kl"),
-    "aggregation": InTRL(None, divisor, **NO_LOSS_TYPE),
-    "entropy_coef": InTRL("entropy_coef", lambda run: (
+    "aggregation": InTRL(None, lambda r: "with surrogate" + (
+        "; its divisor is the batch's tokens / minibatches"
+        * (r.loss_type in ("dapo", "cispo") and r.minibatches > 1)), **NO_LOSS_TYPE),
+    "entropy_coef": InTRL("entropy_coef", lambda r: (
         "TRL takes the mean of the parts' means, ours counts each token once"
-        if run.row.entropy_coef and run.parts > 1 else "")),
+        * (r.entropy_coef != 0 and r.parts > 1))),
     "top_entropy_quantile": InTRL("top_entropy_quantile"),
     "off_policy_mask_threshold": InTRL("off_policy_mask_threshold"),
     "dynamic_sampling": missing("dynamic_sampling", "no counterpart"),
     "mask_truncated_completions": InTRL("mask_truncated_completions"),
-    "overlong_share": InTRL(None, lambda run: (
+    "overlong_share": InTRL(None, lambda r: (
         "the script adds get_soft_overlong_punishment to the rewards; it looks at cut-off "
-        "completions too" if run.row.overlong_share else "off here")),
+        "completions too" if r.overlong_share else "off here")),
     "max_num_gen_batches": missing("dynamic_sampling", "goes with dynamic_sampling"),
     "num_iterations": InTRL("num_iterations"),
-    "minibatches": InTRL(
-        lambda run: {"steps_per_generation": run.config.minibatches * run.parts},
-        lambda run: "TRL draws them once for all passes over a batch" * (
-            run.config.num_iterations > 1)),
-    "micro_batch_size": InTRL(lambda run: {"per_device_train_batch_size": run.size,
-                                           "gradient_accumulation_steps": run.parts}),
-    "learning_rate": InTRL(lambda run: {
-        "learning_rate": run.config.learning_rate, "adam_beta1": ADAMW["betas"][0],
+    "minibatches": InTRL(lambda r: {"steps_per_generation": r.minibatches * r.parts}, lambda r: (
+        "TRL draws them once for all passes over a batch" * (r.num_iterations > 1))),
+    "micro_batch_size": InTRL(lambda r: {"per_device_train_batch_size": r.size,
+                                         "gradient_accumulation_steps": r.parts}),
+    "learning_rate": InTRL(lambda r: {
+        "learning_rate": r.learning_rate, "adam_beta1": ADAMW["betas"][0],
         "adam_beta2": ADAMW["betas"][1], "weight_decay": ADAMW["weight_decay"],
         "lr_scheduler_type": "constant"}, "AdamW with our betas, no decay, no schedule"),
     "value_learning_rate": NO_CRITIC,
     "max_grad_norm": InTRL("max_grad_norm"),
-    "measure_kl": InTRL(note="TRL measures it if beta is above 0"),
+    "measure_kl": InTRL(None, "TRL measures it if beta is above 0"),
     "eval_every": InTRL(
-        note="not in the script: TRL's evaluation samples with the training settings"),
-    "eval_problems": InTRL(note="see eval_every"),
+        None, "not in the script: TRL's evaluation samples with the training settings"),
+    "eval_problems": InTRL(None, "see eval_every"),
     "seed": InTRL("seed", "other random numbers than ours"),
-    "device": InTRL(note="accelerate's"),
+    "device": InTRL(None, "accelerate's"),
 }
 
 
@@ -165,12 +136,14 @@ def translate(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> li
     out evenly.
     """
     check_whole("max_new_tokens", max_new_tokens, 1)
-    run = dealt_out(config, check_whole("processes", processes, 1))
-    return [line_of(field.name, run) for field in fields(config)]
+    run, idle = dealt_out(config, processes), config.choices.idle_choices()
+    return [line_of(field.name, run, idle) for field in fields(config)]
 
 
 def dealt_out(config: GRPOConfig, processes: int) -> Run:
-    """How many completions of a gradient step each process takes at once, and how many times."""
+    """The settings, with all choices of the algorithm, and how a gradient step is dealt out: each
+    process takes ``size`` completions at once, ``parts`` times."""
+    processes = check_whole("processes", processes, 1)
     if config.group_size < 2 or config.steps < 1:
         raise ValueError(f"group_size, steps: got {config.group_size}, {config.steps}; TRL's "
                          f"GRPOTrainer takes groups of 2 or more, and 1 step or more")
@@ -182,21 +155,23 @@ def dealt_out(config: GRPOConfig, processes: int) -> Run:
                          f"{config.micro_batch_size}, {config.minibatches}, {processes}; TRL deals "
                          f"the {rows} completions of a step out evenly, so allowed are numbers "
                          f"whose product divides that")
-    return Run(config, config.choices, size, step // size)
+    row = config.choices
+    return Run(**vars(config) | vars(row), size=size, parts=step // size,
+               loss_type=LOSS_TYPES.get((row.surrogate, row.aggregation)))
 
 
-def line_of(field: str, run: Run) -> Line:
-    """A field's row of ``FIELDS``, applied to a run."""
-    entry, value, idle = FIELDS[field], run.value(field), run.row.idle_choices()
-    lost = entry.lost_if(run)
-    trl, note = {}, entry.lost if lost else entry.note
-    if not lost and callable(entry.trl):
-        trl = entry.trl(run)
-    elif not lost and entry.trl is not None:
-        trl = {entry.trl: value}
+def line_of(field: str, run: Run, idle: dict[str, str]) -> Line:
+    """A field's row of ``FIELDS``, applied to a run; ``idle``: choices that do nothing, and why."""
+    entry, value = FIELDS[field], getattr(run, field)
+    lost = bool(entry.lost_if(run))
+    trl, note = ({}, entry.lost) if lost else (entry.trl, entry.note)
+    if callable(trl):
+        trl = trl(run)
+    elif not isinstance(trl, dict):
+        trl = {} if trl is None else {trl: value}
     if field in idle and field in TOLD_IF_IDLE:
         return Line(field, value, trl, f"acts on nothing here, since {idle[field]}", False)
-    return Line(field, value, trl, note(run) if callable(note) else note, bool(lost))
+    return Line(field, value, trl, note(run) if callable(note) else note, lost)
 
 
 def trl_arguments(config: GRPOConfig, max_new_tokens: int, processes: int = 1) -> dict:

@@ -16,6 +16,7 @@ from grpo_lib.cli.projecting import run_project
 from grpo_lib.cli.train import TASK, as_option, run_train
 from grpo_lib.config import GRPOConfig
 from grpo_lib.pretraining import PretrainConfig
+from grpo_lib.support.checkpoint import as_path  # a shell leaves the ~ in --out=~/run
 from grpo_lib.support.run_folder import HELD_OUT, SAVE_EVERY
 from grpo_lib.tasks import TASKS
 
@@ -55,11 +56,6 @@ def or_none(read: Callable) -> Callable:
     return lambda text: None if text == "none" else read(text)
 
 
-def file_path(text: str) -> Path:
-    """~ is the home folder, which a shell leaves as it is in --out=~/run."""
-    return Path(text).expanduser()
-
-
 positive = reader(int, "allowed is a whole number from 1", lambda value: value >= 1)
 accuracy = reader(float, "must be a number above 0, up to 1", lambda value: 0 < value <= 1)
 whole = reader(int, "must be a whole number")
@@ -92,7 +88,7 @@ COMMON = [option("--task", f"what to learn (default: {TASK})", choices=list(TASK
           option("--threads", "CPU threads (at most 4 if not given)", positive)]
 DEVICE = option("--device", "cpu or cuda", default="cpu")
 PRETRAIN = [
-    option("--out", "checkpoint to write; the recipe and scores go beside it, as .json", file_path,
+    option("--out", "checkpoint to write; the recipe and scores go beside it, as .json", as_path,
            default=Path("base.safetensors")),
     option("--seed", "of weights and examples", whole, default=PretrainConfig.seed),
     option("--skill-steps", "batches of worked examples", whole,
@@ -102,9 +98,9 @@ PRETRAIN = [
     DEVICE]
 TRAIN = [
     option("--policy", "checkpoint to start from (if not given: the base model that comes with the "
-                       "package)", file_path),
-    option("--out", "new folder for the run (if not given: under runs/)", file_path),
-    option("--resume", "go on with the run in this folder", file_path, metavar="OUT"),
+                       "package)", as_path),
+    option("--out", "new folder for the run (if not given: under runs/)", as_path),
+    option("--resume", "go on with the run in this folder", as_path, metavar="OUT"),
     option("--save-every", f"steps between checkpoints (default: {SAVE_EVERY})", positive),
     option("--save-total-limit", "checkpoints to keep, the newest (if not given: all)", positive),
     option("--held-out", f"held-out problems to measure on, before and after (default: "
@@ -116,7 +112,7 @@ TRAIN = [
     *SETTINGS]
 EVALUATE = [
     option("--policy", "checkpoint or folder of a run (if not given: the base model that comes "
-                       "with the package)", file_path),
+                       "with the package)", as_path),
     option("--problems", "held-out problems", positive, default=HELD_OUT),
     option("--samples", "completions of each", positive, default=16),
     option("--k", "the k of pass@k (default: 1, and 8 if there are so many samples)", positive,
@@ -126,7 +122,7 @@ EVALUATE = [
     DEVICE]
 HANDOVER = [
     option("--model", "a model's name on the hub, or its folder", required=True),
-    option("--out", "new folder to write into", file_path, required=True),
+    option("--out", "new folder to write into", as_path, required=True),
     option("--max-new-tokens", "longest completion", positive, default=256),
     switch("--no-chat", "the task's own prompts, for a model without a chat template"),
     option("--lora-rank", "train adapters of this rank (if not given: all weights)", positive),

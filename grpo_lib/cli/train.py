@@ -17,8 +17,9 @@ from grpo_lib.policy import Policy
 from grpo_lib.support.checkpoint import base_model_path, load_policy, write_atomically
 from grpo_lib.support.checks import check_number
 from grpo_lib.support.locks import unlock
-from grpo_lib.support.processes import OtherProcessLost, joined, signals_ignored
+from grpo_lib.support.processes import OtherProcessLost, joined
 from grpo_lib.support.run_folder import HELD_OUT, SAVE_EVERY, RunFolder
+from grpo_lib.support.signals import signals_ignored
 from grpo_lib.tasks import Task, get_task
 from grpo_lib.training import GRPOTrainer
 

@@ -16,6 +16,7 @@ from grpo_lib.bridges.huggingface.loading import (
     with_lora,
     with_trained_adapters,
 )
+from grpo_lib.support.checkpoint import as_path
 from grpo_lib.support.checks import explain_out_of_memory, usable_device
 from grpo_lib.support.modules import named_weights, plain_name, unwrapped
 from grpo_lib.transformer import token_positions
@@ -175,7 +176,7 @@ class HuggingFacePolicy(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the model, or its adapters, as transformers and peft read them."""
-        self.model.save_pretrained(Path(folder).expanduser())
+        self.model.save_pretrained(as_path(folder))
 
 
 class Reference(nn.Module):
