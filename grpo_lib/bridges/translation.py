@@ -75,17 +75,18 @@ FIELDS = {
     "baseline": InTRL(None, "the only one", lambda r: r.baseline != "mean", lambda r: (
         "TRL's GRPOTrainer takes the group's mean"
         + "; its RLOOTrainer this one" * (r.baseline == "leave_one_out"))),
-    "scale": InTRL("scale_rewards", "", lambda r: r.scale == "mean",
-                   "TRL has group, batch and none"),
+    "scale": InTRL("scale_rewards", lost_if=lambda r: r.scale == "mean",
+                   lost="TRL has group, batch and none"),
     "std_eps": InTRL(None, "the same, and fixed", lambda r: r.std_eps != 1e-4, "TRL's is 1e-4"),
     "whiten": missing("whiten", "no counterpart"),
     "critic": NO_CRITIC, "gamma": NO_CRITIC, "gae_lambda": NO_CRITIC,
-    "ratio": InTRL("importance_sampling_level", "", lambda r: r.ratio not in ("token", "sequence"),
-                   lambda r: "TRL has token and sequence"
+    "ratio": InTRL("importance_sampling_level",
+                   lost_if=lambda r: r.ratio not in ("token", "sequence"),
+                   lost=lambda r: "TRL has token and sequence"
                    + "; its RLOOTrainer this one" * (r.ratio == "sequence_sum")),
     "surrogate": InTRL(lambda r: {"loss_type": r.loss_type}, **NO_LOSS_TYPE),
-    "epsilon": InTRL("epsilon", "", lambda r: r.surrogate == "cispo" and r.epsilon < 1,
-                     "TRL's CISPO has no lower bound"),
+    "epsilon": InTRL("epsilon", lost_if=lambda r: r.surrogate == "cispo" and r.epsilon < 1,
+                     lost="TRL's CISPO has no lower bound"),
     "epsilon_high": InTRL(cap, lambda r: "the cap itself" * (r.surrogate == "cispo")),
     "delta": InTRL(lambda r: {} if r.delta is None else {"delta": r.delta}),
     "sapo_temperature_pos": InTRL("sapo_temperature_pos"),
