@@ -24,11 +24,12 @@ def main(arguments=None) -> int:
         return 0
     if arguments[:1] in (["lab"], ["notebooks"], ["test"], ["wheels"]):
         return setting_up(arguments[0], arguments[1:])
-    from grpo_lib.cli.parser import parser
     from grpo_lib.support import threads
 
     try:
-        threads.settle()  # before anything else imports torch
+        threads.settle()  # before anything else, the parser too, imports torch
+        from grpo_lib.cli.parser import parser
+
         options = parser().parse_args(arguments)
         if options.threads is not None:
             import torch

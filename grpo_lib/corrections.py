@@ -27,11 +27,9 @@ def top_entropy_mask(entropies: Tensor, mask: Tensor, quantile: float) -> Tensor
     check_shapes("B T", entropies=entropies, mask=mask)
     if entropies.numel() == 0:
         return torch.zeros_like(entropies)
-    if entropies.dtype in (torch.float16, torch.bfloat16):  # which quantile does not take
-        return top_entropy_mask(entropies.float(), mask, quantile).to(entropies.dtype)
-    counted = entropies.masked_fill(mask == 0, torch.nan)
-    threshold = torch.nanquantile(counted, 1 - quantile)
-    return ((entropies >= threshold) & (mask != 0)).to(entropies.dtype)
+    wide = entropies.to(torch.promote_types(entropies.dtype, torch.float32))  # as quantile needs
+    threshold = torch.nanquantile(wide.masked_fill(mask == 0, torch.nan), 1 - quantile)
+    return ((wide >= threshold) & (mask != 0)).to(entropies.dtype)
 
 
 def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor,

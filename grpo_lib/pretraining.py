@@ -18,6 +18,7 @@ from grpo_lib.objective import aggregate
 from grpo_lib.policy import token_log_probs
 from grpo_lib.support.checks import check_number, check_whole, settle
 from grpo_lib.support.modules import check_gradients_on, check_vocabulary, in_eval_mode
+from grpo_lib.support.optim import ADAMW
 from grpo_lib.tasks.base import Task
 from grpo_lib.tokenizer import pad
 from grpo_lib.transformer import PolicyConfig, TransformerPolicy
@@ -88,8 +89,7 @@ def make_optimizers(policy: TransformerPolicy, config: PretrainConfig, rate: flo
     chosen = {id(p) for p in matrices}
     others = [p for p in policy.parameters() if id(p) not in chosen]
     return [(torch.optim.Muon(matrices, weight_decay=0.0), rate * config.muon_lr),
-            (torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
-             rate * config.adamw_lr)]
+            (torch.optim.AdamW(others, **ADAMW), rate * config.adamw_lr)]
 
 
 def draw_examples(task: Task, count: int, skill_share: float, rng: random.Random

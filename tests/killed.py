@@ -69,7 +69,7 @@ def watch(log: Path, stop_at: int | tuple[str, int], full: bool = False) -> None
     """Write down each point that this process reaches, and kill it at one of them: at the so
     many-th, or the so many-th of a name. ``full``: from there on, the disk is full instead."""
     from grpo_lib.cli import runs
-    from grpo_lib.support import checkpoint
+    from grpo_lib.support import checkpoint, run_folder
     from grpo_lib.training import GRPOTrainer
 
     lines, count = open(log, "a", encoding="utf-8"), 0  # noqa: SIM115
@@ -102,7 +102,7 @@ def watch(log: Path, stop_at: int | tuple[str, int], full: bool = False) -> None
 
         setattr(module, name, watched)
 
-    checkpoint.open = runs.open = opened
+    checkpoint.open = run_folder.open = opened
     around(os, "replace", "before renaming", "after renaming")
     around(os, "fsync", "before syncing a file")
     around(GRPOTrainer, "sample", "before sampling")

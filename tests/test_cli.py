@@ -371,6 +371,16 @@ def test_help_is_there_without_torch():
     assert done.returncode == 0 and "JupyterLab" in done.stdout
 
 
+def test_threads_are_told_to_sleep_before_torch_is_loaded():
+    code = ("import os; from grpo_lib.__main__ import main; "
+            "main(['evaluate', '--samples', '1', '--k', '2']); "
+            "print(os.environ.get('OMP_WAIT_POLICY'))")
+    before = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          timeout=PATIENCE, env=before)
+    assert "--k: got 2" in done.stderr and done.stdout.split() == ["PASSIVE"]
+
+
 def test_the_trained_policy_is_the_last_checkpoint(tmp_path):
     train_small(tmp_path / "run")
     policy = load_policy(tmp_path / "run" / "policy.safetensors")
@@ -433,7 +443,7 @@ def test_a_step_broken_off_half_way_is_taken_again(tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeypatch, capsys):
-    from grpo_lib.cli.runs import RunFolder
+    from grpo_lib.support.run_folder import RunFolder
 
     def full(self, metrics):
         raise OSError(28, "No space left on device")
@@ -453,7 +463,7 @@ def test_a_failed_run_says_how_to_go_on_and_keeps_its_settings(tmp_path, monkeyp
 def test_a_signal_while_it_saves_after_a_failure_loses_nothing(tmp_path, monkeypatch, capsys, sent):
     """torchrun sends one a moment after a process was lost."""
     from grpo_lib import training
-    from grpo_lib.cli.runs import RunFolder
+    from grpo_lib.support.run_folder import RunFolder
 
     sample, record_all = training.GRPOTrainer.sample, RunFolder.record_all
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from grpo_lib import ALGORITHMS
-from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
 from grpo_lib.pretraining import PretrainConfig
 from grpo_lib.support.checkpoint import (
@@ -26,6 +25,7 @@ from grpo_lib.support.checkpoint import (
     save_policy,
     save_tensors,
 )
+from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks import TASKS, ChainTask, SortTask, get_task
 from grpo_lib.tasks.flawed import VERIFIERS
 from grpo_lib.training import GRPOTrainer

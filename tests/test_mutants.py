@@ -147,7 +147,7 @@ def test_a_hanging_test_has_noticed(toy, monkeypatch):
 def test_the_command_lists_and_refuses_unknown_names(capsys):
     assert mutants.main(["--list"]) == 0
     assert capsys.readouterr().out.split() == [fault.name for fault in FAULTS]
-    assert mutants.main(["--list", "--generate", "objective", "--sample", "9"]) == 0
+    assert mutants.main(["--list", "--generate", "objective/loss", "--sample", "9"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 9
     with pytest.raises(SystemExit) as stopped:
         mutants.main(["loss-sigh"])

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
 from grpo_lib.course.explorers.cockpit import Cockpit
 from grpo_lib.course.steering import SteeredRun
 from grpo_lib.support import notices
+from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.support.signals import finish_step_first
 from grpo_lib.training import GRPOTrainer
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import Critic, ValueModel
 from grpo_lib.evaluation import evaluate
@@ -20,6 +19,7 @@ from grpo_lib.pretraining import PretrainConfig, pretrain
 from grpo_lib.rollout import completion_log_probs, offset_log_probs, sample_groups
 from grpo_lib.support.checkpoint import CheckpointError, load_policy, load_tensors, save_policy
 from grpo_lib.support.modules import eval_mode, unwrapped
+from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks.scoring import RewardError
 from grpo_lib.training import GRPOTrainer
 
@@ -73,7 +73,7 @@ def task(sort_task):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch, sort_task, task):
     """The task by its name, as a run's folder finds it."""
-    monkeypatch.setattr("grpo_lib.cli.runs.get_task", lambda name: task)
+    monkeypatch.setattr("grpo_lib.support.run_folder.get_task", lambda name: task)
 
 
 # what torch's own compiler reads on the way

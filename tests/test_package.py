@@ -14,9 +14,10 @@ PACKAGE = Path(grpo_lib.__file__).parent
 CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "fast.decoding",
         "policy", "transformer", "tasks", "fast.packing", "rollout", "advantages", "returns",
         "corrections", "objective", "lab.length_bias", "algorithms", "support.optim", "critic",
-        "support.checkpoint", "evaluation", "config", "support.notices", "support.off_policy",
-        "support.processes", "support.signals", "support.batch_metrics", "support.trainer_state",
-        "support.stopwatch", "batches", "update", "training", "pretraining", "lab.exact",
+        "support.checkpoint", "evaluation", "lab.statistics", "config", "support.notices",
+        "support.off_policy", "support.processes", "support.signals", "support.batch_metrics",
+        "support.trainer_state", "support.stopwatch", "batches", "update", "training",
+        "support.locks", "support.run_files", "support.run_folder", "pretraining", "lab.exact",
         "lab.xray", "course.recorded"]  # each module may use those before it
 FOLDERS = ("support", "fast", "lab", "bridges", "course", "cli")
 # what a folder may never import, in itself or in a function

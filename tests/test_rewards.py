@@ -21,13 +21,13 @@ from waiting import PATIENCE
 
 from grpo_lib.advantages import group_advantages, informative_groups
 from grpo_lib.algorithms import ALGORITHMS
-from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.course import plots
 from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
 from grpo_lib.lab.xray import Xray
 from grpo_lib.rollout import sample_groups
+from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks import ChainTask, Problem, SortTask, Task, is_held_out
 from grpo_lib.tasks.scoring import RewardError, check_weights
 from grpo_lib.tokenizer import Tokenizer

@@ -17,10 +17,10 @@ import torch
 from waiting import PATIENCE
 
 from grpo_lib.__main__ import main
-from grpo_lib.cli import runs
-from grpo_lib.cli.locks import LOCKS, lock, unlock
-from grpo_lib.cli.runs import RunFolder
+from grpo_lib.support import run_folder
 from grpo_lib.support.checkpoint import CheckpointError
+from grpo_lib.support.locks import LOCKS, lock, unlock
+from grpo_lib.support.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")
@@ -216,7 +216,7 @@ def test_one_process_may_lock_a_folder_twice_and_lets_go_of_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_ends_leaves_no_lock_open(tmp_path):
-    code = "import sys; from pathlib import Path; from grpo_lib.cli.locks import lock; " \
+    code = "import sys; from pathlib import Path; from grpo_lib.support.locks import lock; " \
            "lock(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], cwd=HERE.parent,
                           capture_output=True, text=True, check=True, timeout=PATIENCE)
@@ -238,7 +238,7 @@ def test_where_there_are_no_locks_a_run_goes_on_without(tmp_path, monkeypatch):
 
 def test_a_run_that_cannot_be_created_leaves_an_empty_folder_and_no_lock(tmp_path, monkeypatch,
                                                                          capsys):
-    monkeypatch.setattr(runs, "write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(run_folder, "write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
     assert main(["train", "--out", str(tmp_path / "run"), *killed.SETTINGS]) == 2
     assert "full" in capsys.readouterr().err
     assert list((tmp_path / "run").iterdir()) == []

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from grpo_lib.__main__ import main
-from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import ValueModel
 from grpo_lib.support.checkpoint import (
@@ -22,6 +21,7 @@ from grpo_lib.support.checkpoint import (
     save_tensors,
     write_json,
 )
+from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks import SortTask
 from grpo_lib.training import GRPOTrainer
 
@@ -58,7 +58,7 @@ def task(sort_task):
 
 @pytest.fixture
 def make_trainer(make_policy, task, monkeypatch):
-    monkeypatch.setattr("grpo_lib.cli.runs.get_task", lambda name: task)
+    monkeypatch.setattr("grpo_lib.support.run_folder.get_task", lambda name: task)
 
     def make(config=SETTINGS):
         policy = make_policy(len(task.tokenizer), dtype=torch.float32)

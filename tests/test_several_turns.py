@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from grpo_lib import rollout
-from grpo_lib.advantages import gae, token_rewards, whiten
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import ValueModel, completion_values
@@ -23,6 +22,7 @@ from grpo_lib.objective import (
     token_weights,
 )
 from grpo_lib.policy import TinyPolicy, token_entropy
+from grpo_lib.returns import gae, token_rewards, whiten
 from grpo_lib.rollout import (
     Rollouts,
     completion_log_probs,

@@ -33,6 +33,8 @@ FAULTS = [
         ("groups-that-teach-turned", "informative_groups", "lambda *a, **k: 1 - right(*a, **k)"),
         ("chance-of-all-right-only", "informative_share",
          "lambda p, group_size: 1 - p**group_size"),
+        ("overlong-is-rewarded", "soft_overlong_punishment", "lambda *a, **k: -right(*a, **k)")),
+    *of("returns", "tests/test_advantages.py tests/test_critic.py",
         ("reward-at-the-next-token", "token_rewards",
          "lambda *a, **k: right(*a, **k).roll(1, 1)"),
         ("gae-without-lambda", "gae", "lambda rewards, values, mask, gamma=1.0, lam=1.0: "
@@ -40,13 +42,14 @@ FAULTS = [
         ("gae-without-gamma", "gae", "lambda rewards, values, mask, gamma=1.0, lam=1.0: "
          "right(rewards, values, mask, 1.0, lam)"),
         ("whitened-over-padding", "whiten",
-         "lambda values, mask: right(values, mask * 0 + 1)"),
-        ("overlong-is-rewarded", "soft_overlong_punishment", "lambda *a, **k: -right(*a, **k)"),
+         "lambda values, mask: right(values, mask * 0 + 1)")),
+    *of("lab/statistics", "tests/test_advantages.py",
         ("noise-counted-as-signal", "signal_and_noise",
          "lambda estimates: right(estimates)[::-1]")),
-    *of("objective", "tests/test_objective.py tests/test_surrogates.py",
+    *of("objective/ratio", "tests/test_objective.py tests/test_surrogates.py",
         ("ratio-upside-down", "importance_ratio",
-         "lambda new, old, *a, **k: right(old, new, *a, **k)"),
+         "lambda new, old, *a, **k: right(old, new, *a, **k)")),
+    *of("objective/surrogates", "tests/test_objective.py tests/test_surrogates.py",
         ("max-for-min", "clipped_surrogate",
          "lambda ratio, advantages, *a, **k: -right(ratio, -advantages, *a, **k)"),
         ("epsilon-high-ignored", "clipped_surrogate", "lambda ratio, advantages, epsilon=0.2, "
@@ -57,14 +60,17 @@ FAULTS = [
         ("sapo-temperatures-swapped", "sapo_surrogate", "lambda ratio, advantages, positive=1.0, "
          "negative=1.05: right(ratio, advantages, negative, positive)"),
         ("gmpo-over-padding", "gmpo_surrogate", "lambda new, old, advantages, mask, *a, **k: "
-         "right(new, old, advantages, mask * 0 + 1, *a, **k)"),
+         "right(new, old, advantages, mask * 0 + 1, *a, **k)")),
+    *of("objective/diagnostics", "tests/test_objective.py tests/test_surrogates.py",
         ("slope-sign", "surrogate_gradient", "lambda *a, **k: -right(*a, **k)"),
         ("clipped-where-it-is-not", "clip_binds",
-         "lambda *a, **k: tuple(~side for side in right(*a, **k))"),
+         "lambda *a, **k: tuple(~side for side in right(*a, **k))")),
+    *of("objective/kl", "tests/test_objective.py tests/test_surrogates.py",
         ("kl-the-other-way-round", "kl_estimate",
          "lambda new, reference, *a, **k: right(reference, new, *a, **k)"),
         ("k2-for-k3", "kl_estimate", "lambda new, reference, kl='k3': "
-         "right(new, reference, 'k2' if kl == 'k3' else kl)"),
+         "right(new, reference, 'k2' if kl == 'k3' else kl)")),
+    *of("objective/weights", "tests/test_objective.py tests/test_surrogates.py",
         ("padding-is-weighed", "token_weights",
          "lambda mask, *a, **k: right(mask * 0 + 1, *a, **k)"),
         ("token-mean-for-sequence-mean", "aggregate",
@@ -72,7 +78,8 @@ FAULTS = [
          "right(x, mask, 'token_mean' if how == 'sequence_mean' else how, *a, **k)"),
         ("constant-of-the-widest-row", "aggregate",
          "lambda x, mask, how='sequence_mean', max_length=None: "
-         "right(x, mask, how, max_length and mask.shape[1])"),
+         "right(x, mask, how, max_length and mask.shape[1])")),
+    *of("objective/loss", "tests/test_objective.py tests/test_surrogates.py",
         ("loss-sign", "grpo_loss",
          "lambda *a, **k: (lambda out: out._replace(loss=-out.loss))(right(*a, **k))"),
         ("beta-ignored", "grpo_loss", "lambda *a, **k: right(*a, **k | {'beta': 0.0})"),
@@ -112,11 +119,16 @@ FAULTS = [
         ("advantages-of-other-rows", "GRPOTrainer.update",
          "lambda self, rollouts, advantages, *a, **k: "
          "right(self, rollouts, advantages.flip(0), *a, **k)"),
-        ("minibatch-takes-the-first-rows", "rows_of", "lambda tensor, rows, width: right(tensor, "
-         "rows if isinstance(rows, slice) else slice(len(rows)), width)"),
         ("reference-moves-along", "GRPOTrainer.__init__", "lambda self, *a, **k: "
          "(right(self, *a, **k), setattr(self, 'ref_policy', self.policy))[0]"),
         ("spoiled-weights-not-seen", "GRPOTrainer.nonfinite_weights", "lambda self: []")),
+    *of("batches", "tests/test_joined_batches.py",
+        ("other-groups-than-those-kept", "Batch.groups", "lambda self, which: "
+         "right(self, 0 * which)")),
+    *of("update", "tests/test_training.py",
+        ("minibatch-takes-the-first-rows", "gradient_step",
+         "lambda trainer, rollouts, rows, *a, **k: right(trainer, rollouts, "
+         "torch.arange(len(rows)), *a, **k)")),
     *of("critic", "tests/test_critic.py tests/test_training.py",
         ("values-of-padding-count", "value_loss",
          "lambda values, returns, mask: right(values, returns, mask * 0 + 1)")),
@@ -134,7 +146,8 @@ FAULTS = [
         ("pass-at-k-plugged-in", "pass_at_k",
          "lambda samples, right, k: 1 - (1 - right / samples) ** k"),
         ("interval-of-half-the-width", "wilson_interval",
-         "lambda share, count, z=1.96: right(share, count, z / 2)"),
+         "lambda share, count, z=1.96: right(share, count, z / 2)")),
+    *of("lab/statistics", "tests/test_statistics.py",
         ("p-value-halved", "permutation_test", "lambda *a, **k: right(*a, **k) / 2")),
     *of("pretraining", "tests/test_pretraining.py",
         ("pretraining-sign", "example_loss", "lambda *a, **k: -right(*a, **k)")),
@@ -161,7 +174,7 @@ FAULTS = [
          "lambda self, problem, completion: self.reward(problem, completion) > 0.5")),
     *of("support/checkpoint", "tests/test_fuzz.py tests/test_checkpoint.py",
         ("damage-not-noticed", "checksum", "lambda *a, **k: 0")),
-    *of("cli/locks", "tests/test_run_faults.py",
+    *of("support/locks", "tests/test_run_faults.py",
         ("two-may-write-one-run", "lock", "lambda path: None")),
     *of("course/exercises/base", "tests/test_exercises.py tests/test_exercises_judging.py",
         ("every-answer-is-right", "Verdict.__bool__", "lambda self: True")),

@@ -44,20 +44,25 @@ COPIED = ("grpo_lib", "tests", "benchmarks", "notebooks", "docs", "tools", "pypr
           "CONTRIBUTING.md")
 # The core and the laboratory, and the tests that should notice a mutant of each.
 TESTS = {
-    "advantages": "tests/test_advantages.py", "algorithms": "tests/test_algorithms.py",
+    "advantages": "tests/test_advantages.py", "returns": "tests/test_advantages.py",
+    "algorithms": "tests/test_algorithms.py",
     "config": "tests/test_config.py", "corrections": "tests/test_corrections.py",
     "critic": "tests/test_critic.py", "fast/decoding": "tests/test_packing.py",
     "evaluation": "tests/test_evaluation.py",
     "lab/exact": "tests/test_exact.py tests/test_exact_sequences.py",
     "lab/length_bias": "tests/test_length_bias.py",
-    "objective": "tests/test_objective.py tests/test_surrogates.py",
+    **{f"objective/{name}": "tests/test_objective.py tests/test_surrogates.py" for name in (
+        "diagnostics", "kl", "loss", "ratio", "surrogates", "weights")},
     "fast/packing": "tests/test_packing.py", "policy": "tests/test_policy.py",
     "pretraining": "tests/test_pretraining.py",
     "rollout": "tests/test_rollout.py tests/test_joined_batches.py",
     "tasks/base": "tests/test_tasks.py", "tasks/chain": "tests/test_tasks.py",
     "tasks/scoring": "tests/test_tasks.py tests/test_rewards.py",
     "tasks/sorting": "tests/test_tasks.py", "tokenizer": "tests/test_tokenizer.py",
-    "training": "tests/test_training.py", "transformer": "tests/test_policy.py",
+    "training": "tests/test_training.py", "update": "tests/test_training.py",
+    "batches": "tests/test_joined_batches.py tests/test_training.py",
+    "transformer": "tests/test_policy.py",
+    "lab/statistics": "tests/test_evaluation.py tests/test_advantages.py",
     "lab/xray": "tests/test_xray.py"}
 MORE = ("tests/test_every_function.py", "tests/test_training.py", "tests/test_several_turns.py",
         "tests/test_joined_batches.py", "tests/test_critic.py", "tests/test_rewards.py")

@@ -1,4 +1,4 @@
-"""A ``TransformerPolicy`` as a Llama checkpoint with its tokenizer, and back.
+"""A ``TransformerPolicy`` as a Llama checkpoint with its tokenizer.
 
 The block, its weight names and its constants are Llama's, so that this is a renaming of settings.
 Needs the ``llm`` extra.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
-
-from grpo_lib.bridges.huggingface import load_model, need
-from grpo_lib.support.checkpoint import CheckpointError, as_path, check_weights
+from grpo_lib.bridges.huggingface import need
+from grpo_lib.support.checkpoint import new_folder
 from grpo_lib.support.modules import unwrapped, weights_of
 from grpo_lib.tokenizer import EOS, PAD, Tokenizer
-from grpo_lib.transformer import PolicyConfig, TransformerPolicy
+from grpo_lib.transformer import TransformerPolicy
 
 # ours: LlamaConfig's
 SAME = {"vocab_size": "vocab_size", "d_model": "hidden_size", "n_layers": "num_hidden_layers",
@@ -72,43 +70,11 @@ def fast_tokenizer(tokenizer: Tokenizer):
 def export_llama(policy: TransformerPolicy, tokenizer: Tokenizer, folder: Path | str) -> Path:
     """Write config.json, model.safetensors and the tokenizer's files into a new folder, which
     ``AutoModelForCausalLM.from_pretrained(folder)`` loads. FileExistsError: not empty."""
-    folder, model, fast = as_path(folder), llama(policy), fast_tokenizer(tokenizer)
+    model, fast = llama(policy), fast_tokenizer(tokenizer)
     if policy.config.vocab_size != len(tokenizer):
         raise ValueError(f"tokenizer: knows {len(tokenizer)} words, allowed are the "
                          f"{policy.config.vocab_size} of the policy")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: is not an empty folder; nothing was overwritten")
+    folder = new_folder(folder)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
-
-
-def import_llama(folder: Path | str) -> TransformerPolicy:
-    """A ``TransformerPolicy`` from a Llama checkpoint of the same make.
-
-    CheckpointError: what it has that a TransformerPolicy has not (shared keys and values, tied
-    embeddings, biases, scaled positions, another activation), or weights that do not fit.
-    """
-    need("transformers")
-    folder = as_path(folder)
-    model = load_model(folder)
-    config = model.config
-    wanted = {"model_type": "llama", **ALWAYS,
-              "num_key_value_heads": config.num_attention_heads}
-    for name, value in wanted.items():
-        got = getattr(config, name, None)
-        if got != value:
-            raise CheckpointError(f"{folder}: {name} is {got!r}, allowed is {value!r}")
-    rope = config.rope_parameters
-    if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(f"{folder}: rope_type is {rope['rope_type']!r}, allowed is 'default'")
-    try:
-        shape = PolicyConfig(**{name: getattr(config, theirs) for name, theirs in SAME.items()},
-                             rope_theta=float(rope["rope_theta"]))
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: its config does not fit ({error})") from None
-    policy = TransformerPolicy(shape, torch.Generator()).to(model.lm_head.weight.dtype)
-    state = model.state_dict()
-    check_weights(policy, state, folder)
-    policy.load_state_dict(state)
-    return policy

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from grpo_lib.cli.train import starting_policy
+import torch
+
+from grpo_lib.cli.train import starting_policy, task_of
+from grpo_lib.evaluation import evaluate, wilson_interval
+from grpo_lib.support.checks import usable_device
 
 
 def run_evaluate(options) -> int:
     """Measure a policy, with confidence intervals."""
-    import torch
-
-    from grpo_lib.evaluation import evaluate, wilson_interval
-    from grpo_lib.support.checks import usable_device
-    from grpo_lib.tasks import get_task
-
-    task = get_task(options.task or "chain")
+    task = task_of(options)
     ks = options.k or [k for k in (1, 8) if k <= options.samples]
     if max(ks) > options.samples:
         raise ValueError(f"--k: got {max(ks)}, allowed are at most --samples, "

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 
+from grpo_lib.cli.runs import score, versions
+from grpo_lib.cli.train import task_of
+from grpo_lib.pretraining import READY, PretrainConfig, one_step_accuracy, pretrain
+from grpo_lib.support.checkpoint import save_policy, write_json
+from grpo_lib.support.checks import usable_device
+
 
 def run_pretrain(options) -> int:
     """Train it, measure it, write it with its recipe."""
     from tqdm import tqdm
 
-    from grpo_lib.cli.runs import score, versions
-    from grpo_lib.pretraining import READY, PretrainConfig, one_step_accuracy, pretrain
-    from grpo_lib.support.checkpoint import save_policy, write_json
-    from grpo_lib.support.checks import usable_device
-    from grpo_lib.tasks import get_task
-
     device = usable_device(options.device)
-    task, out = get_task(options.task or "chain"), options.out
+    task, out = task_of(options), options.out
     config = PretrainConfig(skill_steps=options.skill_steps, habit_steps=options.habit_steps,
                             seed=options.seed)
     if out.suffix != ".safetensors":

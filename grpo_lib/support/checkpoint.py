@@ -10,7 +10,8 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +44,21 @@ class DamagedError(CheckpointError):
 def as_path(path: Path | str) -> Path:
     """A path as a person gives it: ~ is the home folder."""
     return Path(path).expanduser()
+
+
+def new_folder(path: Path | str, inner: str | None = None) -> Path:
+    """Make a folder, or take an empty one; with a folder ``inner`` in it, which of two processes
+    only one can make. FileExistsError: there is something in it."""
+    path = as_path(path)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError
+        path.mkdir(parents=True, exist_ok=True)
+        if inner is not None:
+            (path / inner).mkdir()
+    except FileExistsError:
+        raise FileExistsError(f"{path}: is not an empty folder; nothing was overwritten") from None
+    return path
 
 
 def write_atomically(path: Path | str, data: bytes) -> None:
@@ -112,16 +128,23 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """A file of safetensors; DamagedError if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise DamagedError(f"{path}: not a readable checkpoint ({in_a_line(error)})") from None
+
+
 def describe(path: Path | str) -> dict:
     """The description of a file, without its tensors; {} where it is none of ours."""
     path = as_path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("grpo_lib", "{}"))
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise DamagedError(f"{path}: not a readable checkpoint ({in_a_line(error)})") from None
+    with opened(path) as file:
+        about = json.loads((file.metadata() or {}).get("grpo_lib", "{}"))
     return about if isinstance(about, dict) else {}
 
 
@@ -129,11 +152,8 @@ def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict]:
     """Tensors and description of a file whose description says ``kind``."""
     path = as_path(path)
     about = describe(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise DamagedError(f"{path}: not a readable checkpoint ({in_a_line(error)})") from None
+    with opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     written = about.pop("checksum", None)
     if written is not None and written != checksum(tensors, about):
         raise DamagedError(f"{path}: not a readable checkpoint (its checksum does not fit: "

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from grpo_lib.training import GRPOTrainer
 
 
+ADAMW = {"betas": (0.9, 0.95), "weight_decay": 0.0}
+
+
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
     """The optimizer of policy and value model; on a CPU all weights in one operation."""
     parameters = list(parameters)
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
+    return torch.optim.AdamW(parameters, lr=learning_rate, **ADAMW,
                              fused=all(p.is_cpu for p in parameters) or None)
 
 

@@ -134,18 +134,6 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     torch.distributed.destroy_process_group()
 
 
-@contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Without Ctrl-C and SIGTERM: torchrun sends one a moment after a process was lost, while the
-    others are saving."""
-    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler or signal.SIG_DFL)
-
-
 def leave(status: int) -> None:
     """End a process that ``torchrun`` started, at once: gloo's threads can crash Python's normal
     shutdown (std::terminate). In any other process it does nothing."""

@@ -1,4 +1,4 @@
-"""Ctrl-C while a step is being taken: the step is finished first."""
+"""Ctrl-C while a step is being taken, or a run is being saved: that is finished first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from grpo_lib.support.notices import say_at_once
+
+
+@contextmanager
+def handled_by(handlers: dict) -> Iterator[None]:
+    """Signals with other handlers, {signal: handler}, until the block ends."""
+    before = {sign: signal.signal(sign, handler) for sign, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler or signal.SIG_DFL)
+
+
+def signals_ignored():
+    """Without Ctrl-C and SIGTERM: torchrun sends one a moment after a process was lost, while the
+    others are saving."""
+    return handled_by({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN})
 
 
 @contextmanager
@@ -21,22 +38,17 @@ def finish_step_first() -> Iterator[list]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    held = [signal.SIGINT]
     if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-        before[signal.SIGTERM] = signal.default_int_handler
+        held.append(signal.SIGTERM)
 
     def hold(signum, frame):
         interrupts.append(signum)
-        again = "" if signal.SIGTERM in before else "; press Ctrl-C again to stop now"
+        again = "" if signal.SIGTERM in held else "; press Ctrl-C again to stop now"
         if len(interrupts) == 1:
             say_at_once(f"stopping after this step{again}")
         elif again:
             raise KeyboardInterrupt
 
-    for sign in before:
-        signal.signal(sign, hold)
-    try:
+    with handled_by(dict.fromkeys(held, hold)):
         yield interrupts
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)

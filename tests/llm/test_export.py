@@ -2,18 +2,54 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
 from grpo_lib import ChainTask, SortTask, evaluate, load_base_model, sample_groups
-from grpo_lib.bridges.export import export_llama, fast_tokenizer, import_llama, llama
-from grpo_lib.bridges.huggingface import HuggingFacePolicy, HuggingFaceTokenizer, InstructionTask
-from grpo_lib.support.checkpoint import CheckpointError
+from grpo_lib.bridges.export import ALWAYS, SAME, export_llama, fast_tokenizer, llama
+from grpo_lib.bridges.huggingface import (
+    HuggingFacePolicy,
+    HuggingFaceTokenizer,
+    InstructionTask,
+    load_model,
+)
+from grpo_lib.support.checkpoint import CheckpointError, check_weights
 from grpo_lib.tokenizer import Tokenizer
+from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
 TASK = ChainTask()
+
+
+def import_llama(folder: Path | str) -> TransformerPolicy:
+    """A ``TransformerPolicy`` from a Llama checkpoint of the same make.
+
+    CheckpointError: what it has that a TransformerPolicy has not (shared keys and values, tied
+    embeddings, biases, scaled positions, another activation), or weights that do not fit.
+    """
+    model = load_model(folder)
+    config = model.config
+    wanted = {"model_type": "llama", **ALWAYS,
+              "num_key_value_heads": config.num_attention_heads}
+    for name, value in wanted.items():
+        got = getattr(config, name, None)
+        if got != value:
+            raise CheckpointError(f"{folder}: {name} is {got!r}, allowed is {value!r}")
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise CheckpointError(f"{folder}: rope_type is {rope['rope_type']!r}, allowed is 'default'")
+    try:
+        shape = PolicyConfig(**{name: getattr(config, theirs) for name, theirs in SAME.items()},
+                             rope_theta=float(rope["rope_theta"]))
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: its config does not fit ({error})") from None
+    policy = TransformerPolicy(shape, torch.Generator()).to(model.lm_head.weight.dtype)
+    state = model.state_dict()
+    check_weights(policy, state, folder)
+    policy.load_state_dict(state)
+    return policy
 
 
 @pytest.fixture(scope="module")

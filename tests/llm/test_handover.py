@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from waiting import PATIENCE
 
@@ -25,8 +26,7 @@ from grpo_lib import (
 from grpo_lib.algorithms import CHOICES
 from grpo_lib.bridges.export import export_llama
 from grpo_lib.bridges.handover import (
-    ACCELERATE,
-    SCRIPT,
+    TEMPLATES,
     as_code,
     as_table,
     translate,
@@ -39,6 +39,8 @@ from grpo_lib.bridges.handover import (
 
 ROOT = Path(__file__).parents[2]
 TASK = ChainTask(2, 3)
+ACCELERATE = {path.stem: yaml.safe_load(path.read_text())
+              for path in sorted(TEMPLATES.glob("*.yaml"))}
 OTHER = {  # for each choice of an algorithm a value that is not the default's
     "baseline": "leave_one_out", "scale": "batch", "std_eps": 1e-3, "whiten": True,
     "ratio": "sequence", "surrogate": "sapo", "epsilon": 0.1, "epsilon_high": 0.3, "delta": 3.0,
@@ -247,7 +249,6 @@ class TestScript:
                                               ("one_gpu", "single_gpu")])
     def test_they_say_what_trls_own_say(self, name, theirs):
         import trl
-        import yaml
 
         [path] = Path(trl.__file__).parent.glob(f"accelerate_configs/{theirs}.yaml")
         wanted = yaml.safe_load(path.read_text())
@@ -261,7 +262,8 @@ class TestScript:
     def test_the_precision_is_left_to_the_script(self):
         """accelerate's own would overrule it, and a T4 has no bf16."""
         assert {about["mixed_precision"] for about in ACCELERATE.values()} == {"no"}
-        assert "bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False)" in SCRIPT
+        script = (TEMPLATES / "train.py.template").read_text(encoding="utf-8")
+        assert "bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False)" in script
 
     @pytest.mark.parametrize("task", ["chain", "sort"])
     def test_problems_go_in_words_to_a_chat_model(self, saved, tmp_path, monkeypatch, task):

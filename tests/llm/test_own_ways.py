@@ -13,10 +13,10 @@ from grpo_lib.bridges.huggingface import (
     InstructionTask,
     generate_groups,
 )
-from grpo_lib.cli.runs import RunFolder
 from grpo_lib.config import GRPOConfig
 from grpo_lib.rollout import completion_log_probs, sample_groups
 from grpo_lib.support.checkpoint import CheckpointError, load_tensors
+from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks import ChainTask
 from grpo_lib.training import GRPOTrainer
 
@@ -62,7 +62,7 @@ def test_rows_with_a_tools_tokens_are_scored_as_if_each_were_alone(tiny_model, f
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_compiled_model_is_trained_saved_finished_and_resumed_as_without(tiny_model, task, inside,
                                                                            tmp_path, monkeypatch):
-    monkeypatch.setattr("grpo_lib.cli.runs.get_task", lambda name: task)
+    monkeypatch.setattr("grpo_lib.support.run_folder.get_task", lambda name: task)
 
     def made(compiled, seed=0):
         def change(module):
@@ -139,7 +139,7 @@ def test_adapters_that_are_not_to_be_trained_are_refused_with_their_cause(tiny_m
 
 def test_adapters_have_no_reference_to_save_and_few_checkpoints(tiny_model, task, tmp_path,
                                                                 monkeypatch):
-    monkeypatch.setattr("grpo_lib.cli.runs.get_task", lambda name: task)
+    monkeypatch.setattr("grpo_lib.support.run_folder.get_task", lambda name: task)
     config = replace(SETTINGS, steps=4, beta=0.1)
 
     def made():

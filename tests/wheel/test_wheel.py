@@ -74,7 +74,8 @@ def test_the_wheel_carries_the_course_and_nothing_of_the_workshop(built):
                    if n.endswith(".ipynb")}
     assert len(lessons) == 20 and carried == lessons
     assert {"grpo_lib/py.typed", "grpo_lib/base_models/chain.safetensors",
-            "grpo_lib/course/recorded/flagship.json"} <= {*names}
+            "grpo_lib/course/recorded/flagship.json",
+            "grpo_lib/bridges/templates/train.py.template"} <= {*names}
     assert {n.split("/")[0].split("-")[0] for n in names} == {"grpo_lib"}
     assert built[0].stat().st_size < 10e6
 

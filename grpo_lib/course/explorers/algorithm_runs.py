@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice
 from grpo_lib.course.plots import BLUE, FONT, VERMILION, label, new_figure
-from grpo_lib.evaluation import permutation_test
+from grpo_lib.lab.statistics import permutation_test
 
 SETTINGS = {"rows": "two updates a batch", "reused": "eight updates a batch"}
 POINTS = 60

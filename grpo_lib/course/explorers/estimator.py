@@ -7,12 +7,8 @@ from matplotlib.ticker import PercentFormatter
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import slider, stops
 from grpo_lib.course.plots import BLACK, BLUE, ORANGE, VERMILION, label, new_figure
-from grpo_lib.evaluation import (
-    estimate_moments,
-    independent_guesses,
-    pass_at_k,
-    plug_in_pass_at_k,
-)
+from grpo_lib.evaluation import pass_at_k
+from grpo_lib.lab.statistics import estimate_moments, independent_guesses, plug_in_pass_at_k
 
 NAMES = ("first k", "unbiased", "plug-in")
 

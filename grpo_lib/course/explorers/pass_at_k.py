@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, stops
 from grpo_lib.course.plots import BLUE, GREEN, GREY, lines
-from grpo_lib.evaluation import independent_guesses, majority_at_k, pass_at_k
+from grpo_lib.evaluation import pass_at_k
+from grpo_lib.lab.statistics import independent_guesses, majority_at_k
 
 
 def curves_at(counts: Sequence[Sequence[int]], ks: Sequence[int]) -> dict[str, list[float]]:
