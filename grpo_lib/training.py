@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo_lib.batches import Batch, collect
+from grpo_lib.batches import Batch
 from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.critic import Critic, ValueModel
+from grpo_lib.dynamic_sampling import collect
 from grpo_lib.evaluation import evaluate
 from grpo_lib.objective import kl_estimate
 from grpo_lib.policy import Policy

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from grpo_lib.algorithms import ALGORITHMS
-from grpo_lib.batches import Batch, collect
+from grpo_lib.batches import Batch
 from grpo_lib.config import GRPOConfig
+from grpo_lib.dynamic_sampling import collect
 from grpo_lib.rollout import Rollouts, completion_log_probs, sample_groups
 from grpo_lib.support.stopwatch import Stopwatch
 from grpo_lib.training import GRPOTrainer

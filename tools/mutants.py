@@ -55,12 +55,14 @@ TESTS = {
         "diagnostics", "kl", "loss", "ratio", "surrogates", "weights")},
     "fast/packing": "tests/test_packing.py", "policy": "tests/test_policy.py",
     "pretraining": "tests/test_pretraining.py",
-    "rollout": "tests/test_rollout.py tests/test_joined_batches.py",
+    **{f"rollout/{name}": "tests/test_rollout.py tests/test_joined_batches.py" for name in (
+        "rollouts", "sampling", "shift")},
     "tasks/base": "tests/test_tasks.py", "tasks/chain": "tests/test_tasks.py",
     "tasks/scoring": "tests/test_tasks.py tests/test_rewards.py",
     "tasks/sorting": "tests/test_tasks.py", "tokenizer": "tests/test_tokenizer.py",
     "training": "tests/test_training.py", "update": "tests/test_training.py",
     "batches": "tests/test_joined_batches.py tests/test_training.py",
+    "dynamic_sampling": "tests/test_training.py tests/test_joined_batches.py",
     "transformer": "tests/test_policy.py",
     "lab/statistics": "tests/test_evaluation.py tests/test_advantages.py",
     "lab/xray": "tests/test_xray.py"}

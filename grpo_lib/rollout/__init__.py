@@ -1,0 +1,14 @@
+"""Sampling groups of completions, and scoring them again under a policy."""
+
+from grpo_lib.rollout.rollouts import Rollouts, up_to_last
+from grpo_lib.rollout.sampling import choose, compact, sample_groups, shard
+from grpo_lib.rollout.shift import (
+    completion_log_probs,
+    completion_logits,
+    completion_outputs,
+    offset_log_probs,
+)
+
+__all__ = ["Rollouts", "choose", "compact", "completion_log_probs", "completion_logits",
+           "completion_outputs", "offset_log_probs", "sample_groups", "shard",
+           "up_to_last"]
