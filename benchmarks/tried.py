@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.beside import machine, ms, policy_of, ratio, side_by_side, told
-from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, rollout, sample_groups
+from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, sample_groups
 from grpo_lib.fast import packing
 
 PROMPTS, GROUP, HEADS, WIDTH, COLUMNS, OWN = 32, 16, 4, 16, 20, 8
@@ -96,8 +96,8 @@ def compared() -> dict[str, dict[str, Callable]]:
     task, policy = ChainTask(), policy_of("flagship")
     prompts = [task.encode(p) for p in task.problems(PROMPTS, random.Random(0))]
 
-    def sample(share: float = rollout.DROP_SHARE):
-        with put(rollout, "DROP_SHARE", share):
+    def sample(share: float = sampling.DROP_SHARE):
+        with put(sampling, "DROP_SHARE", share):
             return sample_groups(policy, prompts, GROUP, max_new_tokens=task.max_new_tokens,
                                  generator=torch.Generator().manual_seed(0),
                                  eos_id=task.tokenizer.eos_id)

@@ -1,4 +1,4 @@
-"""How a step collects the batch that it trains on; with dynamic sampling, until enough groups teach."""
+"""How a step collects its batch; with dynamic sampling, until enough groups teach something."""
 
 from __future__ import annotations
 

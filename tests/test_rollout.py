@@ -6,7 +6,6 @@ import random
 import pytest
 import torch
 
-from grpo_lib import rollout
 from grpo_lib.policy import TinyPolicy
 from grpo_lib.rollout import (
     Rollouts,
@@ -15,6 +14,7 @@ from grpo_lib.rollout import (
     completion_logits,
     offset_log_probs,
     sample_groups,
+    sampling,
 )
 from grpo_lib.tokenizer import EOS, PAD
 
@@ -205,7 +205,7 @@ def test_without_the_cache_none_is_made(policy, sample, monkeypatch):
 def test_dropping_finished_rows_changes_nothing(policy, sample, monkeypatch, share, use_cache):
     usual = sample(policy, use_cache=use_cache, max_new_tokens=16)
     assert len(set(usual.lengths.tolist())) > 4
-    monkeypatch.setattr(rollout, "DROP_SHARE", share)
+    monkeypatch.setattr(sampling, "DROP_SHARE", share)
     other = sample(policy, use_cache=use_cache, max_new_tokens=16)
     assert torch.equal(usual.tokens, other.tokens)
     assert torch.equal(usual.mask, other.mask)
@@ -243,7 +243,7 @@ def test_prompts_in_another_order_sample_the_same(policy, sample, prompts, monke
     usual = sample(policy)
     uniforms = torch.rand(12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     moved = torch.cat([uniforms[8:], uniforms[:8]])
-    monkeypatch.setattr(rollout.torch, "rand", lambda *shape, **options: moved.view(shape))
+    monkeypatch.setattr(sampling.torch, "rand", lambda *shape, **options: moved.view(shape))
     other = sample(policy, [prompts[2], prompts[0], prompts[1]])
     assert texts(other) == texts(usual)[8:] + texts(usual)[:8]
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo_lib import rollout
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig
 from grpo_lib.critic import ValueModel, completion_values
@@ -29,6 +28,7 @@ from grpo_lib.rollout import (
     completion_logits,
     offset_log_probs,
     sample_groups,
+    shift,
 )
 from grpo_lib.training import GRPOTrainer
 
@@ -63,7 +63,7 @@ def with_tool(policy, prompts, seeded):
 @pytest.fixture
 def without_padding(with_tool):
     """The same with nothing but a tool's tokens in the gaps: no attention_mask is needed."""
-    closed, _ = rollout.without_gaps(with_tool)
+    closed, _ = shift.without_gaps(with_tool)
     return replace(closed, attention_mask=None)
 
 
@@ -185,7 +185,7 @@ def test_joined_batches_keep_both_masks(policy, prompts, seeded, with_tool, samp
 
 def test_padding_inside_of_rows_takes_no_context(make_policy, with_tool):
     some = with_tool.select((~with_tool.attended).any(1).nonzero()[:, 0])
-    closed, _ = rollout.without_gaps(some)
+    closed, _ = shift.without_gaps(some)
     assert closed.tokens.shape[1] < some.tokens.shape[1]
     policy = make_policy(context_length=closed.tokens.shape[1] - 1)
     assert_rows_are_themselves(policy, some, completion_log_probs(policy, some))
@@ -207,8 +207,7 @@ def test_an_attention_mask_that_does_not_fit_is_named(with_tool):
 
 
 def test_the_example_of_the_documentation_runs():
-    found = doctest.DocTestFinder().find(rollout.Rollouts, "Rollouts",
-                                         globs=vars(rollout) | {"Rollouts": Rollouts})
+    found = doctest.DocTestFinder().find(Rollouts, "Rollouts", globs={})
     runner = doctest.DocTestRunner()
     for example in found:
         runner.run(example)
@@ -367,7 +366,7 @@ def make_trainer(make_policy, sort_task):
 
 def compact(*arguments, **options):
     """The same completions without padding inside."""
-    return replace(rollout.without_gaps(two_turns(*arguments, **options))[0], attention_mask=None)
+    return replace(shift.without_gaps(two_turns(*arguments, **options))[0], attention_mask=None)
 
 
 @pytest.mark.parametrize("settings", [
