@@ -6,7 +6,7 @@ import statistics
 
 from benchmarks.record import record_runs
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer
-from grpo_lib.tasks.flawed import contains, neat
+from grpo_lib.course.flawed import contains, neat
 
 IN_LESSONS = True
 SEEDS = range(5)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from grpo_lib.rollout import Rollouts
+from grpo_lib.support.rewards import Scores
 from grpo_lib.tasks.base import Problem
-from grpo_lib.tasks.scoring import Scores
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 
 from grpo_lib.advantages import informative_groups
 from grpo_lib.batches import Batch
-from grpo_lib.tasks.scoring import RewardError
+from grpo_lib.support.rewards import RewardError
 
 if TYPE_CHECKING:
     from grpo_lib.support.stopwatch import Stopwatch

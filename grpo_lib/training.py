@@ -12,6 +12,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ from grpo_lib.support.modules import (
     named_weights,
     unwrapped,
 )
-from grpo_lib.support.notices import not_finite, nothing_to_learn, warn
+from grpo_lib.support.notices import doing, notices_of, warn
 from grpo_lib.support.optim import (
     adamw,
     check_finite,
@@ -45,6 +46,7 @@ from grpo_lib.support.optim import (
     nonfinite_names,
 )
 from grpo_lib.support.processes import Processes, check_processes
+from grpo_lib.support.rewards import Scores
 from grpo_lib.support.signals import finish_step_first
 from grpo_lib.support.stopwatch import Stopwatch
 from grpo_lib.support.trainer_state import (
@@ -54,7 +56,6 @@ from grpo_lib.support.trainer_state import (
     tell_other_settings,
 )
 from grpo_lib.tasks.base import Problem, Task
-from grpo_lib.tasks.scoring import Scores
 from grpo_lib.update import NoGradientError, gradient_step, update
 
 BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
@@ -169,23 +170,9 @@ class GRPOTrainer:
         gradient step of the update had been taken, that leaves no trace either.
         """
         check_gradients_on("step")
-        with (explain_out_of_memory(self.doing), locate_nonfinite(self),
+        with (explain_out_of_memory(partial(doing, self)), locate_nonfinite(self),
               eval_mode(*self.modules().values())):
             return self._step()
-
-    def doing(self) -> tuple[str, str]:
-        """What is being done, and how it would take less memory."""
-        config = self.config
-        what = "the update" if self.half_updated else "sampling and scoring"
-        advice = (f"prompts_per_step and group_size (now {config.prompts_per_step} x "
-                  f"{config.group_size}) make it smaller")
-        try:
-            config.check_parts("micro_batch_size", 1)
-        except ValueError:  # rows of a gradient step belong together
-            return f"{what} of step {self.step_count + 1}", advice
-        return f"{what} of step {self.step_count + 1}", (
-            f"micro_batch_size (now {config.micro_batch_size}) makes updates and scoring smaller "
-            f"without changing a number; {advice}, sampling too")
 
     def _step(self) -> StepMetrics:
         clock = Stopwatch("rollout", "scoring", "update", "evaluation")
@@ -207,7 +194,8 @@ class GRPOTrainer:
         # together, so that a step that is counted has its metrics, whatever evaluation met with
         self.half_updated, self.step_count = False, self.step_count + 1
         self.history.append(metrics)
-        self._notice(metrics)
+        self.say_once(**notices_of(metrics, self.rewards, self.advantages,
+                                   self.task.max_new_tokens))
         return metrics
 
     @contextmanager
@@ -258,22 +246,6 @@ class GRPOTrainer:
             return None
         return evaluate(self.policy, self.task, self.held_out, device=self.device,
                         temperature=config.temperature, sampler=self.sampler).accuracy
-
-    def _notice(self, metrics: StepMetrics) -> None:
-        """Tell, once, what a person should know of a step."""
-        found = {}
-        abstained = int(self.rewards.isnan().sum())
-        nothing = metrics.step == 1 and nothing_to_learn(
-            metrics, self.rewards, self.advantages, self.task.max_new_tokens)
-        if nothing:
-            found["nothing"] = nothing
-        elif abstained:
-            found["abstained"] = (f"the reward abstained (None) from {abstained} of the "
-                                  f"{self.rewards.numel()} completions of step {metrics.step}, "
-                                  f"which leave their groups")
-        found |= {name: f"{name}: got {metrics.to_dict()[name]} at step {metrics.step}; files say "
-                        f"null there" for name in not_finite(metrics)}
-        self.say_once(**found)
 
     def say_once(self, **found: str | None) -> None:
         """Tell a person what was found, each kind once in a run; None: nothing was."""

@@ -7,8 +7,8 @@ import pytest
 
 from grpo_lib.course.explorers import estimator_explorer, pass_at_k_explorer, verifier_explorer
 from grpo_lib.course.explorers.verifier import tricky
+from grpo_lib.course.flawed import VERIFIERS
 from grpo_lib.tasks import ChainTask, Problem
-from grpo_lib.tasks.flawed import VERIFIERS
 
 PROBLEM = Problem("+0 4 :", "4")
 COUNTS = {"guesser": [[1, 4, 3], [2, 2, 2, 2], [0, 5, 3]], "leaner": [[5, 3], [8], [3, 2, 2, 1]]}

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from grpo_lib.course.flawed import VERIFIERS, neat, verdicts
 from grpo_lib.tasks import ChainTask, Problem
-from grpo_lib.tasks.flawed import VERIFIERS, neat, verdicts
 
 PROBLEM = Problem("+0 4 :", "4")
 NAMES = [v.name for v in VERIFIERS]

@@ -16,6 +16,7 @@ import torch
 
 from grpo_lib import ALGORITHMS
 from grpo_lib.config import GRPOConfig
+from grpo_lib.course.flawed import VERIFIERS
 from grpo_lib.pretraining import PretrainConfig
 from grpo_lib.support.checkpoint import (
     CheckpointError,
@@ -27,7 +28,6 @@ from grpo_lib.support.checkpoint import (
 )
 from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks import TASKS, ChainTask, SortTask, get_task
-from grpo_lib.tasks.flawed import VERIFIERS
 from grpo_lib.training import GRPOTrainer
 from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 

@@ -19,8 +19,8 @@ from grpo_lib.pretraining import PretrainConfig, pretrain
 from grpo_lib.rollout import completion_log_probs, offset_log_probs, sample_groups
 from grpo_lib.support.checkpoint import CheckpointError, load_policy, load_tensors, save_policy
 from grpo_lib.support.modules import eval_mode, unwrapped
+from grpo_lib.support.rewards import RewardError
 from grpo_lib.support.run_folder import RunFolder
-from grpo_lib.tasks.scoring import RewardError
 from grpo_lib.training import GRPOTrainer
 
 SETTINGS = GRPOConfig(steps=4, prompts_per_step=4, group_size=4, eval_every=2, eval_problems=4,

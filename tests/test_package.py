@@ -11,14 +11,15 @@ from waiting import PATIENCE
 import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
+# each module may use those before it
 CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "fast.decoding",
-        "policy", "transformer", "tasks", "fast.packing", "rollout", "advantages", "returns",
-        "corrections", "objective", "lab.length_bias", "algorithms", "support.optim", "critic",
-        "support.checkpoint", "evaluation", "lab.statistics", "config", "support.notices",
-        "support.off_policy", "support.processes", "support.signals", "support.batch_metrics",
-        "support.trainer_state", "support.stopwatch", "batches", "dynamic_sampling", "update",
-        "training", "support.locks", "support.run_files", "support.run_folder", "pretraining",
-        "lab.exact", "lab.xray", "course.recorded"]  # each module may use those before it
+        "policy", "transformer", "support.rewards", "tasks", "fast.packing", "rollout",
+        "advantages", "returns", "corrections", "objective", "lab.length_bias", "algorithms",
+        "support.optim", "critic", "support.checkpoint", "evaluation", "lab.statistics", "config",
+        "support.notices", "support.off_policy", "support.processes", "support.signals",
+        "support.batch_metrics", "support.trainer_state", "support.stopwatch", "batches",
+        "dynamic_sampling", "update", "training", "support.locks", "support.run_files",
+        "support.run_folder", "pretraining", "lab.exact", "lab.xray", "course.recorded"]
 FOLDERS = ("support", "fast", "lab", "bridges", "course", "cli")
 # what a folder may never import, in itself or in a function
 ABOVE = {"support": ("bridges", "course", "cli"), "fast": ("lab", "bridges", "course", "cli"),

@@ -27,9 +27,9 @@ from grpo_lib.critic import ValueModel
 from grpo_lib.evaluation import evaluate
 from grpo_lib.lab.xray import Xray
 from grpo_lib.rollout import sample_groups
+from grpo_lib.support.rewards import RewardError, check_weights
 from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.tasks import ChainTask, Problem, SortTask, Task, is_held_out
-from grpo_lib.tasks.scoring import RewardError, check_weights
 from grpo_lib.tokenizer import Tokenizer
 from grpo_lib.training import GRPOTrainer
 

@@ -58,7 +58,7 @@ TESTS = {
     **{f"rollout/{name}": "tests/test_rollout.py tests/test_joined_batches.py" for name in (
         "rollouts", "sampling", "shift")},
     "tasks/base": "tests/test_tasks.py", "tasks/chain": "tests/test_tasks.py",
-    "tasks/scoring": "tests/test_tasks.py tests/test_rewards.py",
+    "support/rewards": "tests/test_tasks.py tests/test_rewards.py",
     "tasks/sorting": "tests/test_tasks.py", "tokenizer": "tests/test_tokenizer.py",
     "training": "tests/test_training.py", "update": "tests/test_training.py",
     "batches": "tests/test_joined_batches.py tests/test_training.py",

@@ -22,8 +22,8 @@ from grpo_lib.bridges.translation import Line, as_table, translate, trl_argument
 from grpo_lib.config import GRPOConfig, config_line
 from grpo_lib.support.checkpoint import as_path, new_folder
 from grpo_lib.support.checks import check_whole
+from grpo_lib.support.rewards import check_weights, scores_of
 from grpo_lib.tasks import TASKS, Problem, Task
-from grpo_lib.tasks.scoring import check_weights, scores_of
 
 __all__ = ["Line", "as_code", "as_table", "cautions", "translate", "trl_arguments", "trl_dataset",
            "trl_reward", "trl_rewards", "trl_tokenizer", "write_handover"]

@@ -7,10 +7,14 @@ import math
 import os
 import sys
 import warnings
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from grpo_lib.config import StepMetrics
+
+if TYPE_CHECKING:
+    from grpo_lib.training import GRPOTrainer
 
 
 def warn(text: str) -> None:
@@ -52,3 +56,33 @@ def not_finite(metrics: StepMetrics) -> list[str]:
     """Names of the metrics that are nan or inf."""
     return [name for name, value in metrics.to_dict().items()
             if isinstance(value, float) and not math.isfinite(value)]
+
+
+def notices_of(metrics: StepMetrics, rewards: Tensor, advantages: Tensor,
+               max_new_tokens: int) -> dict[str, str]:
+    """What a person should know of a step, by its kind."""
+    found, abstained = {}, int(rewards.isnan().sum())
+    nothing = metrics.step == 1 and nothing_to_learn(metrics, rewards, advantages, max_new_tokens)
+    if nothing:
+        found["nothing"] = nothing
+    elif abstained:
+        found["abstained"] = (f"the reward abstained (None) from {abstained} of the "
+                              f"{rewards.numel()} completions of step {metrics.step}, which leave "
+                              f"their groups")
+    return found | {name: f"{name}: got {metrics.to_dict()[name]} at step {metrics.step}; files "
+                          f"say null there" for name in not_finite(metrics)}
+
+
+def doing(trainer: GRPOTrainer) -> tuple[str, str]:
+    """What a trainer is doing in its step, and how it would take less memory."""
+    config = trainer.config
+    what = "the update" if trainer.half_updated else "sampling and scoring"
+    advice = (f"prompts_per_step and group_size (now {config.prompts_per_step} x "
+              f"{config.group_size}) make it smaller")
+    try:
+        config.check_parts("micro_batch_size", 1)
+    except ValueError:  # rows of a gradient step belong together
+        return f"{what} of step {trainer.step_count + 1}", advice
+    return f"{what} of step {trainer.step_count + 1}", (
+        f"micro_batch_size (now {config.micro_batch_size}) makes updates and scoring smaller "
+        f"without changing a number; {advice}, sampling too")

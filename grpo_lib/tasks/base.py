@@ -2,7 +2,7 @@
 
 A task of your own needs a tokenizer, ``problem`` and ``correct``: about 30 lines, see
 ``sorting.py``. Everything else here is derived from those. How rewards are called and what they
-may return: ``scoring.py``.
+may return: ``support/rewards.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from grpo_lib.support.checks import check_whole, one_number
-from grpo_lib.tasks.scoring import (
+from grpo_lib.support.rewards import (
     Scores,
     check_scores,
     check_weights,

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, words
+from grpo_lib.course.flawed import VERIFIERS, Verifier, verdicts
 from grpo_lib.course.plots import BLACK, FONT, GREY, RIGHT, WRONG, new_figure
 from grpo_lib.tasks.base import Problem
-from grpo_lib.tasks.flawed import VERIFIERS, Verifier, verdicts
 
 SHOWN = 64  # characters of a completion that the picture has room for
 
