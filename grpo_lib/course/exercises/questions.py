@@ -3,10 +3,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from grpo_lib.course.exercises.base import Mistake, Question
+from grpo_lib.course.exercises.base import Mistake, Verdict, never_raises
+from grpo_lib.course.exercises.comparing import NOTHING, as_number, short
 
 HALF = math.log(2)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A number to predict, within ``tolerance``; ``wrong``: numbers that tell a mistake."""
+
+    name: str
+    lesson: str
+    task: str
+    answer: float
+    tolerance: float
+    wrong: Sequence[tuple[float, Mistake]]
+
+    @property
+    def mistakes(self) -> list[Mistake]:
+        return [mistake for _, mistake in self.wrong]
+
+    @property
+    def solution(self) -> str:
+        return f"{self.name} = {self.answer:.6g}"
+
+    @never_raises
+    def check(self, guess: object) -> Verdict:
+        """Say whether a number is right."""
+        if any(guess is nothing for nothing in NOTHING):
+            return Verdict("not attempted", f"{self.name}: not attempted yet.")
+        given, guess = guess, as_number(guess)
+        if guess is None:
+            return Verdict("error", f"{self.name}: got {short(given)}, allowed is a number. "
+                                    f"{self.task}")
+        if abs(guess - self.answer) <= self.tolerance:
+            return Verdict("right", f"{self.name}: right ({self.answer:.4g}).")
+        for number, mistake in self.wrong:
+            if abs(guess - number) <= self.tolerance:
+                return Verdict("wrong", f"{self.name}: not yet. It looks like this: {mistake.says} "
+                                        f"Read {mistake.read}.", mistake.name)
+        return Verdict("wrong", f"{self.name}: not yet; {guess:.4g} is too "
+                                f"{'large' if guess > self.answer else 'small'}.")
+
 
 EXERCISES = (
     Question(
