@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from grpo_lib.course.exercises.base import Exercise, Mistake
-from grpo_lib.course.exercises.policy import numbers
+from grpo_lib.course.exercises.policy import numbers, table
 
 EPS = 1e-4
 
 
 def reward_cases():
-    def table(*rows):
-        return (torch.tensor(rows, dtype=torch.float64),)
-
-    yield "two completions", table([0.0, 1.0])
-    yield "one right of four", table([0.0, 0.0, 1.0, 0.0])
-    yield "all alike", table([1.0, 1.0, 1.0])
-    yield "two prompts", table([0.0, 1.0, 1.0], [0.0, 0.0, 1.0])
-    yield "hardly any spread", table([0.0, 0.0001])
+    for name, rewards in (("two completions", [[0.0, 1.0]]),
+                          ("one right of four", [[0.0, 0.0, 1.0, 0.0]]),
+                          ("all alike", [[1.0, 1.0, 1.0]]),
+                          ("two prompts", [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]),
+                          ("hardly any spread", [[0.0, 0.0001]])):
+        yield name, (table(rewards),)
     yield "graded rewards", (numbers(5, 3, 4),)
 
 

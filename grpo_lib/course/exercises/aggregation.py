@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from grpo_lib.course.exercises.base import Exercise, Mistake
-from grpo_lib.course.exercises.policy import GUARD, numbers
+from grpo_lib.course.exercises.policy import GUARD, numbers, table
 from grpo_lib.course.exercises.repairs import Repair
 
 RAGGED = (torch.arange(5) < torch.tensor([[5], [2], [1], [3]])).double()
@@ -18,14 +18,11 @@ NAMES = {"sequence_mean": ("the mean over each completion's tokens, then over co
 
 
 def aggregation_cases():
-    def case(*tables, longest=8):
-        return (*(torch.tensor(table, dtype=torch.float64) for table in tables), longest)
-
-    yield "one token", case([[2.0]], [[1.0]])
-    yield "one token, and longer texts allowed", case([[3.0]], [[1.0]], longest=20)
-    yield "one row with padding", case([[1.0, 2.0, 9.0]], [[1.0, 1.0, 0.0]])
-    yield "two rows", case([[1.0, 2.0, 3.0], [6.0, 9.0, 9.0]], [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    yield "a row of padding alone", case([[1.0, 2.0], [9.0, 9.0]], [[1.0, 1.0], [0.0, 0.0]])
+    yield "one token", (table([[2.0]]), table([[1.0]]), 8)
+    yield "one token, and longer texts allowed", (table([[3.0]]), table([[1.0]]), 20)
+    yield "one row with padding", (table([[1.0, 2.0, 9.0]]), table([[1, 1, 0]]), 8)
+    yield "two rows", (table([[1.0, 2.0, 3.0], [6.0, 9.0, 9.0]]), table([[1, 1, 1], [1, 0, 0]]), 8)
+    yield "a row of padding alone", (table([[1.0, 2.0], [9.0, 9.0]]), table([[1, 1], [0, 0]]), 8)
     yield "many", (numbers(14, 4, 5), RAGGED.clone(), 8)
 
 
@@ -77,13 +74,11 @@ SEQUENCE_MEAN, TOKEN_MEAN, CONSTANT = map(aggregation_exercise, WAYS)
 
 
 def loss_cases():
-    def row(*values):
-        return torch.tensor([values], dtype=torch.float64)
-
-    one = torch.ones(1, dtype=torch.float64)
-    yield "one token, on-policy", (row(-1.0), row(-1.0), one, row(1.0), 0.2)
-    yield "one token, moved up", (row(-1.0), row(-1.5), one, row(1.0), 0.2)
-    yield "one token, moved down, A < 0", (row(-1.5), row(-1.0), -one, row(1.0), 0.2)
+    one = table([1.0])
+    yield "one token, on-policy", (table([[-1.0]]), table([[-1.0]]), one, table([[1.0]]), 0.2)
+    yield "one token, moved up", (table([[-1.0]]), table([[-1.5]]), one, table([[1.0]]), 0.2)
+    yield "one token, moved down, A < 0", (table([[-1.5]]), table([[-1.0]]), -one, table([[1.0]]),
+                                           0.2)
     log_probs = -numbers(15, 4, 5).abs()
     yield "four rows", (log_probs, log_probs + 0.3 * numbers(16, 4, 5), numbers(17, 4),
                         RAGGED.clone(), 0.2)
@@ -140,8 +135,7 @@ def grpo_loss(log_probs, old_log_probs, advantages, mask, epsilon):
 # --- gradient accumulation -----------------------------------------------------------------------
 
 def accumulation_cases():
-    values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]], dtype=torch.float64)
-    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    values, mask = table([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]]), table([[1, 1, 1], [1, 0, 0]])
     yield "two rows, one by one", (values, mask, 1)
     yield "two rows at once", (values + 1, mask.clone(), 2)
     ragged = (torch.arange(6) < torch.tensor([[6], [1], [3], [2], [5]])).double()

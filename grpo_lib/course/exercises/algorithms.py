@@ -7,16 +7,13 @@ import torch
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
 from grpo_lib.course.exercises.base import Exercise, Mistake
 from grpo_lib.course.exercises.comparing import NOTHING, Answer, Unanswered, WrongKind, named
-from grpo_lib.course.exercises.policy import numbers
+from grpo_lib.course.exercises.policy import numbers, table
 
 
 def gae_cases():
-    def row(*values):
-        return torch.tensor(values, dtype=torch.float64)
-
-    yield "one token", (row(1.0), row(0.25), 0.9, 0.8)
-    yield "reward at the end", (row(0.0, 0.0, 1.0), row(0.5, 0.25, 0.75), 1.0, 0.5)
-    yield "discounted", (row(1.0, 2.0), row(0.5, 0.25), 0.5, 1.0)
+    yield "one token", (table([1.0]), table([0.25]), 0.9, 0.8)
+    yield "reward at the end", (table([0.0, 0.0, 1.0]), table([0.5, 0.25, 0.75]), 1.0, 0.5)
+    yield "discounted", (table([1.0, 2.0]), table([0.5, 0.25]), 0.5, 1.0)
     yield "many", (numbers(18, 6), numbers(19, 6), 0.9, 0.7)
 
 
@@ -57,7 +54,7 @@ def gae(rewards, values, gamma, lam):
                 "lesson 08, section 4", ("[::-1])", "[::-1]) + values"), legitimate=True)))
 
 # How a row behaves, as numbers: its advantages, its loss and the loss's gradient on one batch.
-REWARDS = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+REWARDS = table([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
 LENGTHS = torch.tensor([[2], [4], [1], [3], [4], [2]])
 
 

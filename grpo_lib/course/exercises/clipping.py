@@ -6,14 +6,13 @@ import torch
 
 from grpo_lib.course.exercises.base import Exercise, Mistake
 from grpo_lib.course.exercises.comparing import as_tensor
-from grpo_lib.course.exercises.policy import GUARD, numbers
+from grpo_lib.course.exercises.policy import GUARD, numbers, table
 from grpo_lib.course.exercises.repairs import RunRepair
 from grpo_lib.course.exercises.training import Bigram, shifted_log_probs
 
 
 def ratio_cases():
-    yield "one token", (torch.tensor([[-1.0]], dtype=torch.float64),
-                        torch.tensor([[-1.5]], dtype=torch.float64))
+    yield "one token", (table([[-1.0]]), table([[-1.5]]))
     yield "two rows", (-numbers(6, 2, 3).abs(), -numbers(7, 2, 3).abs())
 
 
@@ -46,8 +45,7 @@ def surrogate_cases():
     for name, ratio, advantage in (("A > 0, ratio inside", 1.1, 1.0), ("A > 0, too high", 1.5, 1.0),
                                    ("A > 0, too low", 0.5, 1.0), ("A < 0, too high", 1.5, -1.0),
                                    ("A < 0, too low", 0.5, -1.0), ("A < 0, inside", 0.9, -1.0)):
-        yield name, (torch.tensor([[ratio]], dtype=torch.float64),
-                     torch.tensor([[advantage]], dtype=torch.float64), 0.2)
+        yield name, (table([[ratio]]), table([[advantage]]), 0.2)
     yield "many", (numbers(8, 4, 5).exp(), numbers(9, 4, 1), 0.2)
     yield "many, and a narrower clip", (numbers(24, 3, 5).exp(), numbers(25, 3, 1), 0.05)
 
@@ -91,20 +89,17 @@ def clipped_surrogate(ratio, advantages, epsilon):
 
 
 def clip_fraction_cases():
-    one = torch.tensor([[1.0]], dtype=torch.float64)
     for name, ratio, advantage in (("A > 0, too low: it flows", 0.5, 1.0),
                                    ("A > 0, too high: blocked", 1.5, 1.0),
                                    ("A < 0, too low: blocked", 0.5, -1.0),
                                    ("on the edge: it flows", 1.25, 1.0)):
-        yield name, (torch.tensor([[ratio]], dtype=torch.float64), advantage * one, one, 0.25)
-    ratio = torch.tensor([[0.5, 1.5, 1.0, 1.5], [0.5, 0.5, 1.5, 1.5]], dtype=torch.float64)
-    mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.float64)
-    yield "two rows with padding", (ratio, torch.tensor([[1.0], [-1.0]], dtype=torch.float64), mask,
-                                    0.25)
-    signs = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+        yield name, (table([[ratio]]), table([[advantage]]), table([[1.0]]), 0.25)
+    ratio = table([[0.5, 1.5, 1.0, 1.5], [0.5, 0.5, 1.5, 1.5]])
+    mask = table([[1, 1, 1, 0], [1, 0, 0, 0]])
+    yield "two rows with padding", (ratio, table([[1.0], [-1.0]]), mask, 0.25)
+    signs = table([[-1.0], [1.0]])
     yield "and the other signs", (ratio, signs, mask, 0.25)
-    yield "and a wider clip", (ratio + torch.tensor([0.125, -1.125, 0.75, 0.25]).double(), signs,
-                               mask.clone(), 0.5)
+    yield "and a wider clip", (ratio + table([0.125, -1.125, 0.75, 0.25]), signs, mask.clone(), 0.5)
 
 
 CLIP_FRACTION = Exercise(
@@ -147,7 +142,7 @@ def update_cases():
         generator = torch.Generator().manual_seed(seed)
         policy = Bigram(4)
         tokens = torch.randint(4, (rows, 5), generator=generator)
-        advantages = torch.tensor([1.0, -1.0, 1.5, -1.5][:rows], dtype=torch.float64)
+        advantages = table([1.0, -1.0, 1.5, -1.5][:rows])
         reference = Bigram(4)
         with torch.no_grad():
             reference.table += 0.3 * numbers(seed, 4, 4)

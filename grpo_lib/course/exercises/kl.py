@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
 from grpo_lib.course.exercises.base import Exercise, Mistake
 from grpo_lib.course.exercises.comparing import as_tensor
-from grpo_lib.course.exercises.policy import numbers
+from grpo_lib.course.exercises.policy import numbers, table
 from grpo_lib.course.exercises.repairs import Repair
 
 
 def kl_cases():
-    def column(*values):
-        return torch.tensor([values], dtype=torch.float64)
-
-    yield "equal policies", (column(-1.0), column(-1.0))
-    yield "less likely than the reference", (column(-2.0), column(-1.0))
-    yield "likelier", (column(-1.0), column(-2.5))
+    yield "equal policies", (table([[-1.0]]), table([[-1.0]]))
+    yield "less likely than the reference", (table([[-2.0]]), table([[-1.0]]))
+    yield "likelier", (table([[-1.0]]), table([[-2.5]]))
     yield "two rows", (-numbers(10, 2, 3).abs(), -numbers(11, 2, 3).abs())
 
 
@@ -51,11 +46,8 @@ K3 = Exercise(
 
 
 def divergence_cases():
-    def row(*values):
-        return torch.tensor(values, dtype=torch.float64)
-
-    yield "equal", (row(0.0, 0.0), row(0.0, 0.0))
-    yield "two words", (row(1.0, 0.0), row(0.0, 0.0))
+    yield "equal", (table([0.0, 0.0]), table([0.0, 0.0]))
+    yield "two words", (table([1.0, 0.0]), table([0.0, 0.0]))
     yield "three places", (numbers(12, 3, 4), numbers(13, 3, 4))
 
 
@@ -91,17 +83,17 @@ KL_DIVERGENCE = Exercise(
 # --- a leash that does not hold ------------------------------------------------------------------
 
 def leash_cases():
-    yield "two words, one step", (torch.tensor([1.0, 0.0]).double(), torch.zeros(2).double(),
-                                  torch.tensor([1.0, 0.0]).double(), 2.0, 0.5, 1)
-    yield "three words, two steps", (numbers(61, 3), numbers(62, 3),
-                                     torch.tensor([0.0, 1.0, 1.0]).double(), 0.5, 0.5, 2)
+    yield "two words, one step", (table([1.0, 0.0]), table([0.0, 0.0]), table([1.0, 0.0]), 2.0,
+                                  0.5, 1)
+    yield "three words, two steps", (numbers(61, 3), numbers(62, 3), table([0.0, 1.0, 1.0]), 0.5,
+                                     0.5, 2)
     yield "five words, six steps", (numbers(63, 5), numbers(64, 5),
-                                    torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0]).double(), 1.5, 0.3, 6)
+                                    table([1.0, 0.0, 0.0, 1.0, 0.0]), 1.5, 0.3, 6)
 
 
 def lengths_of_leash(leash) -> str:
     """Where a run of 200 steps ends, at three betas."""
-    logits, rewards = torch.zeros(4).double(), torch.tensor([1.0, 0.0, 0.0, 0.0]).double()
+    logits, rewards = table([0.0] * 4), table([1.0, 0.0, 0.0, 0.0])
     ends = [as_tensor(leash(logits, logits, rewards, beta, 0.1, 200))[-1] for beta in (0, 0.1, 10)]
     return ("After 200 steps KL to the reference is "
             + ", ".join(f"{end:.3f} with beta = {beta}" for end, beta in zip(ends, (0, 0.1, 10)))

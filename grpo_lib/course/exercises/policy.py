@@ -14,6 +14,11 @@ def numbers(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def table(values) -> torch.Tensor:
+    """Numbers, or nested lists of them, in float64."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def log_prob_cases():
     for name, seed, batch, length, words in (("one step, two words", 0, 1, 2, 2),
                                              ("one row", 1, 1, 4, 3), ("three rows", 2, 3, 5, 4)):
@@ -106,8 +111,8 @@ COMPLETION_MASK = Exercise(
 
 
 def logit_cases():
-    yield "two words, even", (torch.zeros(2, dtype=torch.float64),)
-    yield "two words, uneven", (torch.tensor([1.0, -1.0], dtype=torch.float64),)
+    yield "two words, even", (table([0.0, 0.0]),)
+    yield "two words, uneven", (table([1.0, -1.0]),)
     yield "three places of four words", (2 * numbers(3, 3, 4),)
 
 
@@ -134,7 +139,7 @@ ENTROPY = Exercise(
 def temperature_cases():
     for name, temperature in (("temperature 2", 2.0), ("temperature 0.5", 0.5),
                               ("temperature 1", 1.0)):
-        yield name, (torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64), temperature)
+        yield name, (table([1.0, 0.0, -2.0]), temperature)
     yield "two rows", (numbers(4, 2, 5), 0.7)
 
 

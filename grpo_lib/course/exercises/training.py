@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from grpo_lib.course.exercises.base import Exercise, Mistake
 from grpo_lib.course.exercises.comparing import Answer, as_tensor
-from grpo_lib.course.exercises.policy import GUARD, SHIFTED_LOG_PROBS, numbers
+from grpo_lib.course.exercises.policy import GUARD, SHIFTED_LOG_PROBS, numbers, table
 from grpo_lib.course.exercises.repairs import Repair, RunRepair
 
 shifted_log_probs = SHIFTED_LOG_PROBS.reference
@@ -28,8 +28,7 @@ def founding_cases():
         steps = torch.arange(length - 1)
         start = min(1, length - 2)
         mask = ((steps >= start) & (steps < ends[:, None])).double()
-        yield name, (logits, tokens, old, torch.tensor([1.0, -0.5, -1.5])[:rows].double(), mask,
-                     epsilon)
+        yield name, (logits, tokens, old, table([1.0, -0.5, -1.5][:rows]), mask, epsilon)
 
 
 FOUNDING = Repair(
@@ -90,7 +89,7 @@ def step_cases():
                                    ("two rows", [[0, 1, 2, 1], [2, 0, 1, 1]], [1.0, -0.5])):
         policy = Bigram(3)
         yield name, (policy, torch.optim.SGD(policy.parameters(), lr=0.5), torch.tensor(rows),
-                     torch.tensor(advantages, dtype=torch.float64))
+                     table(advantages))
 
 
 class StepExercise(Exercise):
