@@ -539,22 +539,24 @@ def test_the_table(capsys):
 
 # --- mistakes as patches -------------------------------------------------------------------------
 
-HALF = Exercise("half", "00", "Write half(x) -> x / 2.", "def half(x):\n    return x / 2",
-                lambda: [("one", (1.0,))], ())
+HALF = Exercise("half", "00", "lesson 00, section 1", "Write half(x) -> x / 2.",
+                "def half(x):\n    return x / 2", lambda: [("one", (1.0,))], ())
 
 
 def test_a_mistake_is_a_patch_of_the_solution():
     exercise = replace(HALF, mistakes=(
-        Mistake("double", "it is doubled.", "lesson 00, section 1", ("/ 2", "* 2")),
-        Mistake("less one", "one less.", "lesson 00, section 1",
-                (("return ", "y = "), ("2", "2\n    return y - 1"))),
-        Mistake("third", "a third.", "lesson 00, section 1", ("/", "/ 1.5 /"),
-                ways=(("2", "3"),))))
+        Mistake("double", "it is doubled.", ("/ 2", "* 2")),
+        Mistake("less one", "one less.", (("return ", "y = "), ("2", "2\n    return y - 1"))),
+        Mistake("third", "a third.", ("/", "/ 1.5 /"), ways=(("2", "3"),),
+                read="lesson 03, section 1")))
     assert exercise.reference(3.0) == 1.5 and exercise.wrong("double")(3.0) == 6.0
     assert exercise.wrong("less one")(3.0) == 0.5 and exercise.wrong("third", "less one")(3.0) == 0
-    assert exercise.check(lambda x: x * 2).mistake == "double"
+    for double in (lambda x: x * 2, lambda x: x + x):
+        verdict = exercise.check(double)
+        assert verdict.mistake == "double" and "Read lesson 00, section 1." in verdict.text
     for third in (lambda x: x / 3, lambda x: x / 1.5 / 2):
-        assert exercise.check(third).mistake == "third"
+        verdict = exercise.check(third)
+        assert verdict.mistake == "third" and "Read lesson 03, section 1." in verdict.text
 
 
 @pytest.mark.parametrize(("patch", "said"), [
@@ -564,8 +566,8 @@ def test_a_mistake_is_a_patch_of_the_solution():
     (("/ 2", "/"), "invalid syntax"), (("half", "third"), "no half is defined"),
     ((), "there is no patch")])
 def test_a_patch_that_does_not_fit_is_refused_when_the_exercise_is_built(patch, said):
-    for mistake in (Mistake("third", "a third.", "lesson 00", patch),
-                    Mistake("third", "a third.", "lesson 00", ("/ 2", "/ 3"), ways=(patch,))):
+    for mistake in (Mistake("third", "a third.", patch),
+                    Mistake("third", "a third.", ("/ 2", "/ 3"), ways=(patch,))):
         with pytest.raises(ValueError, match=f"^half, mistake 'third': {re.escape(said)}"):
             replace(HALF, mistakes=(mistake,))
 

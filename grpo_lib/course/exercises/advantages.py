@@ -19,7 +19,7 @@ def reward_cases():
 
 
 GROUP_ADVANTAGES = Exercise(
-    "group_advantages", "03",
+    "group_advantages", "03", "lesson 03, section 4",
     "Write group_advantages(rewards (N, G)) -> (N, G): (r - mean of its group) / (std of its group "
     "+ 1e-4), with the std that divides by G - 1.",
     '''def group_advantages(rewards):
@@ -27,51 +27,51 @@ GROUP_ADVANTAGES = Exercise(
     return centred / (rewards.std(1, keepdim=True) + 1e-4)''',
     reward_cases, (
         Mistake("mean of the batch", "you subtract the mean of the whole batch; every prompt has "
-                "its own.", "lesson 03, section 2", (".mean(1, keepdim=True)", ".mean()")),
+                "its own.", (".mean(1, keepdim=True)", ".mean()"), read="lesson 03, section 2"),
         Mistake("mean and std of the batch", "you take mean and std over the whole batch; every "
-                "prompt is a group with its own.", "lesson 03, section 2",
-                ((".mean(1, keepdim=True)", ".mean()"), (".std(1, keepdim=True)", ".std()"))),
+                "prompt is a group with its own.",
+                ((".mean(1, keepdim=True)", ".mean()"), (".std(1, keepdim=True)", ".std()")),
+                read="lesson 03, section 2"),
         Mistake("mean over prompts", "the mean runs over prompts (dim 0); a group is a row.",
-                "lesson 03, section 2", ("mean(1,", "mean(0,"),
+                ("mean(1,", "mean(0,"), read="lesson 03, section 2",
                 ways=((("mean(1,", "mean(0,"), ("std(1,", "std(0,")),)),
         Mistake("groups interleaved", "your groups hold completions of different prompts: row n * "
-                "G + g is completion g of prompt n.", "lesson 03, section 2",
+                "G + g is completion g of prompt n.",
                 (("rewards):", "rewards):\n    asked = rewards\n"
                                "    rewards = rewards.reshape(rewards.shape[::-1]).T"),
                  ("return ", "advantages = "),
-                 ("1e-4)", "1e-4)\n    return advantages.T.view_as(asked)"))),
+                 ("1e-4)", "1e-4)\n    return advantages.T.view_as(asked)")),
+                read="lesson 03, section 2"),
         Mistake("no mean", "nothing is subtracted, so that every right answer of an easy prompt "
-                "counts as much as that of a hard one.", "lesson 03, section 1",
-                (" - rewards.mean(1, keepdim=True)", "")),
+                "counts as much as that of a hard one.", (" - rewards.mean(1, keepdim=True)", ""),
+                read="lesson 03, section 1"),
         Mistake("sign", "the sign is wrong: better than the group must be above 0.",
-                "lesson 03, section 1", ("return ", "return -")),
-        Mistake("median", "you subtract the median, not the mean.", "lesson 03, section 1",
-                (".mean(1, keepdim=True)", ".median(1, keepdim=True).values")),
+                ("return ", "return -"), read="lesson 03, section 1"),
+        Mistake("median", "you subtract the median, not the mean.",
+                (".mean(1, keepdim=True)", ".median(1, keepdim=True).values"),
+                read="lesson 03, section 1"),
         Mistake("biased std", "your std divides by G; the unbiased one, as in TRL and torch's "
-                "default, divides by G - 1.", "lesson 03, section 4",
-                ("std(1,", "std(1, correction=0,")),
+                "default, divides by G - 1.", ("std(1,", "std(1, correction=0,")),
         Mistake("no guard", "a group without spread gives 0 / 0: 1e-4 is added to the std.",
-                "lesson 03, section 4", (" + 1e-4", "")),
-        Mistake("variance", "you divide by the variance, not by its root.", "lesson 03, section 4",
-                (".std(", ".var(")),
-        Mistake("no std", "this is Dr. GRPO's advantage, without the std.", "lesson 03, section 4",
+                (" + 1e-4", "")),
+        Mistake("variance", "you divide by the variance, not by its root.", (".std(", ".var(")),
+        Mistake("no std", "this is Dr. GRPO's advantage, without the std.",
                 (" / (rewards.std(1, keepdim=True) + 1e-4)", ""), legitimate=True),
         Mistake("smaller epsilon", "less than 1e-4 is added to your std, or nothing (verl adds "
                 "1e-6, the code of Dr. GRPO's authors 1e-8); TRL and this course add 1e-4.",
-                "lesson 03, section 4", ("1e-4", "1e-6"), legitimate=True,
+                ("1e-4", "1e-6"), legitimate=True,
                 ways=((("return ", "return ("), (" + 1e-4)", ")).nan_to_num()")),
                       *(("1e-4", f"1e-{power}") for power in (5, 7, 8, 9, 10, 12)))),
         Mistake("epsilon elsewhere", "your std is kept away from 0 in another way; TRL and this "
-                "course add 1e-4 to it.", "lesson 03, section 4", (" + 1e-4)", ").clamp(min=1e-4)"),
-                legitimate=True,
+                "course add 1e-4 to it.", (" + 1e-4)", ").clamp(min=1e-4)"), legitimate=True,
                 ways=(((".std(", ".var("), ("1e-4)", "1e-8).sqrt()")),
                       ((".std(", ".var("), ("1e-4)", "1e-4).sqrt()")))),
         Mistake("std of the batch", "this is Lite-PPO's, with the std of the whole batch.",
-                "lesson 08, section 1", (".std(1, keepdim=True)", ".std()"), legitimate=True)))
+                (".std(1, keepdim=True)", ".std()"), read="lesson 08, section 1", legitimate=True)))
 
 
 LEAVE_ONE_OUT = Exercise(
-    "leave_one_out", "03",
+    "leave_one_out", "03", "lesson 03, section 5",
     "Write leave_one_out(rewards (N, G)) -> (N, G): each reward less the mean of the *other* "
     "rewards of its group (RLOO).",
     '''def leave_one_out(rewards):
@@ -79,18 +79,17 @@ LEAVE_ONE_OUT = Exercise(
     return rewards - (rewards.sum(1, keepdim=True) - rewards) / others''',
     reward_cases, (
         Mistake("itself included", "the reward itself is in its baseline: this is the group's "
-                "mean, (G - 1) / G times what is asked.", "lesson 03, section 5",
+                "mean, (G - 1) / G times what is asked.",
                 ("(rewards.sum(1, keepdim=True) - rewards) / others",
                  "rewards.mean(1, keepdim=True)")),
         Mistake("divided by G", "there are G - 1 others, and you divide their sum by G.",
-                "lesson 03, section 5", (" - 1", "")),
+                (" - 1", "")),
         Mistake("sum of the others", "this subtracts the sum of the others; their mean is wanted.",
-                "lesson 03, section 5", (" / others", "")),
+                (" / others", "")),
         Mistake("others of the batch", "the others are those of the same group, not of the batch.",
-                "lesson 03, section 5",
                 (("rewards.shape[1]", "rewards.numel()"), ("sum(1, keepdim=True)", "sum()"))),
         Mistake("sign", "the sign is wrong: better than the others must be above 0.",
-                "lesson 03, section 1", ("return rewards - ", "return -rewards + "))))
+                ("return rewards - ", "return -rewards + "), read="lesson 03, section 1")))
 
 
 def share_cases():
@@ -99,19 +98,19 @@ def share_cases():
 
 
 INFORMATIVE_SHARE = Exercise(
-    "informative_share", "03",
+    "informative_share", "03", "lesson 03, section 3",
     "Write informative_share(p, group_size) -> float: how often a group of so many answers, each "
     "right with chance p, is neither all right nor all wrong.",
     '''def informative_share(p, group_size):
     return 1 - p**group_size - (1 - p) ** group_size''',
     share_cases, (
         Mistake("only all wrong", "a group that is all right teaches nothing either.",
-                "lesson 03, section 3", (" - p**group_size", "")),
+                (" - p**group_size", "")),
         Mistake("only all right", "a group that is all wrong teaches nothing either.",
-                "lesson 03, section 3", (" - (1 - p) ** group_size", "")),
+                (" - (1 - p) ** group_size", "")),
         Mistake("the silent ones", "this is the share of groups that teach nothing.",
-                "lesson 03, section 3", ("1 - p**group_size - ", "p**group_size + ")),
-        Mistake("one less", "there are G answers in a group, not G - 1.", "lesson 03, section 3",
+                ("1 - p**group_size - ", "p**group_size + ")),
+        Mistake("one less", "there are G answers in a group, not G - 1.",
                 ("group_size):", "group_size):\n    group_size = group_size - 1"))))
 
 EXERCISES = (GROUP_ADVANTAGES, LEAVE_ONE_OUT, INFORMATIVE_SHARE)

@@ -31,40 +31,37 @@ SOLUTIONS = {"sequence_mean": "((values * mask).sum(1) / mask.sum(1).clamp(min=1
              "constant": "(values * mask).sum() / (len(mask) * max_length)"}
 OWN = {"sequence_mean": (
     Mistake("padded divisor", "you divide by the padded width; a row counts its own tokens.",
-            "lesson 06, section 1", ("mask.sum(1).clamp(min=1)", "mask.shape[1]")),
-    Mistake("sum of the rows", "the rows are summed; their mean is wanted.", "lesson 06, section 1",
-            (".mean()", ".sum()")),
-    Mistake("empty rows not guarded", "a row without tokens gives 0 / 0.", "lesson 06, section 1",
-            (".clamp(min=1)", "")),
+            ("mask.sum(1).clamp(min=1)", "mask.shape[1]")),
+    Mistake("sum of the rows", "the rows are summed; their mean is wanted.", (".mean()", ".sum()")),
+    Mistake("empty rows not guarded", "a row without tokens gives 0 / 0.", (".clamp(min=1)", "")),
     Mistake("nan gradient", "the value is right, but the gradient of a row without tokens is nan: "
-            "what is divided by 0 and then replaced stays in the graph.", "lesson 06, section 1",
+            "what is divided by 0 and then replaced stays in the graph.",
             ((".clamp(min=1)", ""), (".mean()", ".nan_to_num().mean()"))),
     Mistake("empty rows left out", "a row without tokens stays in the mean here and in TRL (verl "
-            "leaves it out).", "docs/algorithms.md", (".mean()", "[mask.sum(1) > 0].mean()"),
+            "leaves it out).", (".mean()", "[mask.sum(1) > 0].mean()"), read="docs/algorithms.md",
             legitimate=True, ways=(((".clamp(min=1)", ""), (".mean()", ".nanmean()")),))),
     "token_mean": (
     Mistake("padded divisor", "you divide by all cells of the table, padding too.",
-            "lesson 06, section 1", ("/ mask.sum()", "/ mask.numel()")),),
+            ("/ mask.sum()", "/ mask.numel()")),),
     "constant": (
     Mistake("longest row for max_length", "you divide by the width of this batch; max_length is a "
-            "constant, the same for all batches.", "lesson 06, section 1",
-            ("* max_length", "* mask.shape[1]")),
+            "constant, the same for all batches.", ("* max_length", "* mask.shape[1]")),
     Mistake("rows not counted", "the rows are not counted: the loss grows with the batch.",
-            "lesson 06, section 1", ("len(mask) * ", "")),
+            ("len(mask) * ", "")),
     Mistake("length not counted", "the divisor has no max_length: that is the sequence sum "
-            "(REINFORCE's).", "docs/algorithms.md", (" * max_length", ""), legitimate=True))}
+            "(REINFORCE's).", (" * max_length", ""), read="docs/algorithms.md", legitimate=True))}
 
 
 def aggregation_exercise(way: str) -> Exercise:
-    others = tuple(Mistake(f"as {other}", f"this is {NAMES[other][1]}.", "lesson 06, section 1",
+    others = tuple(Mistake(f"as {other}", f"this is {NAMES[other][1]}.",
                            (SOLUTIONS[way], SOLUTIONS[other]), legitimate=True)
                    for other in WAYS if other != way)
     return Exercise(
-        way, "06",
+        way, "06", "lesson 06, section 1",
         f"Write {way}(values (B, T), mask (B, T), max_length) -> scalar: {NAMES[way][0]}.",
         f"def {way}(values, mask, max_length):\n    return {SOLUTIONS[way]}",
         aggregation_cases,
-        (Mistake("mask ignored", "padding counts.", "lesson 06, section 1",
+        (Mistake("mask ignored", "padding counts.",
                  ("max_length):", "max_length):\n    mask = torch.ones_like(mask)")),
          *OWN[way], *others),
         gradient_of=0, rtol=GUARD)
@@ -87,7 +84,7 @@ def loss_cases():
 
 
 LOSS = Exercise(
-    "grpo_loss", "06",
+    "grpo_loss", "06", "lesson 04, section 2",
     "Write grpo_loss(log_probs (B, T), old_log_probs (B, T), advantages (B,), mask (B, T), "
     "epsilon) -> scalar, to be minimised: the clipped surrogate, sequence mean. Its gradient "
     "counts.",
@@ -102,33 +99,33 @@ def grpo_loss(log_probs, old_log_probs, advantages, mask, epsilon):
     return -((gain * mask).sum(1) / mask.sum(1)).mean()''',
     loss_cases, (
         Mistake("sign", "the surrogate is maximised, so the loss is minus it.",
-                "lesson 04, section 2", ("return -", "return ")),
-        Mistake("ratio upside down", "the ratio is old over new.", "lesson 04, section 1",
-                ("log_probs - old_log_probs", "old_log_probs - log_probs")),
+                ("return -", "return ")),
+        Mistake("ratio upside down", "the ratio is old over new.",
+                ("log_probs - old_log_probs", "old_log_probs - log_probs"),
+                read="lesson 04, section 1"),
         Mistake("old from the policy", "the old log-probs are taken from the policy as it is now: "
-                "every ratio is 1 and the clip never acts.", "lesson 04, section 4",
-                ("- old_log_probs", "- log_probs.detach()")),
+                "every ratio is 1 and the clip never acts.",
+                ("- old_log_probs", "- log_probs.detach()"), read="lesson 04, section 4"),
         Mistake("old with gradient", "new and old log-probs are one tensor: the gradient cancels.",
-                "lesson 04, section 4", ("- old_log_probs", "- log_probs")),
-        Mistake("ratio detached", "no gradient reaches the policy.", "lesson 04, section 1",
-                ("(log_probs - ", "(log_probs.detach() - ")),
+                ("- old_log_probs", "- log_probs"), read="lesson 04, section 4"),
+        Mistake("ratio detached", "no gradient reaches the policy.",
+                ("(log_probs - ", "(log_probs.detach() - "), read="lesson 04, section 1"),
         Mistake("advantages along columns", "the advantages run along the tokens; each belongs to "
-                "a row.", "lesson 06, section 1",
-                ("[:, None]", "[torch.arange(mask.shape[1]) % len(advantages)]")),
-        Mistake("maximum", "the larger of the two is taken.", "lesson 04, section 2",
-                ("minimum", "maximum")),
-        Mistake("never clipped", "nothing is clipped here.", "lesson 04, section 2",
+                "a row.", ("[:, None]", "[torch.arange(mask.shape[1]) % len(advantages)]"),
+                read="lesson 06, section 1"),
+        Mistake("maximum", "the larger of the two is taken.", ("minimum", "maximum")),
+        Mistake("never clipped", "nothing is clipped here.",
                 ("torch.minimum(ratio * A, clipped * A)", "ratio * A")),
         Mistake("no minimum", "without the minimum a token that moved too far the *wrong* way can "
-                "never come back.", "lesson 04, section 2",
-                ("torch.minimum(ratio * A, clipped * A)", "clipped * A")),
-        Mistake("mask ignored", "padding counts.", "lesson 06, section 1",
-                ("((gain * mask).sum(1) / mask.sum(1))", "gain")),
+                "never come back.", ("torch.minimum(ratio * A, clipped * A)", "clipped * A")),
+        Mistake("mask ignored", "padding counts.", ("((gain * mask).sum(1) / mask.sum(1))", "gain"),
+                read="lesson 06, section 1"),
         Mistake("padded divisor", "you divide by the padded width; a row counts its own tokens.",
-                "lesson 06, section 1", ("((gain * mask).sum(1) / mask.sum(1))", "(gain * mask)")),
-        Mistake("token mean", "this is DAPO's token mean.", "lesson 06, section 1",
+                ("((gain * mask).sum(1) / mask.sum(1))", "(gain * mask)"),
+                read="lesson 06, section 1"),
+        Mistake("token mean", "this is DAPO's token mean.",
                 ("((gain * mask).sum(1) / mask.sum(1)).mean()", "(gain * mask).sum() / mask.sum()"),
-                legitimate=True)),
+                read="lesson 06, section 1", legitimate=True)),
     gradient_of=0, gradient_asked=True, rtol=GUARD)
 
 
@@ -153,7 +150,7 @@ def lengths_of_gradient(accumulated_loss) -> str:
 
 
 ACCUMULATION = Repair(
-    "accumulated_loss", "06",
+    "accumulated_loss", "06", "lesson 06, section 6",
     "Repair accumulated_loss(values (B, T), mask (B, T), rows) -> token mean of a batch that is "
     "gone through in micro-batches of so many rows. Its gradient changes with the size of the "
     "micro-batches, which should make no difference.",
@@ -165,24 +162,23 @@ ACCUMULATION = Repair(
     accumulation_cases, (
         Mistake("micro-batch divisor", "each micro-batch is still divided by its own number of "
                 "tokens, so that a token counts more in company of short rows.",
-                "lesson 06, section 6",
                 (
                  ("tokens = 0.0, mask.sum()  # of the whole batch",
                   "parts = 0.0, list(zip(values.split(rows), mask.split(rows)))"),
                  ("in zip(values.split(rows), mask.split(rows))", "in parts"),
                  ("/ tokens", "/ counts.sum() / len(parts)"))),
         Mistake("sum of the means", "the means of the micro-batches are summed: the loss grows "
-                "with their number.", "lesson 06, section 6", ("/ tokens", "/ counts.sum()")),
+                "with their number.", ("/ tokens", "/ counts.sum()")),
         Mistake("rows for tokens", "the micro-batches are weighted by their rows; they are to be "
-                "weighted by their tokens.", "lesson 06, section 6",
+                "weighted by their tokens.",
                 ("/ tokens", "/ counts.sum() * len(part) / len(values)")),
         Mistake("divided twice", "the divisor is that of the whole batch already: dividing by the "
-                "number of micro-batches as well makes it too small.", "lesson 06, section 6",
+                "number of micro-batches as well makes it too small.",
                 ("/ tokens", "/ tokens / len(values.split(rows))")),
         Mistake("padded divisor", "you divide by all cells of the table, padding too.",
-                "lesson 06, section 1", ("mask.sum()", "mask.numel()")),
-        Mistake("mask ignored", "padding counts.", "lesson 06, section 1",
-                ("part * counts", "part"))),
+                ("mask.sum()", "mask.numel()"), read="lesson 06, section 1"),
+        Mistake("mask ignored", "padding counts.", ("part * counts", "part"),
+                read="lesson 06, section 1")),
     gradient_of=0, rtol=GUARD, faults=("micro-batch divisor",), shows=lengths_of_gradient)
 
 EXERCISES = (SEQUENCE_MEAN, TOKEN_MEAN, CONSTANT, LOSS, ACCUMULATION)

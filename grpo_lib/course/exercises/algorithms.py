@@ -18,7 +18,7 @@ def gae_cases():
 
 
 GAE = Exercise(
-    "gae", "08",
+    "gae", "08", "lesson 08, section 4",
     "Write gae(rewards (T,), values (T,), gamma, lam) -> (T,): A_t = delta_t + gamma lam A_(t+1), "
     "delta_t = r_t + gamma V_(t+1) - V_t, and the value after the end is 0.",
     '''import torch
@@ -33,25 +33,25 @@ def gae(rewards, values, gamma, lam):
     return torch.stack(advantages[::-1])''',
     gae_cases, (
         Mistake("last value carried on", "the value after the last token is 0, not that of the "
-                "last state.", "lesson 08, section 4", ("[], 0.0, 0.0", "[], 0.0, values[-1]")),
+                "last state.", ("[], 0.0, 0.0", "[], 0.0, values[-1]")),
         Mistake("value of the same state", "delta looks ahead: gamma times the value of the *next* "
-                "state.", "lesson 08, section 4", ("gamma * value_after", "gamma * value")),
+                "state.", ("gamma * value_after", "gamma * value")),
         Mistake("next value undiscounted", "the next value is discounted by gamma.",
-                "lesson 08, section 4", ("gamma * value_after", "value_after")),
+                ("gamma * value_after", "value_after")),
         Mistake("values added", "the value of the state is subtracted: it is what was expected.",
-                "lesson 08, section 4", ("- value +", "+ value +")),
+                ("- value +", "+ value +")),
         Mistake("lambda left out", "without lambda in the sum this is the return less the value, "
-                "whatever lambda is.", "lesson 08, section 4", ("gamma * lam", "gamma")),
+                "whatever lambda is.", ("gamma * lam", "gamma")),
         Mistake("gamma left out of the sum", "A_(t+1) is multiplied by gamma lam, not by lam "
-                "alone.", "lesson 08, section 4", ("gamma * lam", "lam")),
+                "alone.", ("gamma * lam", "lam")),
         Mistake("forwards", "the sum runs from the end to the beginning: A_t is made of what comes "
-                "after t.", "lesson 08, section 4",
+                "after t.",
                 (
                  ("value in zip(rewards.flip(0), values.flip(0))",
                   "value, value_after in zip(rewards, values, [*values[1:], 0.0])"),
                  ("        value_after = value\n", ""), ("[::-1]", ""))),
         Mistake("returns", "this is A + V, what a critic is trained towards.",
-                "lesson 08, section 4", ("[::-1])", "[::-1]) + values"), legitimate=True)))
+                ("[::-1])", "[::-1]) + values"), legitimate=True)))
 
 # How a row behaves, as numbers: its advantages, its loss and the loss's gradient on one batch.
 REWARDS = table([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
@@ -88,7 +88,7 @@ def row_cases():
 
 
 DR_GRPO_ROW = RowExercise(
-    "dr_grpo_row", "08",
+    "dr_grpo_row", "08", "lesson 08, section 1",
     "Write dr_grpo_row(start) -> Algorithm: from the row of GRPO make Dr. GRPO's, with "
     "dataclasses.replace and without looking it up in the table.",
     '''from dataclasses import replace
@@ -97,16 +97,16 @@ DR_GRPO_ROW = RowExercise(
 def dr_grpo_row(start):
     return replace(start, scale="none", aggregation="constant")''',
     row_cases, (
-        Mistake("std kept", "the std of the group is still there.", "lesson 08, section 1",
-                ('scale="none", ', "")),
+        Mistake("std kept", "the std of the group is still there.", ('scale="none", ', "")),
         Mistake("divided by lengths", "each completion is still divided by its own length.",
-                "lesson 08, section 1", (', aggregation="constant"', "")),
+                (', aggregation="constant"', "")),
         Mistake("token mean", "the divisor is the number of tokens of the batch; Dr. GRPO's is a "
-                "constant.", "lesson 06, section 1", ('"constant"', '"token_mean"')),
-        Mistake("nothing subtracted", "the group's mean stays in Dr. GRPO.", "lesson 08, section 1",
+                "constant.", ('"constant"', '"token_mean"'), read="lesson 06, section 1"),
+        Mistake("nothing subtracted", "the group's mean stays in Dr. GRPO.",
                 ("start, ", 'start, baseline="none", ')),
         Mistake("leave one out", "with the mean of the others this is RLOO with a constant "
-                "divisor, G / (G - 1) times Dr. GRPO.", "lesson 03, section 5",
-                ("start, ", 'start, baseline="leave_one_out", '), legitimate=True)))
+                "divisor, G / (G - 1) times Dr. GRPO.",
+                ("start, ", 'start, baseline="leave_one_out", '), read="lesson 03, section 5",
+                legitimate=True)))
 
 EXERCISES = (GAE, DR_GRPO_ROW)

@@ -13,7 +13,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,13 +49,14 @@ class Mistake:
     """What can be wrong with an answer; ``legitimate``: right elsewhere, but not asked for.
 
     ``patch`` makes it of the solution's text. ``ways``: other patches that make the same mistake,
-    written differently.
+    written differently. ``read``: where there is more on it, if that is not what its exercise
+    names.
     """
 
     name: str
     says: str
-    read: str
     patch: Patch = ()
+    read: str = ""
     legitimate: bool = False
     ways: tuple[Patch, ...] = ()
 
@@ -83,6 +84,11 @@ class Verdict:
 
     def _repr_pretty_(self, printer, cycle: bool) -> None:
         printer.text(str(self))
+
+
+def with_reading(mistakes: Iterable[Mistake], read: str) -> tuple[Mistake, ...]:
+    """The mistakes, with ``read`` where they name nothing themselves."""
+    return tuple(replace(mistake, read=mistake.read or read) for mistake in mistakes)
 
 
 def never_raises(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
@@ -127,7 +133,8 @@ def defined(name: str, text: str) -> Callable:
 class Exercise:
     """A function to write.
 
-    ``solution`` is a cell that solves it. ``cases()`` gives (name, arguments), smallest first, and
+    ``read``: the section that most of its mistakes send to. ``solution`` is a cell that solves
+    it. ``cases()`` gives (name, arguments), smallest first, and
     new arguments each time. ``gradient_of`` is the place of an argument by which the gradient
     counts too, as ``second`` calls it: with ``gradient_asked`` always, otherwise where the output
     has one. ``rtol``: differences so small, relatively, are another guard against 0 / 0 and no
@@ -136,6 +143,7 @@ class Exercise:
 
     name: str
     lesson: str
+    read: str
     task: str
     solution: str
     cases: Callable[[], Cases]
@@ -146,6 +154,7 @@ class Exercise:
     rtol: float = 0.0
 
     def __post_init__(self):
+        object.__setattr__(self, "mistakes", with_reading(self.mistakes, self.read))
         for mistake in self.mistakes:
             try:
                 for patch in (mistake.patch, *mistake.ways):

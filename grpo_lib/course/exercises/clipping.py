@@ -17,26 +17,26 @@ def ratio_cases():
 
 
 IMPORTANCE_RATIO = Exercise(
-    "importance_ratio", "04",
+    "importance_ratio", "04", "lesson 04, section 1",
     "Write importance_ratio(log_probs (B, T), old_log_probs (B, T)) -> (B, T): how much likelier "
     "each token has become since it was sampled.",
     '''def importance_ratio(log_probs, old_log_probs):
     return (log_probs - old_log_probs).exp()''',
     ratio_cases, (
         Mistake("upside down", "old over new: the ratio is the wrong way up.",
-                "lesson 04, section 1", ("log_probs - old_log_probs", "old_log_probs - log_probs")),
+                ("log_probs - old_log_probs", "old_log_probs - log_probs")),
         Mistake("no exp", "this is the difference of the logs; the ratio is its exp.",
-                "lesson 04, section 1", (".exp()", "")),
+                (".exp()", "")),
         Mistake("quotient of logs", "you divide log-probs by each other; the ratio of the "
-                "probabilities is the exp of their difference.", "lesson 04, section 1",
+                "probabilities is the exp of their difference.",
                 (("- old", "/ old"), (".exp()", ""))),
         Mistake("of the row", "this is GSPO's ratio, one for the whole row.",
-                "lesson 08, section 1", (".exp()", ".mean(-1, keepdim=True).exp()"),
+                (".exp()", ".mean(-1, keepdim=True).exp()"), read="lesson 08, section 1",
                 legitimate=True,
                 ways=((".exp()", ".mean(-1, keepdim=True).exp().expand_as(log_probs)"),)),
         Mistake("old with gradient", "you compare the policy with itself, so that every ratio is "
-                "1: the old log-probs are those of sampling.", "lesson 04, section 4",
-                ("- old_log_probs", "- log_probs.detach()"),
+                "1: the old log-probs are those of sampling.",
+                ("- old_log_probs", "- log_probs.detach()"), read="lesson 04, section 4",
                 ways=(("- old_log_probs", "- log_probs"),))),
     gradient_of=0)
 
@@ -51,7 +51,7 @@ def surrogate_cases():
 
 
 CLIPPED_SURROGATE = Exercise(
-    "clipped_surrogate", "04",
+    "clipped_surrogate", "04", "lesson 04, section 2",
     "Write clipped_surrogate(ratio (B, T), advantages (B, 1), epsilon) -> (B, T), to be maximised: "
     "min(r A, clip(r, 1 - epsilon, 1 + epsilon) A).",
     '''import torch
@@ -62,29 +62,27 @@ def clipped_surrogate(ratio, advantages, epsilon):
     return torch.minimum(ratio * advantages, clipped * advantages)''',
     surrogate_cases, (
         Mistake("maximum", "you take the larger of the two: then nothing ever holds it back.",
-                "lesson 04, section 2", ("minimum", "maximum")),
+                ("minimum", "maximum")),
         Mistake("maximum where A < 0", "for A < 0 you take the maximum; it is the minimum for both "
                 "signs, since A carries the sign. Yours blocks the way back.",
-                "lesson 04, section 2",
                 ("ratio * advantages, clipped * advantages)",
                  "ratio * advantages.abs(), clipped * advantages.abs()) * advantages.sign()")),
         Mistake("no minimum", "without the minimum a token that moved too far the *wrong* way can "
-                "never come back.", "lesson 04, section 2",
+                "never come back.",
                 ("torch.minimum(ratio * advantages, clipped * advantages)",
                  "clipped * advantages")),
-        Mistake("never clipped", "nothing is clipped here.", "lesson 04, section 2",
+        Mistake("never clipped", "nothing is clipped here.",
                 ("torch.minimum(ratio * advantages, clipped * advantages)", "ratio * advantages")),
         Mistake("product clipped", "you clip r A; the ratio is clipped, before the product.",
-                "lesson 04, section 2",
                 ("clipped * advantages", "(ratio * advantages).clamp(1 - epsilon, 1 + epsilon)")),
         Mistake("clipped above only", "1 - epsilon is missing: the ratio is held on both sides.",
-                "lesson 04, section 2", ("1 - epsilon, ", "max=")),
+                ("1 - epsilon, ", "max=")),
         Mistake("clipped about 0", "the ratio is held about 1, not about 0.",
-                "lesson 04, section 2", ("1 - epsilon, 1 + epsilon", "-epsilon, epsilon")),
-        Mistake("advantage without sign", "the sign of A is lost.", "lesson 04, section 2",
+                ("1 - epsilon, 1 + epsilon", "-epsilon, epsilon")),
+        Mistake("advantage without sign", "the sign of A is lost.",
                 ("return ", "advantages = advantages.abs()\n    return ")),
         Mistake("a loss", "this is minus what is asked: the surrogate is to be maximised.",
-                "lesson 04, section 2", ("return ", "return -"), legitimate=True)),
+                ("return ", "return -"), legitimate=True)),
     gradient_of=0)
 
 
@@ -103,7 +101,7 @@ def clip_fraction_cases():
 
 
 CLIP_FRACTION = Exercise(
-    "clip_fraction", "04",
+    "clip_fraction", "04", "lesson 04, section 4",
     "Write clip_fraction(ratio (B, T), advantages (B, 1), mask (B, T), epsilon) -> scalar: the "
     "share of tokens whose gradient the clip blocks.",
     '''def clip_fraction(ratio, advantages, mask, epsilon):
@@ -112,23 +110,19 @@ CLIP_FRACTION = Exercise(
     return ((low | high) & (mask > 0)).sum() / mask.sum()''',
     clip_fraction_cases, (
         Mistake("whatever the sign", "you count |r - 1| > epsilon; where A > 0 and r is too low, "
-                "or A < 0 and r too high, the gradient flows.", "lesson 04, section 4",
+                "or A < 0 and r too high, the gradient flows.",
                 (("(advantages < 0) & ", ""), ("(advantages > 0) & ", ""))),
         Mistake("other sides", "you count the two sides on which the gradient flows.",
-                "lesson 04, section 4",
                 (("low = (advantages <", "low = (advantages >"),
                  ("high = (advantages >", "high = (advantages <"))),
-        Mistake("above only", "A < 0 with r < 1 - epsilon is blocked too.", "lesson 04, section 4",
-                ("low | high", "high")),
-        Mistake("padding counted", "padding is counted among the blocked.", "lesson 04, section 4",
-                (" & (mask > 0)", "")),
+        Mistake("above only", "A < 0 with r < 1 - epsilon is blocked too.", ("low | high", "high")),
+        Mistake("padding counted", "padding is counted among the blocked.", (" & (mask > 0)", "")),
         Mistake("of all cells", "you divide by all cells of the table, padding too.",
-                "lesson 04, section 4", (".sum() / mask.sum()", ".double().mean()")),
+                (".sum() / mask.sum()", ".double().mean()")),
         Mistake("mean of the rows", "you average the rows' shares; every token is to count once.",
-                "lesson 04, section 4",
                 (("return ", "return ("),
                  (".sum() / mask.sum()", ".sum(1) / mask.sum(1)).mean()"))),
-        Mistake("edge counted", "on the edge itself the gradient flows.", "lesson 04, section 4",
+        Mistake("edge counted", "on the edge itself the gradient flows.",
                 (("ratio <", "ratio <="), ("ratio >", "ratio >=")))),
     rtol=GUARD)
 
@@ -162,7 +156,7 @@ def blocked_shares(updates_of_a_batch) -> str:
 
 
 UPDATES = RunRepair(
-    "updates_of_a_batch", "04",
+    "updates_of_a_batch", "04", "lesson 04, section 4",
     "Repair updates_of_a_batch(policy, optimizer, tokens (B, T), advantages (B,), ref_log_probs "
     "(B, T - 1), epsilon, updates) -> the share of tokens blocked at each update. All tokens count "
     "but each row's first. It takes many updates on one batch, and nothing is ever blocked, "
@@ -188,21 +182,21 @@ def updates_of_a_batch(policy, optimizer, tokens, advantages, ref_log_probs,
     return torch.stack(blocked)''',
     update_cases, (
         Mistake("old is new", "the old policy still moves along with the new one, so every ratio "
-                "is 1: it is the policy before the first update.", "lesson 04, section 4",
+                "is 1: it is the policy before the first update.",
                 ((", old_log_probs = [], advantages[:, None], None", " = [], advantages[:, None]"),
                  ("if old_log_probs is None:  # before the first update alone\n            old",
                   "old"))),
         Mistake("reference for old", "the ratio is taken to the reference now, which is there for "
                 "the KL term: the policy that sampled is wanted, and then the first ratio is 1.",
-                "lesson 04, section 1", ("= log_probs.detach()", "= ref_log_probs")),
+                ("= log_probs.detach()", "= ref_log_probs"), read="lesson 04, section 1"),
         Mistake("one step behind", "the old policy is that of the update before; it is to stay "
-                "where it was when the batch was sampled.", "lesson 04, section 4",
+                "where it was when the batch was sampled.",
                 ("blocked.append", "old_log_probs = log_probs.detach()\n        blocked.append")),
         Mistake("gradients pile up", "the gradients of the updates before are added to this one.",
-                "lesson 00, section 6", ("        optimizer.zero_grad()\n", "")),
+                ("        optimizer.zero_grad()\n", ""), read="lesson 00, section 6"),
         Mistake("no minimum", "the minimum is gone: a token that moved the wrong way could not "
-                "come back.", "lesson 04, section 2",
-                ("torch.minimum(ratio * A, clipped * A)", "(clipped * A)"))),
+                "come back.", ("torch.minimum(ratio * A, clipped * A)", "(clipped * A)"),
+                read="lesson 04, section 2")),
     second="policy", faults=("old is new",), shows=blocked_shares)
 
 EXERCISES = (IMPORTANCE_RATIO, CLIPPED_SURROGATE, CLIP_FRACTION, UPDATES)

@@ -16,7 +16,7 @@ def kl_cases():
 
 
 K3 = Exercise(
-    "k3", "05",
+    "k3", "05", "lesson 05, section 2",
     "Write k3(log_probs (B, T), ref_log_probs (B, T)) -> (B, T): the estimate exp(d) - d - 1 of "
     "KL(policy || reference) at each token, d = ref_log_probs - log_probs. Its gradient counts.",
     '''def k3(log_probs, ref_log_probs):
@@ -24,24 +24,23 @@ K3 = Exercise(
     return d.exp() - d - 1''',
     kl_cases, (
         Mistake("other direction", "d is the wrong way round: this estimates KL(reference || "
-                "policy) under the policy's samples, and not well.", "lesson 05, section 2",
+                "policy) under the policy's samples, and not well.",
                 ("ref_log_probs - log_probs", "log_probs - ref_log_probs")),
         Mistake("no minus 1", "the - 1 is missing: equal policies must have distance 0.",
-                "lesson 05, section 2", (" - 1", "")),
-        Mistake("plus d", "d is added where it is subtracted.", "lesson 05, section 2",
-                ("- d", "+ d")),
-        Mistake("sign", "a distance is never below 0.", "lesson 05, section 2",
+                (" - 1", "")),
+        Mistake("plus d", "d is added where it is subtracted.", ("- d", "+ d")),
+        Mistake("sign", "a distance is never below 0.",
                 (("return ", "return -("), ("- 1", "- 1)"))),
         Mistake("policy detached", "the value is right, but no gradient reaches the policy.",
-                "lesson 05, section 3", ("- log_probs", "- log_probs.detach()")),
-        Mistake("k1", "this is k1, the plain difference of logs.", "lesson 05, section 2",
-                ("d.exp() - d - 1", "-d"), legitimate=True),
-        Mistake("k2", "this is k2, half the square.", "lesson 05, section 2",
-                ("d.exp() - d - 1", "d**2 / 2"), legitimate=True),
+                ("- log_probs", "- log_probs.detach()"), read="lesson 05, section 3"),
+        Mistake("k1", "this is k1, the plain difference of logs.", ("d.exp() - d - 1", "-d"),
+                legitimate=True),
+        Mistake("k2", "this is k2, half the square.", ("d.exp() - d - 1", "d**2 / 2"),
+                legitimate=True),
         Mistake("times the ratio", "this is the ratio-corrected k3 of DeepSeek-V3.2, TRL's "
-                "default.", "lesson 05, section 3",
+                "default.",
                 (("return ", "return (log_probs - log_probs.detach()).exp() * ("), ("- 1", "- 1)")),
-                legitimate=True)),
+                read="lesson 05, section 3", legitimate=True)),
     gradient_of=0, gradient_asked=True)
 
 
@@ -52,32 +51,30 @@ def divergence_cases():
 
 
 KL_DIVERGENCE = Exercise(
-    "kl_divergence", "05",
+    "kl_divergence", "05", "lesson 05, section 2",
     "Write kl_divergence(logits (..., V), ref_logits (..., V)) -> (...): KL(policy || reference) "
     "of the next token, exactly, in nats.",
     '''def kl_divergence(logits, ref_logits):
     log_probs = logits.log_softmax(-1)
     return (log_probs.exp() * (log_probs - ref_logits.log_softmax(-1))).sum(-1)''',
     divergence_cases, (
-        Mistake("other direction", "this is KL(reference || policy).", "lesson 05, section 2",
+        Mistake("other direction", "this is KL(reference || policy).",
                 ("(logits, ref_logits)", "(ref_logits, logits)")),
         Mistake("weights of the reference", "the weights are the policy's probabilities, since it "
-                "is the policy that samples.", "lesson 05, section 2",
-                ("log_probs.exp()", "ref_logits.softmax(-1)")),
+                "is the policy that samples.", ("log_probs.exp()", "ref_logits.softmax(-1)")),
         Mistake("no weights", "all words count alike; each counts as often as it is drawn.",
-                "lesson 05, section 2", ("log_probs.exp() * ", "")),
+                ("log_probs.exp() * ", "")),
         Mistake("mean for sum", "you take the mean over the vocabulary; the probabilities are the "
-                "weights already.", "lesson 05, section 2", (".sum(", ".mean(")),
+                "weights already.", (".sum(", ".mean(")),
         Mistake("logits for log-probs", "logits are not normalised: their difference is not that "
-                "of the log-probs.", "lesson 01, section 1",
+                "of the log-probs.",
                 (("= logits.log_softmax(-1)", "= logits"),
                  ("log_probs.exp()", "logits.softmax(-1)"),
-                 ("ref_logits.log_softmax(-1)", "ref_logits"))),
+                 ("ref_logits.log_softmax(-1)", "ref_logits")), read="lesson 01, section 1"),
         Mistake("difference of entropies", "this is a difference of entropies; both logs are to be "
-                "weighed by the same probabilities.", "lesson 05, section 2",
+                "weighed by the same probabilities.",
                 (("(log_probs - ", "log_probs - ref_logits.softmax(-1) * "), ("(-1)))", "(-1))"))),
-        Mistake("sign", "a KL distance is never below 0.", "lesson 05, section 2",
-                ("return ", "return -"))))
+        Mistake("sign", "a KL distance is never below 0.", ("return ", "return -"))))
 
 
 # --- a leash that does not hold ------------------------------------------------------------------
@@ -101,7 +98,7 @@ def lengths_of_leash(leash) -> str:
 
 
 LEASH = Repair(
-    "leash", "05",
+    "leash", "05", "lesson 05, section 3",
     "Repair leash(logits (V,), ref_logits (V,), rewards (V,), beta, learning_rate, steps) -> KL to "
     "the reference after each step. The policy is one choice among V words, each weighted as often "
     "as it would be sampled, so nothing is noise. The run ends at the same distance with beta = 0 "
@@ -126,22 +123,22 @@ def leash(logits, ref_logits, rewards, beta, learning_rate, steps):
     return torch.stack(distances)''',
     leash_cases, (
         Mistake("k1", "k1 is still in the loss: its value is right on average, but its gradient is "
-                "0 on average.", "lesson 05, section 3",
+                "0 on average.",
                 ("d = ref_log_probs - log_probs\n        penalty = d.exp() - d - 1",
                  "penalty = log_probs - ref_log_probs")),
         Mistake("other direction", "d is the log-prob of the reference less the policy's.",
-                "lesson 05, section 2",
-                ("d = ref_log_probs - log_probs", "d = log_probs - ref_log_probs")),
+                ("d = ref_log_probs - log_probs", "d = log_probs - ref_log_probs"),
+                read="lesson 05, section 2"),
         Mistake("sign", "the sign of the penalty is wrong: distance is rewarded.",
-                "lesson 05, section 4", ("- beta", "+ beta")),
-        Mistake("beta left out", "beta has no part in it.", "lesson 05, section 4",
-                ("beta * penalty", "penalty")),
+                ("- beta", "+ beta"), read="lesson 05, section 4"),
+        Mistake("beta left out", "beta has no part in it.", ("beta * penalty", "penalty"),
+                read="lesson 05, section 4"),
         Mistake("no weights", "all words count alike now; each counts as often as it is sampled.",
-                "lesson 05, section 2",
-                (("(weights * (ratio", "((ratio"), ("penalty)).sum()", "penalty)).mean()"))),
+                (("(weights * (ratio", "((ratio"), ("penalty)).sum()", "penalty)).mean()")),
+                read="lesson 05, section 2"),
         Mistake("k2", "this is the gradient of KL(policy || reference), which k2 has in the loss "
                 "and k1 in the reward; k3's is that of KL(reference || policy).",
-                "lesson 05, section 3", ("d.exp() - d - 1", "d**2 / 2"), legitimate=True)),
+                ("d.exp() - d - 1", "d**2 / 2"), legitimate=True)),
     faults=("k1",), shows=lengths_of_leash)
 
 EXERCISES = (K3, KL_DIVERGENCE, LEASH)

@@ -21,44 +21,43 @@ def verifier_cases():
 
 
 VERIFIER = Exercise(
-    "verify", "02",
+    "verify", "02", "lesson 02, section 2",
     "Write verify(completion, answer) -> bool: true if the text after the first => is one blank "
     "and the answer (a digit), and nothing else.",
     '''def verify(completion, answer):
     return completion.partition("=>")[2] == f" {answer}"''',
     verifier_cases, (
         Mistake("anywhere", "the digit counts anywhere in the text, in the working too; a policy "
-                "that writes all ten digits is always right.", "lesson 02, section 2",
+                "that writes all ten digits is always right.",
                 ('completion.partition("=>")[2] == f" {answer}"', "answer in completion")),
         Mistake("the last digit", "you look at the last digit of the text, whether or not an "
-                "answer was marked, and let a wrong answer be corrected.", "lesson 02, section 2",
+                "answer was marked, and let a wrong answer be corrected.",
                 ('completion.partition("=>")[2] == f" {answer}"',
-                're.findall("[0-9]", completion)[-1:] == [answer]')),
+                 're.findall("[0-9]", completion)[-1:] == [answer]')),
         Mistake("the first digit", "you look at the first digit of the text, which in a worked "
-                "answer belongs to the working.", "lesson 02, section 2",
+                "answer belongs to the working.",
                 ('completion.partition("=>")[2] == f" {answer}"',
-                're.findall("[0-9]", completion)[:1] == [answer]')),
+                 're.findall("[0-9]", completion)[:1] == [answer]')),
         Mistake("whatever follows", 'anything may follow the digit: "=> 4 7" passes.',
-                "lesson 02, section 2", (("return ", 'return re.findall("[0-9]", '),
-                ('[2] == f" {answer}"', "[2])[:1] == [answer]"))),
+                (("return ", 'return re.findall("[0-9]", '),
+                 ('[2] == f" {answer}"', "[2])[:1] == [answer]"))),
         Mistake("one of many", "one of several answers may be right: naming all ten always is.",
-                "lesson 02, section 2", (("return ", "return answer in "),
-                (' == f" {answer}"', ".split()"))),
+                (("return ", "return answer in "), (' == f" {answer}"', ".split()"))),
         Mistake("part of the answer", "you ask whether the text is in the answer; an empty text "
-                "always is.", "lesson 02, section 2", (' == f" {answer}"', ".strip() in answer")),
+                "always is.", (' == f" {answer}"', ".strip() in answer")),
         Mistake("the last arrow", "you take what follows the last =>, so that a wrong answer can "
-                "be followed by another.", "lesson 02, section 2", ("partition", "rpartition"),
-                ways=((("return ", 'return "=>" in completion and '), ("partition", "rpartition"),
-                (' == f" {answer}"', ".strip() == answer")),)),
+                "be followed by another.", ("partition", "rpartition"),
+                ways=(
+                      (("return ", 'return "=>" in completion and '), ("partition", "rpartition"),
+                       (' == f" {answer}"', ".strip() == answer")),)),
         Mistake("other blanks", "one blank is asked for, and nothing else: yours also takes an "
-                "answer without it, or with more white space around it.", "lesson 02, section 2",
+                "answer without it, or with more white space around it.",
                 (' == f" {answer}"', ".strip() == answer"),
-                ways=((' == f" {answer}"', ".lstrip() == answer"), (('"=>"', '"=> "'),
-                (' == f" {answer}"', ".strip() == answer")),
-                (' == f" {answer}"', ".split() == [answer]"),
-                (' == f" {answer}"', '.replace(" ", "") == answer'))),
+                ways=((' == f" {answer}"', ".lstrip() == answer"),
+                      (('"=>"', '"=> "'), (' == f" {answer}"', ".strip() == answer")),
+                      (' == f" {answer}"', ".split() == [answer]"),
+                      (' == f" {answer}"', '.replace(" ", "") == answer'))),
         Mistake("as a number", 'you compare numbers; the text counts: "=> 04" is not "=> 4".',
-                "lesson 02, section 2",
                 (' == f" {answer}"', ".strip().zfill(9) == answer.zfill(9)"))))
 
 
@@ -69,7 +68,7 @@ def pass_at_k_cases():
 
 
 PASS_AT_K = Exercise(
-    "pass_at_k", "02",
+    "pass_at_k", "02", "lesson 02, section 4",
     "Write pass_at_k(samples, right, k) -> float: the chance that k of the samples, drawn without "
     "replacement, hold a right one (2107.03374).",
     '''import math
@@ -79,21 +78,19 @@ def pass_at_k(samples, right, k):
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)''',
     pass_at_k_cases, (
         Mistake("with replacement", "1 - (1 - c/n)^k draws with replacement and takes c/n for the "
-                "truth: too low on average.", "lesson 02, section 4",
+                "truth: too low on average.",
                 ("math.comb(samples - right, k) / math.comb(samples, k)",
                  "(1 - right / samples) ** k")),
         Mistake("k times", "k times the share counts draws that hold two right ones twice.",
-                "lesson 02, section 4",
                 ("1 - math.comb(samples - right, k) / math.comb(samples, k)",
                  "min(1.0, k * right / samples)")),
-        Mistake("pass@1", "this is pass@1, whatever k is.", "lesson 02, section 4",
+        Mistake("pass@1", "this is pass@1, whatever k is.",
                 ("1 - math.comb(samples - right, k) / math.comb(samples, k)", "right / samples")),
-        Mistake("all of them", "this is the chance that all k are right.", "lesson 02, section 4",
+        Mistake("all of them", "this is the chance that all k are right.",
                 ("1 - math.comb(samples - right, k)", "math.comb(right, k)")),
         Mistake("none of them", "this is the chance that none is right: 1 minus it is wanted.",
-                "lesson 02, section 4", ("return 1 - ", "return ")),
+                ("return 1 - ", "return ")),
         Mistake("any at all", "this is pass@n: all samples count, and k does not.",
-                "lesson 02, section 4",
                 ("1 - math.comb(samples - right, k) / math.comb(samples, k)", "float(right > 0)"))))
 
 EXERCISES = (VERIFIER, PASS_AT_K)

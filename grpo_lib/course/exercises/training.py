@@ -32,7 +32,7 @@ def founding_cases():
 
 
 FOUNDING = Repair(
-    "founding_loss", "00",
+    "founding_loss", "00", "lesson 06, section 1",
     "Repair founding_loss(logits (B, S, V), tokens (B, S), old_log_probs (B, S - 1), advantages "
     "(B,), mask (B, S - 1), epsilon) -> loss. It is the founding notebook's, with two of the "
     "mistakes of section 5. tokens hold prompt, answer and padding; mask is 1 where tokens[:, 1:] "
@@ -49,23 +49,20 @@ def founding_loss(logits, tokens, old_log_probs, advantages, mask, epsilon):
     return -(torch.minimum(unclipped, clipped) * mask).sum() / mask.sum()''',
     founding_cases, (
         Mistake("not shifted", "token t is still scored with the logits at t, which have seen it; "
-                "those at t - 1 speak of it.", "lesson 01, section 3",
-                ("logits[:, :-1]", "logits[:, 1:]")),
+                "those at t - 1 speak of it.", ("logits[:, :-1]", "logits[:, 1:]"),
+                read="lesson 01, section 3"),
         Mistake("no mask", "prompt and padding still count: the plain mean takes all cells.",
-                "lesson 06, section 1",
                 ("(torch.minimum(unclipped, clipped) * mask).sum() / mask.sum()",
                  "torch.minimum(unclipped, clipped).mean()")),
         Mistake("padded divisor", "prompt and padding add nothing to the sum now, but the mean "
-                "still divides by their number.", "lesson 06, section 1",
-                (".sum() / mask.sum()", ".mean()")),
+                "still divides by their number.", (".sum() / mask.sum()", ".mean()")),
         Mistake("mask on the ratio", "a ratio of 0 is clipped to 1 - epsilon where the advantage "
                 "is negative, and counts: mask the objective, not the ratio.",
-                "lesson 04, section 2",
-                ((".exp()", ".exp() * mask"), ("clipped) * mask)", "clipped))"))),
+                ((".exp()", ".exp() * mask"), ("clipped) * mask)", "clipped))")),
+                read="lesson 04, section 2"),
         Mistake("sign", "the sign has been turned: the loss is to be minimised.",
-                "lesson 00, section 5", ("return -", "return ")),
+                ("return -", "return "), read="lesson 00, section 5"),
         Mistake("sequence mean", "this takes the mean of each row first, as DeepSeekMath does.",
-                "lesson 06, section 1",
                 (("return -", "return -("),
                  (".sum() / mask.sum()", ".sum(1) / mask.sum(1)).mean()")), legitimate=True)),
     gradient_of=0, rtol=GUARD, faults=("not shifted", "no mask"))
@@ -105,7 +102,7 @@ class StepExercise(Exercise):
 
 
 TRAIN_STEP = StepExercise(
-    "train_step", "07",
+    "train_step", "07", "lesson 00, section 6",
     "Write train_step(policy, optimizer, tokens (B, T), advantages (B,)) -> loss: one gradient "
     "step up A log pi, the mean over all tokens but each row's first (here all of them count).",
     '''def train_step(policy, optimizer, tokens, advantages):
@@ -118,21 +115,19 @@ TRAIN_STEP = StepExercise(
     return loss''',
     step_cases, (
         Mistake("gradients pile up", "the gradients of the step before are still there: "
-                "optimizer.zero_grad() is missing.", "lesson 00, section 6",
-                ("    optimizer.zero_grad()\n", "")),
+                "optimizer.zero_grad() is missing.", ("    optimizer.zero_grad()\n", "")),
         Mistake("nothing moves", "the policy is as it was: is there a loss.backward() before "
                 "optimizer.step(), and are the gradients not zeroed in between?",
-                "lesson 00, section 6", ("backward()", "backward()\n    optimizer.zero_grad()")),
+                ("backward()", "backward()\n    optimizer.zero_grad()")),
         Mistake("two steps", "the optimizer takes two steps with one gradient.",
-                "lesson 00, section 6",
                 ("optimizer.step()", "optimizer.step()\n    optimizer.step()")),
         Mistake("uphill", "the sign is wrong: an optimizer goes downhill, so the loss is minus "
-                "what is to rise.", "lesson 00, section 6", ("loss = -", "loss = ")),
+                "what is to rise.", ("loss = -", "loss = ")),
         Mistake("not shifted", "token t is scored by the logits at t, which have seen it.",
-                "lesson 01, section 3", ("tokens[:, :-1]", "tokens[:, 1:]")),
+                ("tokens[:, :-1]", "tokens[:, 1:]"), read="lesson 01, section 3"),
         Mistake("advantage without sign", "the advantage has lost its sign: bad answers are made "
-                "likelier too.", "lesson 03, section 1",
-                ("advantages[:, None]", "advantages[:, None].abs()"))))
+                "likelier too.", ("advantages[:, None]", "advantages[:, None].abs()"),
+                read="lesson 03, section 1")))
 
 
 # --- a whole run ----------------------------------------------------------------------------------
@@ -199,7 +194,7 @@ def rewards_of_run(whole_run) -> str:
 
 
 RUN = RunRepair(
-    "whole_run", "07",
+    "whole_run", "07", "lesson 03, section 1",
     "Repair whole_run(policy, optimizer, sample, reward, prompts (N,), group_size, steps) -> the "
     "mean reward of each step. sample gives tokens (N * G, 1 + T): a prompt of one token, its "
     "answer, ended and padded by token 0; the G answers to a prompt stand together. Three things "
@@ -228,25 +223,24 @@ def whole_run(policy, optimizer, sample, reward, prompts, group_size, steps):
     return torch.stack(history)''',
     run_cases, (
         Mistake("groups interleaved", "the groups still hold answers to different prompts: those "
-                "to one prompt stand together.", "lesson 03, section 1",
+                "to one prompt stand together.",
                 (("view(-1, group_size)", "view(group_size, -1).T"),
                  (".flatten()", ".T.flatten()"))),
         Mistake("end left out", "the end of an answer is still masked out, so nothing teaches the "
-                "policy to stop.", "lesson 01, section 4",
+                "policy to stop.",
                 (("is_end = tokens[:, 1:] == 0\n        ", ""),
                  ("is_end.cumsum(1) - is_end.long() == 0  # up to the first end",
-                  "tokens[:, 1:] != 0"))),
+                  "tokens[:, 1:] != 0")), read="lesson 01, section 4"),
         Mistake("gradients pile up", "the gradients of all steps before are still added to this "
-                "one.", "lesson 00, section 6", ("        optimizer.zero_grad()\n", "")),
+                "one.", ("        optimizer.zero_grad()\n", ""), read="lesson 00, section 6"),
         Mistake("one group of all", "all prompts are one group now: an easy prompt's right answers "
-                "are set against a hard one's.", "lesson 03, section 1",
-                ("view(-1, group_size)", "view(1, -1)")),
+                "are set against a hard one's.", ("view(-1, group_size)", "view(1, -1)")),
         Mistake("padding counted", "all that follows the end counts now; only the first end is of "
-                "the answer.", "lesson 01, section 4", ("== 0  # up to", ">= 0  # up to")),
-        Mistake("sign", "the sign is wrong: an optimizer goes downhill.", "lesson 00, section 6",
-                ("loss = -", "loss = ")),
-        Mistake("no std", "this is Dr. GRPO's advantage, without the std.", "lesson 03, section 4",
-                (" / spread", ""), legitimate=True)),
+                "the answer.", ("== 0  # up to", ">= 0  # up to"), read="lesson 01, section 4"),
+        Mistake("sign", "the sign is wrong: an optimizer goes downhill.", ("loss = -", "loss = "),
+                read="lesson 00, section 6"),
+        Mistake("no std", "this is Dr. GRPO's advantage, without the std.", (" / spread", ""),
+                read="lesson 03, section 4", legitimate=True)),
     second="policy", faults=("groups interleaved", "end left out", "gradients pile up"),
     shows=rewards_of_run)
 
