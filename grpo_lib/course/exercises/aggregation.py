@@ -162,8 +162,7 @@ ACCUMULATION = Repair(
     accumulation_cases, (
         Mistake("micro-batch divisor", "each micro-batch is still divided by its own number of "
                 "tokens, so that a token counts more in company of short rows.",
-                (
-                 ("tokens = 0.0, mask.sum()  # of the whole batch",
+                (("tokens = 0.0, mask.sum()  # of the whole batch",
                   "parts = 0.0, list(zip(values.split(rows), mask.split(rows)))"),
                  ("in zip(values.split(rows), mask.split(rows))", "in parts"),
                  ("/ tokens", "/ counts.sum() / len(parts)"))),

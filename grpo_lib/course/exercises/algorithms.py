@@ -46,8 +46,7 @@ def gae(rewards, values, gamma, lam):
                 "alone.", ("gamma * lam", "lam")),
         Mistake("forwards", "the sum runs from the end to the beginning: A_t is made of what comes "
                 "after t.",
-                (
-                 ("value in zip(rewards.flip(0), values.flip(0))",
+                (("value in zip(rewards.flip(0), values.flip(0))",
                   "value, value_after in zip(rewards, values, [*values[1:], 0.0])"),
                  ("        value_after = value\n", ""), ("[::-1]", ""))),
         Mistake("returns", "this is A + V, what a critic is trained towards.",

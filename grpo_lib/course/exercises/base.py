@@ -131,14 +131,17 @@ def defined(name: str, text: str) -> Callable:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A function to write.
+    """A function to write. ValueError: a mistake's patch does not fit the solution.
 
-    ``read``: the section that most of its mistakes send to. ``solution`` is a cell that solves
-    it. ``cases()`` gives (name, arguments), smallest first, and
-    new arguments each time. ``gradient_of`` is the place of an argument by which the gradient
-    counts too, as ``second`` calls it: with ``gradient_asked`` always, otherwise where the output
-    has one. ``rtol``: differences so small, relatively, are another guard against 0 / 0 and no
-    mistake. ValueError: a mistake's patch does not fit the solution.
+    Args:
+        read: the section that its mistakes send to, where they name none themselves
+        solution: a cell that solves it; the reference is this text, executed
+        cases: gives (name, arguments), smallest first, and new arguments each time
+        gradient_of: the place of an argument by which the gradient counts too, if the output has
+            one
+        gradient_asked: the output must have one
+        second: what a counterexample calls the gradient
+        rtol: a relative difference that comes of another guard against 0 / 0, and is no mistake
     """
 
     name: str

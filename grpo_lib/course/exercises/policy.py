@@ -99,8 +99,7 @@ COMPLETION_MASK = Exercise(
                 "none; there all of them count.",
                 ("ends.cumsum(1) - ends == 0",
                  "torch.arange(ends.shape[1]) <= ends.argmax(1, keepdim=True)"),
-                ways=(
-                      ("ends.cumsum(1) - ends == 0",
+                ways=(("ends.cumsum(1) - ends == 0",
                        "torch.arange(ends.shape[1]) < ends.argmax(1, keepdim=True)"),)),
         Mistake("only ends are left out", "you leave out end-of-sequence tokens and nothing else: "
                 "padding counts, and the end does not.", ("ends.cumsum(1) - ends", "ends")),

@@ -47,8 +47,7 @@ VERIFIER = Exercise(
                 "always is.", (' == f" {answer}"', ".strip() in answer")),
         Mistake("the last arrow", "you take what follows the last =>, so that a wrong answer can "
                 "be followed by another.", ("partition", "rpartition"),
-                ways=(
-                      (("return ", 'return "=>" in completion and '), ("partition", "rpartition"),
+                ways=((("return ", 'return "=>" in completion and '), ("partition", "rpartition"),
                        (' == f" {answer}"', ".strip() == answer")),)),
         Mistake("other blanks", "one blank is asked for, and nothing else: yours also takes an "
                 "answer without it, or with more white space around it.",
