@@ -1,8 +1,8 @@
-"""Exercises of which the answer is a function: how it is judged, and told what is wrong.
+"""Exercises that ask for a function: how an answer is judged, and its mistake named.
 
 The solution's text is the only source: the reference is that text executed, and a mistake is a
-patch of it. A mistake is recognised by what a function *does*: one that agrees with the patched
-solution on every case has made that mistake. A learner's source text is never read.
+patch of it. A mistake is recognised by what a function *does*: if it agrees with the patched
+solution on every case, it has made that mistake. A learner's source text is never read.
 """
 
 from __future__ import annotations
@@ -46,11 +46,15 @@ Cases = Iterable[tuple[str, tuple]]
 
 @dataclass(frozen=True)
 class Mistake:
-    """What can be wrong with an answer; ``legitimate``: right elsewhere, but not asked for.
+    """What can be wrong with an answer.
 
-    ``patch`` makes it of the solution's text. ``ways``: other patches that make the same mistake,
-    written differently. ``read``: where there is more on it, if that is not what its exercise
-    names.
+    Args:
+        name: for teachers and tests
+        says: what learners are told
+        patch: puts it into the solution's text
+        read: the section to read, if it is not the one that the exercise names
+        legitimate: it is right elsewhere, but not what is asked for
+        ways: other patches, for the same mistake written differently
     """
 
     name: str
@@ -245,8 +249,8 @@ class Exercise:
             raise
         except BaseException as error:
             return self.failed(function, error, len(found), limit)
-        return found, self.notes(found, next(filter(None, map(changed_input, given, before)), ""),
-                                 printed)
+        changed = next(filter(None, map(changed_input, given, before)), "")
+        return found, self.notes(found, changed, printed)
 
     def notes(self, found: Sequence[Answer], changed: str, printed: Printed) -> str:
         """What there is to say of a function besides whether its answers are right."""

@@ -1,4 +1,4 @@
-"""Exercises of which the answer is a function mended: none raises anything, each shows in a run."""
+"""Functions to mend. None of them raises anything; what is wrong shows in what a run does."""
 
 from __future__ import annotations
 
