@@ -9,6 +9,7 @@ import math
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,15 @@ from waiting import PATIENCE
 import grpo_lib
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
 from grpo_lib.course import exercises
-from grpo_lib.course.exercises import EXERCISES, CurveQuestion, Exercise, Question, Repair, check
+from grpo_lib.course.exercises import (
+    EXERCISES,
+    CurveQuestion,
+    Exercise,
+    Mistake,
+    Question,
+    Repair,
+    check,
+)
 from grpo_lib.course.exercises import curves as quiz
 from grpo_lib.course.exercises.comparing import Answer, alike
 from grpo_lib.course.exercises.running import limited
@@ -475,7 +484,7 @@ class TestRight:
 @pytest.mark.parametrize(("exercise", "mistake"), MISTAKES,
                          ids=[f"{e.name}-{m.name.replace(' ', '_')}" for e, m in MISTAKES])
 def test_a_mistake_is_named(exercise, mistake):
-    verdict = exercise.check(exercise.write(frozenset([mistake.name])))
+    verdict = exercise.check(exercise.wrong(mistake.name))
     assert not verdict and verdict.mistake == mistake.name
     if isinstance(exercise, Repair) and exercise.faults == (mistake.name,):
         assert verdict.status == "not attempted" and mistake.says not in verdict.text
@@ -485,32 +494,37 @@ def test_a_mistake_is_named(exercise, mistake):
     assert "yours" in verdict.text and "right" in verdict.text
 
 
+def together(exercise, a, b):
+    """The solution with two mistakes in it; None where they change the same words."""
+    for names in ((a, b), (b, a)):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return exercise.wrong(*names)
+    return None
+
+
 @functools.cache
 def real_pairs(name):
-    """Pairs of faults that together do what neither does alone: of other pairs one hides the
+    """Pairs of mistakes that together do what neither does alone: of other pairs one hides the
     other, or they exclude each other."""
     exercise = FUNCTIONS[name]
-
-    def does(*faults):
-        return exercise.answers(exercise.write(frozenset(faults)))
-
-    alone = {m.name: does(m.name) for m in exercise.mistakes}
-    return [(a, b) for a, b in itertools.combinations(alone, 2)
-            if not any(alike(does(a, b), alone[one], exercise.rtol) for one in (a, b))]
+    alone = {m.name: exercise.answers(exercise.wrong(m.name)) for m in exercise.mistakes}
+    both = {(a, b): together(exercise, a, b) for a, b in itertools.combinations(alone, 2)}
+    return [pair for pair, function in both.items() if function and not any(
+        alike(exercise.answers(function), alone[one], exercise.rtol) for one in pair)]
 
 
 @pytest.mark.parametrize("exercise", FUNCTIONS.values(), ids=lambda e: e.name)
 def test_two_faults_are_never_called_right(exercise):
     assert real_pairs(exercise.name)
     for a, b in real_pairs(exercise.name):
-        verdict = exercise.check(exercise.write(frozenset([a, b])))
+        verdict = exercise.check(together(exercise, a, b))
         assert bool(verdict) == ((exercise.name, a, b) in CANCEL), (a, b)
 
 
 def test_the_table(capsys):
     lines = [f"{'exercise':20}{'lesson':>7}{'cases':>7}{'mistakes':>10}{'named':>7}{'pairs':>7}"]
     for e in FUNCTIONS.values():
-        named = sum(e.check(e.write(frozenset([m.name]))).mistake == m.name for m in e.mistakes)
+        named = sum(e.check(e.wrong(m.name)).mistake == m.name for m in e.mistakes)
         pairs = len(real_pairs(e.name))
         lines.append(f"{e.name:20}{e.lesson:>7}{len(list(e.cases())):7}{len(e.mistakes):10}"
                      f"{named:7}{pairs:7}")
@@ -521,6 +535,41 @@ def test_the_table(capsys):
     assert count >= 350
     with capsys.disabled():
         print("\n" + "\n".join(lines))
+
+
+# --- mistakes as patches -------------------------------------------------------------------------
+
+HALF = Exercise("half", "00", "lesson 00, section 1", "Write half(x) -> x / 2.",
+                "def half(x):\n    return x / 2", lambda: [("one", (1.0,))], ())
+
+
+def test_a_mistake_is_a_patch_of_the_solution():
+    exercise = replace(HALF, mistakes=(
+        Mistake("double", "it is doubled.", ("/ 2", "* 2")),
+        Mistake("less one", "one less.", (("return ", "y = "), ("2", "2\n    return y - 1"))),
+        Mistake("third", "a third.", ("/", "/ 1.5 /"), ways=(("2", "3"),),
+                read="lesson 03, section 1")))
+    assert exercise.reference(3.0) == 1.5 and exercise.wrong("double")(3.0) == 6.0
+    assert exercise.wrong("less one")(3.0) == 0.5 and exercise.wrong("third", "less one")(3.0) == 0
+    for double in (lambda x: x * 2, lambda x: x + x):
+        verdict = exercise.check(double)
+        assert verdict.mistake == "double" and "Read lesson 00, section 1." in verdict.text
+    for third in (lambda x: x / 3, lambda x: x / 1.5 / 2):
+        verdict = exercise.check(third)
+        assert verdict.mistake == "third" and "Read lesson 03, section 1." in verdict.text
+
+
+@pytest.mark.parametrize(("patch", "said"), [
+    (("x * 2", "x"), "'x * 2' occurs 0 times, must occur exactly once"),
+    (("x", "y"), "'x' occurs 2 times, must occur exactly once"),
+    ((("/ 2", "/ 3"), ("/ 2", "/ 4")), "'/ 2' occurs 0 times, must occur exactly once"),
+    (("/ 2", "/"), "invalid syntax"), (("half", "third"), "no half is defined"),
+    ((), "there is no patch")])
+def test_a_patch_that_does_not_fit_is_refused_when_the_exercise_is_built(patch, said):
+    for mistake in (Mistake("third", "a third.", patch),
+                    Mistake("third", "a third.", ("/ 2", "/ 3"), ways=(patch,))):
+        with pytest.raises(ValueError, match=f"^half, mistake 'third': {re.escape(said)}"):
+            replace(HALF, mistakes=(mistake,))
 
 
 # --- what a learner's function may do ----------------------------------------------------------
@@ -722,7 +771,7 @@ def test_a_verdict_shows_itself_as_its_text():
     said = []
     verdict._repr_pretty_(type("printer", (), {"text": staticmethod(said.append)}), False)
     assert said == [verdict.text] == [str(verdict)]
-    long = check.group_advantages(EXAMPLE.write(frozenset(["groups interleaved"])))
+    long = check.group_advantages(EXAMPLE.wrong("groups interleaved"))
     assert max(map(len, str(long).splitlines())) <= 100
     assert str(long).split() == long.text.split()
 
@@ -758,7 +807,7 @@ def test_the_reading_is_there():
 def test_the_package_holds_the_rooms():
     assert [room.__name__.rpartition(".")[2] for room in exercises.ROOMS] == [
         "policy", "rewards", "advantages", "clipping", "kl", "aggregation", "training",
-        "algorithms", "repairs", "questions", "curves"]
+        "algorithms", "questions", "curves"]
 
 
 # --- functions to repair -------------------------------------------------------------------------
@@ -777,7 +826,7 @@ class TestRepair:
     def test_the_broken_source_has_the_faults_that_it_says(self, exercise):
         broken = named(exercise.broken, exercise)
         assert alike(exercise.answers(broken),
-                     exercise.answers(exercise.write(frozenset(exercise.faults))))
+                     exercise.answers(exercise.wrong(*exercise.faults)))
         verdict = exercise.check(broken)
         assert verdict.status == "not attempted" and not verdict
         count = len(exercise.faults)
@@ -792,7 +841,7 @@ class TestRepair:
     def test_what_is_left_of_its_faults_is_named(self, exercise):
         for size in range(1, len(exercise.faults)):
             for left in itertools.combinations(exercise.faults, size):
-                verdict = exercise.check(exercise.write(frozenset(left)))
+                verdict = exercise.check(exercise.wrong(*left))
                 assert verdict.status == "wrong" and verdict.mistake == left[0]
 
     def test_empty_and_hopeless_ones(self, exercise):

@@ -342,10 +342,10 @@ def test_an_epsilon_is_told_by_what_it_does(scale, mistake, single):
 
 
 @pytest.mark.parametrize(("exercise", "mistake", "way"), [
-    pytest.param(e, m, way, id=f"{e.name}-{way.replace(' ', '_')}")
-    for e in FUNCTIONS.values() for m in e.mistakes for way in m.ways])
+    pytest.param(e, m, way, id=f"{e.name}-{m.name.replace(' ', '_')}-{number}")
+    for e in FUNCTIONS.values() for m in e.mistakes for number, way in enumerate(m.ways)])
 def test_every_way_of_a_mistake_is_named_by_it(exercise, mistake, way):
-    assert exercise.check(exercise.write(frozenset([way]))).mistake == mistake.name
+    assert exercise.check(exercise.version(way)).mistake == mistake.name
 
 
 # --- numbers in the counterexample ----------------------------------------------------------------
@@ -362,16 +362,16 @@ def shown(verdict):
     ("whole_run", "sign", "policy [")])
 def test_of_many_numbers_the_first_that_differs_is_shown_with_its_name(name, fault, place):
     exercise = FUNCTIONS[name]
-    lines = shown(exercise.check(exercise.write(frozenset([fault]))))
+    lines = shown(exercise.check(exercise.wrong(fault)))
     assert lines["where"].startswith(place) and "first number that differs" in lines["where"]
     assert abs(float(lines["yours"]) - float(lines["right"])) > 1e-9
 
 
 def test_what_is_given_is_one_line():
     for exercise in FUNCTIONS.values():
-        verdict = exercise.check(exercise.write(frozenset([exercise.mistakes[-1].name])))
+        verdict = exercise.check(exercise.wrong(exercise.mistakes[-1].name))
         for line in verdict.text.splitlines():
             assert "0x" not in line and "Parameter" not in line
     step = FUNCTIONS["train_step"]
-    given = shown(step.check(step.write(frozenset(["uphill"]))))["given"]
+    given = shown(step.check(step.wrong("uphill")))["given"]
     assert given == "Bigram(), SGD(lr=0.5), [[0, 1, 2]], [1.0]"

@@ -129,7 +129,7 @@ def attempts(exercise):
         return detached(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
 
     return [exercise.reference, without_gradient, lambda *_: 0.0, lambda *_: None, lambda: 1, "no",
-            *(exercise.write(frozenset([mistake.name])) for mistake in exercise.mistakes)]
+            *(exercise.wrong(mistake.name) for mistake in exercise.mistakes)]
 
 
 @pytest.mark.slow
@@ -158,11 +158,12 @@ ALWAYS = "class Always:\n    def __getattr__(self, name):\n        return lambda
 CHEATS = {
     "check is another": WRONG + ALWAYS + "check = Always()",
     "the package's check is another":
-        WRONG + ALWAYS + "import grpo_lib.course.exercises\ngrpo_lib.exercises.check = Always()",
+        WRONG + ALWAYS + "import grpo_lib.course.exercises\n"
+                         "grpo_lib.course.exercises.check = Always()",
     "every exercise says yes":
-        WRONG + "from grpo_lib.course.exercises import base\n"
-                "yes = base.Verdict('right', 'k3: right')\n"
-                "for kind in (base.Exercise, base.Repair, base.Question):\n"
+        WRONG + "from grpo_lib.course.exercises import Exercise, Question, Repair, Verdict\n"
+                "yes = Verdict('right', 'k3: right')\n"
+                "for kind in (Exercise, Repair, Question):\n"
                 "    kind.check = kind.judge = lambda *_, **__: yes",
     "every verdict is true":
         WRONG + "from grpo_lib.course.exercises.base import Verdict\n"
@@ -175,7 +176,8 @@ CHEATS = {
                 "torch.isclose = lambda a, b, **__: a == a",
     "the right answer is mine":
         WRONG + "import dataclasses\nfrom grpo_lib.course.exercises import EXERCISES\n"
-                "EXERCISES['k3'] = dataclasses.replace(EXERCISES['k3'], write=lambda _: my_k3)",
+                "EXERCISES['k3'] = dataclasses.replace(\n"
+                "    EXERCISES['k3'], mistakes=(), solution='def k3(p, q):\\n    return p - q')",
     "there are no cases":
         WRONG + "import dataclasses\nfrom grpo_lib.course.exercises import EXERCISES\n"
                 "EXERCISES['k3'] = dataclasses.replace(EXERCISES['k3'], cases=lambda: iter(()))",

@@ -21,21 +21,16 @@ from grpo_lib.course.exercises import (
     kl,
     policy,
     questions,
-    repairs,
     rewards,
     training,
 )
-from grpo_lib.course.exercises.base import (
-    CurveQuestion,
-    Exercise,
-    Mistake,
-    Question,
-    Repair,
-    Verdict,
-)
+from grpo_lib.course.exercises.base import Exercise, Mistake, Verdict
+from grpo_lib.course.exercises.curves import CurveQuestion
+from grpo_lib.course.exercises.questions import Question
+from grpo_lib.course.exercises.repairs import Repair
 
-ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, training, algorithms, repairs,
-         questions, curves)
+ROOMS = (policy, rewards, advantages, clipping, kl, aggregation, training, algorithms, questions,
+         curves)
 EXERCISES: dict[str, Exercise | Question | CurveQuestion] = {
     e.name: e for room in ROOMS for e in room.EXERCISES}
 __all__ = ["EXERCISES", "CurveQuestion", "Exercise", "Mistake", "Question", "Repair", "Verdict",

@@ -2,77 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
-from grpo_lib.course.exercises.base import Exercise, Faults, Mistake
+from grpo_lib.course.exercises.base import Exercise, Mistake
 from grpo_lib.course.exercises.comparing import NOTHING, Answer, Unanswered, WrongKind, named
-from grpo_lib.course.exercises.policy import numbers
-
-
-def write_gae(faults: Faults):
-    def gae(rewards, values, gamma, lam):
-        following = torch.cat((values[1:], torch.zeros_like(values[:1])))
-        if "last value carried on" in faults:
-            following = torch.cat((values[1:], values[-1:]))
-        if "value of the same state" in faults:
-            following = values
-        if "next value undiscounted" in faults:
-            delta = rewards + following - values
-        elif "values added" in faults:
-            delta = rewards + gamma * following + values
-        else:
-            delta = rewards + gamma * following - values
-        factor = gamma * lam
-        if "lambda left out" in faults:
-            factor = gamma
-        if "gamma left out of the sum" in faults:
-            factor = lam
-        advantages, running = [], torch.zeros((), dtype=rewards.dtype)
-        order = range(len(rewards)) if "forwards" in faults else reversed(range(len(rewards)))
-        for t in order:
-            running = delta[t] + factor * running
-            advantages.append(running)
-        result = torch.stack(advantages if "forwards" in faults else advantages[::-1])
-        return result + values if "returns" in faults else result
-
-    return gae
+from grpo_lib.course.exercises.policy import numbers, table
 
 
 def gae_cases():
-    def row(*values):
-        return torch.tensor(values, dtype=torch.float64)
-
-    yield "one token", (row(1.0), row(0.25), 0.9, 0.8)
-    yield "reward at the end", (row(0.0, 0.0, 1.0), row(0.5, 0.25, 0.75), 1.0, 0.5)
-    yield "discounted", (row(1.0, 2.0), row(0.5, 0.25), 0.5, 1.0)
+    yield "one token", (table([1.0]), table([0.25]), 0.9, 0.8)
+    yield "reward at the end", (table([0.0, 0.0, 1.0]), table([0.5, 0.25, 0.75]), 1.0, 0.5)
+    yield "discounted", (table([1.0, 2.0]), table([0.5, 0.25]), 0.5, 1.0)
     yield "many", (numbers(18, 6), numbers(19, 6), 0.9, 0.7)
 
 
 GAE = Exercise(
-    "gae", "08",
+    "gae", "08", "lesson 08, section 4",
     "Write gae(rewards (T,), values (T,), gamma, lam) -> (T,): A_t = delta_t + gamma lam A_(t+1), "
     "delta_t = r_t + gamma V_(t+1) - V_t, and the value after the end is 0.",
-    write_gae, gae_cases, (
-        Mistake("last value carried on", "the value after the last token is 0, not that of the "
-                "last state.", "lesson 08, section 4"),
-        Mistake("value of the same state", "delta looks ahead: gamma times the value of the *next* "
-                "state.", "lesson 08, section 4"),
-        Mistake("next value undiscounted", "the next value is discounted by gamma.",
-                "lesson 08, section 4"),
-        Mistake("values added", "the value of the state is subtracted: it is what was expected.",
-                "lesson 08, section 4"),
-        Mistake("lambda left out", "without lambda in the sum this is the return less the value, "
-                "whatever lambda is.", "lesson 08, section 4"),
-        Mistake("gamma left out of the sum", "A_(t+1) is multiplied by gamma lam, not by lam "
-                "alone.",
-                "lesson 08, section 4"),
-        Mistake("forwards", "the sum runs from the end to the beginning: A_t is made of what comes "
-                "after t.", "lesson 08, section 4"),
-        Mistake("returns", "this is A + V, what a critic is trained towards.",
-                "lesson 08, section 4", legitimate=True)),
     '''import torch
 
 
@@ -82,10 +30,30 @@ def gae(rewards, values, gamma, lam):
         later = reward + gamma * value_after - value + gamma * lam * later
         value_after = value
         advantages.append(later)
-    return torch.stack(advantages[::-1])''')
+    return torch.stack(advantages[::-1])''',
+    gae_cases, (
+        Mistake("last value carried on", "the value after the last token is 0, not that of the "
+                "last state.", ("[], 0.0, 0.0", "[], 0.0, values[-1]")),
+        Mistake("value of the same state", "delta looks ahead: gamma times the value of the *next* "
+                "state.", ("gamma * value_after", "gamma * value")),
+        Mistake("next value undiscounted", "the next value is discounted by gamma.",
+                ("gamma * value_after", "value_after")),
+        Mistake("values added", "the value of the state is subtracted: it is what was expected.",
+                ("- value +", "+ value +")),
+        Mistake("lambda left out", "without lambda in the sum this is the return less the value, "
+                "whatever lambda is.", ("gamma * lam", "gamma")),
+        Mistake("gamma left out of the sum", "A_(t+1) is multiplied by gamma lam, not by lam "
+                "alone.", ("gamma * lam", "lam")),
+        Mistake("forwards", "the sum runs from the end to the beginning: A_t is made of what comes "
+                "after t.",
+                (("value in zip(rewards.flip(0), values.flip(0))",
+                  "value, value_after in zip(rewards, values, [*values[1:], 0.0])"),
+                 ("        value_after = value\n", ""), ("[::-1]", ""))),
+        Mistake("returns", "this is A + V, what a critic is trained towards.",
+                ("[::-1])", "[::-1]) + values"), legitimate=True)))
 
 # How a row behaves, as numbers: its advantages, its loss and the loss's gradient on one batch.
-REWARDS = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+REWARDS = table([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
 LENGTHS = torch.tensor([[2], [4], [1], [3], [4], [2]])
 
 
@@ -100,22 +68,6 @@ def behaviour(row: Algorithm) -> torch.Tensor:
 
 
 PARTS = (("advantage", REWARDS.numel()), ("loss", 1), ("gradient", 4 * len(LENGTHS)))
-
-
-def write_row(faults: Faults):
-    def dr_grpo_row(start):
-        row = start
-        if "std kept" not in faults:
-            row = replace(row, scale="none")
-        if "divided by lengths" not in faults:
-            row = replace(row, aggregation="token_mean" if "token mean" in faults else "constant")
-        if "nothing subtracted" in faults:
-            row = replace(row, baseline="none")
-        if "leave one out" in faults:
-            row = replace(row, baseline="leave_one_out")
-        return row
-
-    return dr_grpo_row
 
 
 class RowExercise(Exercise):
@@ -135,23 +87,25 @@ def row_cases():
 
 
 DR_GRPO_ROW = RowExercise(
-    "dr_grpo_row", "08",
+    "dr_grpo_row", "08", "lesson 08, section 1",
     "Write dr_grpo_row(start) -> Algorithm: from the row of GRPO make Dr. GRPO's, with "
     "dataclasses.replace and without looking it up in the table.",
-    write_row, row_cases, (
-        Mistake("std kept", "the std of the group is still there.", "lesson 08, section 1"),
-        Mistake("divided by lengths", "each completion is still divided by its own length.",
-                "lesson 08, section 1"),
-        Mistake("token mean", "the divisor is the number of tokens of the batch; Dr. GRPO's is a "
-                "constant.", "lesson 06, section 1"),
-        Mistake("nothing subtracted", "the group's mean stays in Dr. GRPO.",
-                "lesson 08, section 1"),
-        Mistake("leave one out", "with the mean of the others this is RLOO with a constant "
-                "divisor, G / (G - 1) times Dr. GRPO.", "lesson 03, section 5", legitimate=True)),
     '''from dataclasses import replace
 
 
 def dr_grpo_row(start):
-    return replace(start, scale="none", aggregation="constant")''')
+    return replace(start, scale="none", aggregation="constant")''',
+    row_cases, (
+        Mistake("std kept", "the std of the group is still there.", ('scale="none", ', "")),
+        Mistake("divided by lengths", "each completion is still divided by its own length.",
+                (', aggregation="constant"', "")),
+        Mistake("token mean", "the divisor is the number of tokens of the batch; Dr. GRPO's is a "
+                "constant.", ('"constant"', '"token_mean"'), read="lesson 06, section 1"),
+        Mistake("nothing subtracted", "the group's mean stays in Dr. GRPO.",
+                ("start, ", 'start, baseline="none", ')),
+        Mistake("leave one out", "with the mean of the others this is RLOO with a constant "
+                "divisor, G / (G - 1) times Dr. GRPO.",
+                ("start, ", 'start, baseline="leave_one_out", '), read="lesson 03, section 5",
+                legitimate=True)))
 
 EXERCISES = (GAE, DR_GRPO_ROW)

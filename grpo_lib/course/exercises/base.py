@@ -1,72 +1,68 @@
-"""How a learner's function is judged against the right one, and told what is wrong.
+"""Exercises that ask for a function: how an answer is judged, and its mistake named.
 
-A mistake is recognised by what a function *does*: the reference is written so that each named
-fault can be put into it, and a learner's function that agrees with the faulty reference on every
-case has made that mistake. Its source text is never read.
+The solution's text is the only source: the reference is that text executed, and a mistake is a
+patch of it. A mistake is recognised by what a function *does*: if it agrees with the patched
+solution on every case, it has made that mistake. A learner's source text is never read.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
-import inspect
-import itertools
+import math
 import re
 import textwrap
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from grpo_lib.course.exercises.comparing import (
-    NOTHING,
-    SHOWN,
     Answer,
     Unanswered,
     WrongKind,
     alike,
-    as_number,
     as_tensor,
     changed_input,
-    close,
-    cut,
-    first_difference,
     is_half,
     joined,
-    place,
     same,
     short,
 )
+from grpo_lib.course.exercises.judging import (
+    counterexample,
+    is_empty,
+    own_globals,
+    raised_by,
+    told,
+    where,
+)
 from grpo_lib.course.exercises.running import LIMIT, OutOfTime, Printed, run_apart
 
-# What a function still to be written is made of, as Python compiles it.
-EMPTY = {"RESUME", "NOP", "LOAD_CONST", "LOAD_SMALL_INT", "RETURN_CONST", "RETURN_VALUE", "POP_TOP"}
-LONGEST = 300  # letters of an error's message
-
-Faults = frozenset[str]
+Patch = tuple[str, str] | tuple[tuple[str, str], ...]  # (old, new), or several that go together
 Cases = Iterable[tuple[str, tuple]]
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """What can be wrong with an answer; ``legitimate``: right elsewhere, but not asked for.
+    """What can be wrong with an answer.
 
-    ``ways``: other faults of the reference that are the same mistake, written differently.
+    Args:
+        name: for teachers and tests
+        says: what learners are told
+        patch: puts it into the solution's text
+        read: the section to read, if it is not the one that the exercise names
+        legitimate: it is right elsewhere, but not what is asked for
+        ways: other patches, for the same mistake written differently
     """
 
     name: str
     says: str
-    read: str
+    patch: Patch = ()
+    read: str = ""
     legitimate: bool = False
-    ways: tuple[str, ...] = ()
-
-    @property
-    def spellings(self) -> tuple[str, ...]:
-        return (self.name, *self.ways)
+    ways: tuple[Patch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,11 @@ class Verdict:
         printer.text(str(self))
 
 
+def with_reading(mistakes: Iterable[Mistake], read: str) -> tuple[Mistake, ...]:
+    """The mistakes, with ``read`` where they name nothing themselves."""
+    return tuple(replace(mistake, read=mistake.read or read) for mistake in mistakes)
+
+
 def never_raises(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
     """A checker that answers whatever it is given: a learner never sees its stack trace."""
     @functools.wraps(check)
@@ -106,33 +107,84 @@ def never_raises(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
     return guarded
 
 
+# --- a solution's text, and patches of it ---------------------------------------------------------
+
+def patched(text: str, *patches: Patch) -> str:
+    """The text with each ``old`` replaced by its ``new``, one after the other. ValueError: an
+    ``old`` does not occur exactly once."""
+    if () in patches:
+        raise ValueError("there is no patch")
+    for patch in patches:
+        for old, new in [patch] if isinstance(patch[0], str) else patch:
+            if text.count(old) != 1:
+                raise ValueError(f"{old!r} occurs {text.count(old)} times, must occur exactly "
+                                 f"once in\n{text}")
+            text = text.replace(old, new)
+    return text
+
+
+@functools.cache
+def defined(name: str, text: str) -> Callable:
+    """The function of this name that a text defines; it may use math, re and torch."""
+    names = {"math": math, "re": re, "torch": torch}
+    exec(compile(text, f"<{name}>", "exec"), names)
+    if name not in names:
+        raise ValueError(f"no {name} is defined in\n{text}")
+    return names[name]
+
+
 @dataclass(frozen=True)
 class Exercise:
-    """A function to write.
+    """A function to write. ValueError: a mistake's patch does not fit the solution.
 
-    ``write(faults)`` gives the reference with the named faults in it; ``cases()`` gives
-    (name, arguments), smallest first, and new arguments each time. ``gradient_of`` is the place
-    of an argument by which the gradient counts too, as ``second`` calls it: with
-    ``gradient_asked`` always, otherwise where the output has one. ``rtol``: differences so small,
-    relatively, are another guard against 0 / 0 and no mistake. ``solution`` is a cell that solves
-    it.
+    Args:
+        read: the section that its mistakes send to, where they name none themselves
+        solution: a cell that solves it; the reference is this text, executed
+        cases: gives (name, arguments), smallest first, and new arguments each time
+        gradient_of: the place of an argument by which the gradient counts too, if the output has
+            one
+        gradient_asked: the output must have one
+        second: what a counterexample calls the gradient
+        rtol: a relative difference that comes of another guard against 0 / 0, and is no mistake
     """
 
     name: str
     lesson: str
+    read: str
     task: str
-    write: Callable[[Faults], Callable]
+    solution: str
     cases: Callable[[], Cases]
     mistakes: Sequence[Mistake]
-    solution: str
     gradient_of: int | None = None
     gradient_asked: bool = False
     second: str = "gradient"
     rtol: float = 0.0
 
+    def __post_init__(self):
+        object.__setattr__(self, "mistakes", with_reading(self.mistakes, self.read))
+        for mistake in self.mistakes:
+            try:
+                for patch in (mistake.patch, *mistake.ways):
+                    self.version(patch)
+            except (ValueError, SyntaxError) as error:
+                raise ValueError(f"{self.name}, mistake {mistake.name!r}: {error}") from None
+
     @property
     def reference(self) -> Callable:
-        return self.write(frozenset())
+        return self.version()
+
+    def version(self, *patches: Patch) -> Callable:
+        """The solution's function, patched."""
+        return defined(self.name, patched(self.solution, *patches))
+
+    def patches(self, *names: str) -> list[Patch]:
+        """Those of the mistakes of these names."""
+        by_name = {mistake.name: mistake.patch for mistake in self.mistakes}
+        return [by_name[name] for name in names]
+
+    def wrong(self, *names: str) -> Callable:
+        """The solution's function with the mistakes of these names in it."""
+        return self.version(*self.patches(*names))
 
     def answers(self, function: Callable) -> list[Answer | Exception]:
         """What a function gives for every case; where it raises, what it raises."""
@@ -198,6 +250,10 @@ class Exercise:
         except BaseException as error:
             return self.failed(function, error, len(found), limit)
         changed = next(filter(None, map(changed_input, given, before)), "")
+        return found, self.notes(found, changed, printed)
+
+    def notes(self, found: Sequence[Answer], changed: str, printed: Printed) -> str:
+        """What there is to say of a function besides whether its answers are right."""
         notes = (f" It changes its argument{changed}: others may still need it." if changed else "")
         if self.gradient_of is not None and any(a.gradient is None for a in found):
             notes += (" No gradient passes through it: with it in a loss, nothing would be "
@@ -205,7 +261,7 @@ class Exercise:
         if printed.anything:
             notes += (f" (It printed {printed.lines} line{'s' * (printed.lines != 1)}, left out "
                       f"here.)")
-        return found, notes
+        return notes
 
     def failed(self, function: Callable, error: BaseException, number: int,
                limit: float) -> Verdict:
@@ -216,21 +272,21 @@ class Exercise:
             return Verdict("not attempted", f"{self.name}: not attempted yet; the lesson goes on "
                                             f"with the library's version.")
         if isinstance(error, Unanswered):
-            return Verdict("error", f"{self.name}: it returned {error} {on}, allowed is a tensor, "
-                                    f"an array, a number or a list of these. Is a `return` "
-                                    f"missing?")
-        if isinstance(error, OutOfTime):
-            return Verdict("error", f"{self.name}: stopped after {limit:g} s, {on}. Is there a "
-                                    f"loop that never ends?")
-        if isinstance(error, WrongKind):
-            return Verdict("error", f"{self.name}: {error}, {on}.")
-        text = told(error)
-        device = (" The arguments are on the CPU: the function is to work there."
-                  if re.search("cuda|device", text, re.IGNORECASE) else "")
-        return Verdict("error", f"{self.name}: raised {text} {where(error, function)}{on}."
-                                f"{device}")
+            says = (f"it returned {error} {on}, allowed is a tensor, an array, a number or a list "
+                    f"of these. Is a `return` missing?")
+        elif isinstance(error, OutOfTime):
+            says = f"stopped after {limit:g} s, {on}. Is there a loop that never ends?"
+        elif isinstance(error, WrongKind):
+            says = f"{error}, {on}."
+        else:
+            text = told(error)
+            says = f"raised {text} {where(error, function)}{on}."
+            if re.search("cuda|device", text, re.IGNORECASE):
+                says += " The arguments are on the CPU: the function is to work there."
+        return Verdict("error", f"{self.name}: {says}")
 
     def judge(self, found: Sequence[Answer], notes: str) -> Verdict:
+        """The verdict on the answers to all cases."""
         wanted = self.answers(self.reference)
         first = next((i for i, (a, b) in enumerate(zip(found, wanted))
                       if not same(a, b, self.rtol)), None)
@@ -240,217 +296,31 @@ class Exercise:
             return Verdict("error", f"{self.name}: it returned {found[first].value.dtype}, which "
                                     f"is too coarse to judge; allowed are float32 and "
                                     f"float64.{notes}")
-        text = (f"{self.name}: not yet. Smallest case where it goes wrong, "
-                f"\"{self.case_name(first)}\":\n{self.show(first, found[first], wanted[first])}")
-        mistake = self.recognise(found)
+        name, arguments = list(self.cases())[first]
+        shown = counterexample(arguments, found[first], wanted[first], self.rtol, self.second)
+        text = (f"{self.name}: not yet. Smallest case where it goes wrong, \"{name}\":\n{shown}\n")
+        mistake, status = self.recognise(found), "wrong"
         if mistake is None:
-            return Verdict("wrong", f"{text}\nThis is none of the mistakes known here: compare the "
-                                    f"two numbers by hand.{notes}")
-        if mistake.legitimate:
-            return Verdict("another choice", f"{text}\nNo mistake elsewhere, but not what is asked "
-                                             f"here: {mistake.says} ({mistake.read}){notes}",
-                           mistake.name)
-        return Verdict("wrong", f"{text}\nIt looks like this: {mistake.says} Read "
-                                f"{mistake.read}.{notes}", mistake.name)
+            text += ("This is none of the mistakes known here: compare the two numbers by "
+                     "hand.")
+        elif mistake.legitimate:
+            status = "another choice"
+            text += (f"No mistake elsewhere, but not what is asked here: {mistake.says} "
+                     f"({mistake.read})")
+        else:
+            text += f"It looks like this: {mistake.says} Read {mistake.read}."
+        return Verdict(status, text + notes, mistake.name if mistake else None)
 
     def recognise(self, found: Sequence[Answer]) -> Mistake | None:
-        """The mistake whose faulty reference gives the same on every case."""
-        for mistake in self.mistakes:
-            for way in mistake.spellings:
-                if self.does(found, frozenset([way])):
-                    return mistake
-        return None
+        """The mistake with which the solution gives the same on every case."""
+        return next((mistake for mistake in self.mistakes
+                     for way in (mistake.patch, *mistake.ways)
+                     if self.does(found, way)), None)
 
-    def does(self, found: Sequence[Answer], faults: Faults) -> bool:
-        """Whether these are the answers of the reference with these faults in it."""
-        return alike(found, self.answers(self.write(faults)), self.rtol,
+    def does(self, found: Sequence[Answer], *patches: Patch) -> bool:
+        """Whether these are the answers of the solution, patched."""
+        return alike(found, self.answers(self.version(*patches)), self.rtol,
                      coarse=any(map(is_half, found)))
 
     def case_name(self, number: int) -> str:
         return list(self.cases())[number][0]
-
-    def show(self, number: int, got: Answer, wanted: Answer) -> str:
-        """The case's arguments, the learner's numbers, the right ones; of many the first that
-        differs."""
-        arguments = list(self.cases())[number][1]
-        lines = [f"  given     {', '.join(map(short, arguments))}"]
-        if got.value.shape != wanted.value.shape:
-            lines += [f"  yours     of shape {tuple(got.value.shape)}: {short(got.value)}",
-                      f"  right     of shape {tuple(wanted.value.shape)}: {short(wanted.value)}"]
-            return "\n".join(lines)
-        pair, dtypes, name = (got.value, wanted.value), (), "entry"
-        if close(*pair, (), self.rtol) and got.gradient is not None:
-            lines.append(f"  value     {short(got.value)}, which is right; its {self.second} "
-                         f"is not:")
-            pair, dtypes = (got.gradient, wanted.gradient), (got.value.dtype,)
-            name = self.second
-        if wanted.parts or pair[1].numel() > SHOWN:
-            at = first_difference(*pair, dtypes, self.rtol)
-            lines.append(f"  where     {place(at, pair[1].shape, wanted.parts, name)}, the first "
-                         f"number that differs")
-            pair = tuple(numbers.flatten()[at] for numbers in pair)
-        digits = next((d for d in (4, 7, 10) if short(pair[0], d) != short(pair[1], d)), 4)
-        lines += [f"  yours     {short(pair[0], digits)}",
-                  f"  right     {short(pair[1], digits)}"]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Repair(Exercise):
-    """A function to mend: ``broken`` is its source, with the mistakes ``faults`` in it.
-
-    As it was is "not attempted"; with some of its faults mended, the first that is left is named.
-    ``shows(function)`` runs it and says in a line how that went.
-    """
-
-    broken: str = ""
-    faults: tuple[str, ...] = ()
-    shows: Callable[[Callable], str] | None = None
-
-    def check(self, function: Callable, limit: float = LIMIT) -> Verdict:
-        """As for any exercise, and what a run with this function does."""
-        verdict = super().check(function, limit)
-        if self.shows is None or verdict.status == "error":
-            return verdict
-        try:
-            shown = run_apart(lambda: self.shows(function), limit, Printed(),
-                              own_globals(function))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            return verdict
-        return replace(verdict, text=f"{verdict.text}\n{shown}")
-
-    def judge(self, found: Sequence[Answer], notes: str) -> Verdict:
-        if self.does(found, frozenset(self.faults)):
-            one = len(self.faults) == 1
-            return Verdict("not attempted", f"{self.name}: not attempted yet, it does what it did. "
-                           f"{'1 fault is' if one else f'{len(self.faults)} faults are'} in it.",
-                           self.faults[0] if one else None)
-        return super().judge(found, notes)
-
-    def recognise(self, found: Sequence[Answer]) -> Mistake | None:
-        """A mistake alone; or, of the faults that it came with, the first of those left."""
-        alone = super().recognise(found)
-        if alone is not None:
-            return alone
-        for left in itertools.combinations(self.faults, len(self.faults) - 1):
-            if self.does(found, frozenset(left)):
-                return next(m for m in self.mistakes if m.name == left[0])
-        return None
-
-
-@dataclass(frozen=True)
-class Question:
-    """A number to predict, within ``tolerance``; ``wrong``: numbers that tell a mistake."""
-
-    name: str
-    lesson: str
-    task: str
-    answer: float
-    tolerance: float
-    wrong: Sequence[tuple[float, Mistake]]
-
-    @property
-    def mistakes(self) -> list[Mistake]:
-        return [mistake for _, mistake in self.wrong]
-
-    @property
-    def solution(self) -> str:
-        return f"{self.name} = {self.answer:.6g}"
-
-    @never_raises
-    def check(self, guess: object) -> Verdict:
-        """Say whether a number is right."""
-        if any(guess is nothing for nothing in NOTHING):
-            return Verdict("not attempted", f"{self.name}: not attempted yet.")
-        given, guess = guess, as_number(guess)
-        if guess is None:
-            return Verdict("error", f"{self.name}: got {short(given)}, allowed is a number. "
-                                    f"{self.task}")
-        if abs(guess - self.answer) <= self.tolerance:
-            return Verdict("right", f"{self.name}: right ({self.answer:.4g}).")
-        for number, mistake in self.wrong:
-            if abs(guess - number) <= self.tolerance:
-                return Verdict("wrong", f"{self.name}: not yet. It looks like this: {mistake.says} "
-                                        f"Read {mistake.read}.", mistake.name)
-        return Verdict("wrong", f"{self.name}: not yet; {guess:.4g} is too "
-                                f"{'large' if guess > self.answer else 'small'}.")
-
-
-@dataclass(frozen=True)
-class CurveQuestion:
-    """Which fault made these curves? ``answers`` cannot be told from each other by them;
-    ``shows[fault]`` is how each fault would look."""
-
-    name: str
-    lesson: str
-    task: str
-    answers: frozenset[str]
-    shows: Mapping[str, str]
-    mistakes: Sequence[Mistake] = ()
-
-    @property
-    def solution(self) -> str:
-        return f"{self.name} = {sorted(self.answers)[-1]!r}"
-
-    @never_raises
-    def check(self, guess: object) -> Verdict:
-        """Say whether the name of a fault is right."""
-        if any(guess is nothing for nothing in NOTHING):
-            return Verdict("not attempted", f"{self.name}: not attempted yet.")
-        if isinstance(guess, np.ndarray) and guess.ndim == 0:
-            guess = guess.item()
-        if not isinstance(guess, str) or guess not in self.shows:
-            return Verdict("error", f"{self.name}: got {short(guess)}, allowed is one of "
-                                    f"{', '.join(map(repr, self.shows))}.")
-        alike = sorted(self.answers - {guess})
-        if guess in self.answers:
-            also = (f" So may be {' and '.join(map(repr, alike))}: these curves cannot tell them "
-                    f"apart, only a test of the function can." if alike else "")
-            return Verdict("right", f"{self.name}: right: {self.shows[guess]}.{also}")
-        return Verdict("wrong", f"{self.name}: not yet. With {guess!r} one would see this: "
-                                f"{self.shows[guess]}.", str(guess))
-
-
-# --- a learner's function -------------------------------------------------------------------
-
-def own_globals(function: Callable) -> dict:
-    """Those of the cell that it was written in."""
-    return getattr(inspect.unwrap(function), "__globals__", {})
-
-
-def is_empty(function: Callable) -> bool:
-    """Whether nothing stands in it but ``...``, ``pass``, a text or a constant to return."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and all(
-        step.opname in EMPTY or step.argval in ("NotImplemented", "Ellipsis")
-        for step in dis.get_instructions(code))
-
-
-def raised_by(error: BaseException, function: Callable) -> bool:
-    """Whether a ``raise`` in the learner's own cell made this error, and not something that was
-    called there."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return (last is not None and last.tb_frame.f_globals is own_globals(function)
-            and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"])
-
-
-def told(error: BaseException) -> str:
-    """An error's kind and message, cut where that is long."""
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be shown)"
-    return cut(f"{type(error).__name__}: {message}", LONGEST)
-
-
-def where(error: BaseException, function: Callable) -> str:
-    """"in line 3 of its cell " where that can be told: the last one that was reached there."""
-    cell = getattr(getattr(function, "__code__", None), "co_filename", None)
-    reached = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        reached = line if frame.f_code.co_filename == cell else reached
-    return "" if reached is None else f"in line {reached} of its cell "

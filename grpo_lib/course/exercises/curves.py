@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from grpo_lib.course.exercises.base import CurveQuestion
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grpo_lib.course.exercises.base import Mistake, Verdict, never_raises
+from grpo_lib.course.exercises.comparing import NOTHING, short
 from grpo_lib.course.exercises.faulty import FAULTS, SILENT
 from grpo_lib.course.plots import FONT, Picture, training_curves
 from grpo_lib.course.recorded import load
@@ -11,6 +17,41 @@ PANELS = ("accuracy", "length", "entropy", "kl", "clip")
 RUNS = {"curves_a": ("reference for old", 0), "curves_b": ("sign", 1),
         "curves_c": ("other temperature", 2), "curves_d": ("end masked out", 0)}
 # (fault and seed of the recorded run)
+
+
+@dataclass(frozen=True)
+class CurveQuestion:
+    """Which fault made these curves? ``answers`` cannot be told from each other by them;
+    ``shows[fault]`` is how each fault would look."""
+
+    name: str
+    lesson: str
+    task: str
+    answers: frozenset[str]
+    shows: Mapping[str, str]
+    mistakes: Sequence[Mistake] = ()
+
+    @property
+    def solution(self) -> str:
+        return f"{self.name} = {sorted(self.answers)[-1]!r}"
+
+    @never_raises
+    def check(self, guess: object) -> Verdict:
+        """Say whether the name of a fault is right."""
+        if any(guess is nothing for nothing in NOTHING):
+            return Verdict("not attempted", f"{self.name}: not attempted yet.")
+        if isinstance(guess, np.ndarray) and guess.ndim == 0:
+            guess = guess.item()
+        if not isinstance(guess, str) or guess not in self.shows:
+            return Verdict("error", f"{self.name}: got {short(guess)}, allowed is one of "
+                                    f"{', '.join(map(repr, self.shows))}.")
+        alike = sorted(self.answers - {guess})
+        if guess in self.answers:
+            also = (f" So may be {' and '.join(map(repr, alike))}: these curves cannot tell them "
+                    f"apart, only a test of the function can." if alike else "")
+            return Verdict("right", f"{self.name}: right: {self.shows[guess]}.{also}")
+        return Verdict("wrong", f"{self.name}: not yet. With {guess!r} one would see this: "
+                                f"{self.shows[guess]}.", str(guess))
 
 
 def run_of(fault: str, seed: int) -> dict:

@@ -29,29 +29,11 @@ class Fault(NamedTuple):
     change: Callable[[GRPOTrainer, Rollouts, Tensor, Tensor], Given]
 
 
-def none(trainer, rollouts, advantages, ref):
-    return rollouts, advantages, ref
-
-
-def sign(trainer, rollouts, advantages, ref):
-    return rollouts, -advantages, ref
-
-
 def interleaved(trainer, rollouts, advantages, ref):
     """Groups made of every N-th row: completions of different prompts are compared."""
     mixed = trainer.rewards.flatten().view(trainer.rewards.shape[1], -1).T
     wrong = trainer.algorithm.advantages(mixed, rollouts.mask).view_as(mixed)
     return rollouts, wrong.T.reshape(advantages.shape), ref
-
-
-def other_rows(trainer, rollouts, advantages, ref):
-    """Every completion gets the advantage of the next prompt's."""
-    return rollouts, advantages.roll(1, 0), ref
-
-
-def no_baseline(trainer, rollouts, advantages, ref):
-    """Rewards of 1 and 2 for 0 and 1, and nothing subtracted."""
-    return rollouts, trainer.rewards + 1.0, ref
 
 
 def end_masked(trainer, rollouts, advantages, ref):
@@ -63,33 +45,29 @@ def end_masked(trainer, rollouts, advantages, ref):
     return replace(rollouts, mask=mask), advantages, ref
 
 
-def reference_for_old(trainer, rollouts, advantages, ref):
-    """The ratio is taken to the base model instead of the policy that sampled."""
-    return replace(rollouts, log_probs=ref), advantages, ref
-
-
-def other_temperature(trainer, rollouts, advantages, ref):
-    """Sampled at one temperature, scored at another."""
-    return replace(rollouts, temperature=2 * rollouts.temperature), advantages, ref
-
-
 FAULTS = {
     "none": Fault("nothing", "reward and length rise together, entropy falls, nothing is clipped",
-                  none),
+                  lambda trainer, rollouts, A, ref: (rollouts, A, ref)),
     "sign": Fault("the sign of the advantages is turned",
-                  "accuracy goes to 0 and stays there; length falls", sign),
+                  "accuracy goes to 0 and stays there; length falls",
+                  lambda trainer, rollouts, A, ref: (rollouts, -A, ref)),
     "other rows": Fault("every completion gets the advantage of another prompt's",
                         "accuracy stays at guessing, entropy high, however long it runs",
-                        other_rows),
+                        lambda trainer, rollouts, A, ref: (rollouts, A.roll(1, 0), ref)),
     "no baseline": Fault("rewards are 1 and 2, and nothing is subtracted",
                          "everything sampled is pushed up: entropy falls before accuracy rises, if "
-                         "it rises at all", no_baseline),
+                         "it rises at all",
+                         lambda trainer, rollouts, A, ref: (rollouts, trainer.rewards + 1.0, ref)),
     "reference for old": Fault("the ratio is taken to the base model",
                                "both clip fractions rise at once and the KL distance stays next to "
-                               "0: the clip has become a leash", reference_for_old),
+                               "0: the clip has become a leash",
+                               lambda trainer, rollouts, A, ref: (
+                                   replace(rollouts, log_probs=ref), A, ref)),
     "other temperature": Fault("sampled at temperature 1, scored at 2",
                                "a fifth of all tokens is clipped at the first step already, where "
-                               "the ratio should be 1", other_temperature),
+                               "the ratio should be 1",
+                               lambda trainer, rollouts, A, ref: (replace(
+                                   rollouts, temperature=2 * rollouts.temperature), A, ref)),
     "interleaved groups": Fault("completions are compared with those of other prompts",
                                 "nothing that the curves would show", interleaved),
     "end masked out": Fault("end-of-sequence gets no gradient",

@@ -2,45 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import re
-
-from grpo_lib.course.exercises.base import Exercise, Faults, Mistake
-
-
-def write_verifier(faults: Faults):
-    def verify(completion, answer):
-        digits = re.findall("[0-9]", completion)
-        after = completion.partition("=>")[2]
-        if {"the last arrow", "the last arrow, blanks forgiven"} & faults:
-            after = completion.rpartition("=>")[2] if "=>" in completion else ""
-        if {"other blanks", "the last arrow, blanks forgiven"} & faults:
-            return after.strip() == answer
-        if "leading blanks" in faults:
-            return after.lstrip() == answer
-        if "trailing blanks" in faults:
-            return after.startswith(" ") and after[1:].strip() == answer
-        if "words" in faults:
-            return after.split() == [answer]
-        if "blanks taken out" in faults:
-            return after.replace(" ", "") == answer
-        if "as a number" in faults:
-            return int(after if after.strip().isdigit() else -1) == int(answer)
-        if "anywhere" in faults:
-            return answer in completion
-        if "the last digit" in faults:
-            return digits[-1:] == [answer]
-        if "the first digit" in faults:
-            return digits[:1] == [answer]
-        if "whatever follows" in faults:
-            return re.findall("[0-9]", after)[:1] == [answer]
-        if "one of many" in faults:
-            return answer in after.split()
-        if "part of the answer" in faults:
-            return after.strip() in answer
-        return after == f" {answer}"
-
-    return verify
+from grpo_lib.course.exercises.base import Exercise, Mistake
 
 
 def verifier_cases():
@@ -59,53 +21,43 @@ def verifier_cases():
 
 
 VERIFIER = Exercise(
-    "verify", "02",
+    "verify", "02", "lesson 02, section 2",
     "Write verify(completion, answer) -> bool: true if the text after the first => is one blank "
     "and the answer (a digit), and nothing else.",
-    write_verifier, verifier_cases, (
-        Mistake("anywhere", "the digit counts anywhere in the text, in the working too; a policy "
-                "that writes all ten digits is always right.", "lesson 02, section 2"),
-        Mistake("the last digit", "you look at the last digit of the text, whether or not an "
-                "answer was marked, and let a wrong answer be corrected.", "lesson 02, section 2"),
-        Mistake("the first digit", "you look at the first digit of the text, which in a worked "
-                "answer belongs to the working.", "lesson 02, section 2"),
-        Mistake("whatever follows", "anything may follow the digit: \"=> 4 7\" passes.",
-                "lesson 02, section 2"),
-        Mistake("one of many", "one of several answers may be right: naming all ten always is.",
-                "lesson 02, section 2"),
-        Mistake("part of the answer", "you ask whether the text is in the answer; an empty text "
-                "always is.", "lesson 02, section 2"),
-        Mistake("the last arrow", "you take what follows the last =>, so that a wrong answer can "
-                "be followed by another.", "lesson 02, section 2",
-                ways=("the last arrow, blanks forgiven",)),
-        Mistake("other blanks", "one blank is asked for, and nothing else: yours also takes an "
-                "answer without it, or with more white space around it.", "lesson 02, section 2",
-                ways=("leading blanks", "trailing blanks", "words",
-                      "blanks taken out")),
-        Mistake("as a number", "you compare numbers; the text counts: \"=> 04\" is not \"=> 4\".",
-                "lesson 02, section 2")),
     '''def verify(completion, answer):
-    return completion.partition("=>")[2] == f" {answer}"''')
-
-
-def write_pass_at_k(faults: Faults):
-    def pass_at_k(samples, right, k):
-        share = right / samples
-        if "with replacement" in faults:
-            chance = 1 - (1 - share) ** k
-        elif "k times" in faults:
-            chance = min(1.0, k * share)
-        elif "pass@1" in faults:
-            chance = share
-        elif "all of them" in faults:
-            chance = math.comb(right, k) / math.comb(samples, k)
-        elif "any at all" in faults:
-            chance = float(right > 0)
-        else:
-            chance = 1 - math.comb(samples - right, k) / math.comb(samples, k)
-        return 1 - chance if "none of them" in faults else chance
-
-    return pass_at_k
+    return completion.partition("=>")[2] == f" {answer}"''',
+    verifier_cases, (
+        Mistake("anywhere", "the digit counts anywhere in the text, in the working too; a policy "
+                "that writes all ten digits is always right.",
+                ('completion.partition("=>")[2] == f" {answer}"', "answer in completion")),
+        Mistake("the last digit", "you look at the last digit of the text, whether or not an "
+                "answer was marked, and let a wrong answer be corrected.",
+                ('completion.partition("=>")[2] == f" {answer}"',
+                 're.findall("[0-9]", completion)[-1:] == [answer]')),
+        Mistake("the first digit", "you look at the first digit of the text, which in a worked "
+                "answer belongs to the working.",
+                ('completion.partition("=>")[2] == f" {answer}"',
+                 're.findall("[0-9]", completion)[:1] == [answer]')),
+        Mistake("whatever follows", 'anything may follow the digit: "=> 4 7" passes.',
+                (("return ", 'return re.findall("[0-9]", '),
+                 ('[2] == f" {answer}"', "[2])[:1] == [answer]"))),
+        Mistake("one of many", "one of several answers may be right: naming all ten always is.",
+                (("return ", "return answer in "), (' == f" {answer}"', ".split()"))),
+        Mistake("part of the answer", "you ask whether the text is in the answer; an empty text "
+                "always is.", (' == f" {answer}"', ".strip() in answer")),
+        Mistake("the last arrow", "you take what follows the last =>, so that a wrong answer can "
+                "be followed by another.", ("partition", "rpartition"),
+                ways=((("return ", 'return "=>" in completion and '), ("partition", "rpartition"),
+                       (' == f" {answer}"', ".strip() == answer")),)),
+        Mistake("other blanks", "one blank is asked for, and nothing else: yours also takes an "
+                "answer without it, or with more white space around it.",
+                (' == f" {answer}"', ".strip() == answer"),
+                ways=((' == f" {answer}"', ".lstrip() == answer"),
+                      (('"=>"', '"=> "'), (' == f" {answer}"', ".strip() == answer")),
+                      (' == f" {answer}"', ".split() == [answer]"),
+                      (' == f" {answer}"', '.replace(" ", "") == answer'))),
+        Mistake("as a number", 'you compare numbers; the text counts: "=> 04" is not "=> 4".',
+                (' == f" {answer}"', ".strip().zfill(9) == answer.zfill(9)"))))
 
 
 def pass_at_k_cases():
@@ -115,24 +67,29 @@ def pass_at_k_cases():
 
 
 PASS_AT_K = Exercise(
-    "pass_at_k", "02",
+    "pass_at_k", "02", "lesson 02, section 4",
     "Write pass_at_k(samples, right, k) -> float: the chance that k of the samples, drawn without "
     "replacement, hold a right one (2107.03374).",
-    write_pass_at_k, pass_at_k_cases, (
-        Mistake("with replacement", "1 - (1 - c/n)^k draws with replacement and takes c/n for the "
-                "truth: too low on average.", "lesson 02, section 4"),
-        Mistake("k times", "k times the share counts draws that hold two right ones twice.",
-                "lesson 02, section 4"),
-        Mistake("pass@1", "this is pass@1, whatever k is.", "lesson 02, section 4"),
-        Mistake("all of them", "this is the chance that all k are right.", "lesson 02, section 4"),
-        Mistake("none of them", "this is the chance that none is right: 1 minus it is wanted.",
-                "lesson 02, section 4"),
-        Mistake("any at all", "this is pass@n: all samples count, and k does not.",
-                "lesson 02, section 4")),
     '''import math
 
 
 def pass_at_k(samples, right, k):
-    return 1 - math.comb(samples - right, k) / math.comb(samples, k)''')
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)''',
+    pass_at_k_cases, (
+        Mistake("with replacement", "1 - (1 - c/n)^k draws with replacement and takes c/n for the "
+                "truth: too low on average.",
+                ("math.comb(samples - right, k) / math.comb(samples, k)",
+                 "(1 - right / samples) ** k")),
+        Mistake("k times", "k times the share counts draws that hold two right ones twice.",
+                ("1 - math.comb(samples - right, k) / math.comb(samples, k)",
+                 "min(1.0, k * right / samples)")),
+        Mistake("pass@1", "this is pass@1, whatever k is.",
+                ("1 - math.comb(samples - right, k) / math.comb(samples, k)", "right / samples")),
+        Mistake("all of them", "this is the chance that all k are right.",
+                ("1 - math.comb(samples - right, k)", "math.comb(right, k)")),
+        Mistake("none of them", "this is the chance that none is right: 1 minus it is wanted.",
+                ("return 1 - ", "return ")),
+        Mistake("any at all", "this is pass@n: all samples count, and k does not.",
+                ("1 - math.comb(samples - right, k) / math.comb(samples, k)", "float(right > 0)"))))
 
 EXERCISES = (VERIFIER, PASS_AT_K)

@@ -74,42 +74,37 @@ def anomaly_mode() -> tuple[bool, bool]:
     return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
 
-KEPT: tuple[tuple[Callable, Callable], ...] = (
-    (random.getstate, random.setstate),
-    (np.random.get_state, np.random.set_state),
-    (torch.get_rng_state, torch.set_rng_state),
+SETTINGS: tuple[tuple[Callable, Callable], ...] = (
+    # the device comes first: it decides where random states are made
+    (default_device, lambda device: torch.set_default_device(device)),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.is_grad_enabled, torch.set_grad_enabled),
-    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (torch.get_num_threads, torch.set_num_threads),
     (anomaly_mode, lambda mode: torch.autograd.set_detect_anomaly(*mode)),
     (np.geterr, lambda how: np.seterr(**how)),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (os.getcwd, os.chdir),
 )
+RANDOM: tuple[tuple[Callable, Callable], ...] = (
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+)
 
 
 @contextlib.contextmanager
 def settings_kept() -> Iterator[None]:
-    """Settings of Python, numpy and torch are afterwards what they were."""
-    device = default_device()
-    before = [get() for get, _ in KEPT]
+    """Settings and random states of Python, numpy and torch are afterwards what they were."""
+    settings, states = ([get() for get, _ in kept] for kept in (SETTINGS, RANDOM))
     try:
         yield
     finally:
-        if default_device() != device:  # first: it decides where random states are made
-            torch.set_default_device(device)
-        for value, (get, put) in zip(before, KEPT):
-            if not same_setting(get(), value):
-                put(value)
-
-
-def same_setting(a: object, b: object) -> bool:
-    """Equal, also of tuples that hold arrays."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(same_setting, a, b))
-    return bool(np.all(a == b)) if isinstance(a, np.ndarray) else (
-        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b)
+        for before, (get, put) in zip(settings, SETTINGS):
+            if get() != before:
+                put(before)
+        for before, (_, put) in zip(states, RANDOM):
+            put(before)
 
 
 # --- time -----------------------------------------------------------------------------------
@@ -123,7 +118,7 @@ def limited(action: Callable[[], T], seconds: float, own: dict) -> T:
             threading.current_thread() is not threading.main_thread()):
         return action()
 
-    end, over = time.monotonic() + seconds, False
+    end = time.monotonic() + seconds
 
     def inside() -> T:
         return action()
@@ -135,26 +130,24 @@ def limited(action: Callable[[], T], seconds: float, own: dict) -> T:
         return in_the_next_line
 
     def look(signum, frame):
-        frames, left = frames_inside(frame, inside.__code__), end - time.monotonic()
-        if left > 0 or frames is None:
-            if not over:
-                signal.setitimer(signal.ITIMER_REAL, min(max(left, AGAIN), TICK))
-            if frames is not None and sys.getrecursionlimit() > DEEPEST:
-                sys.setrecursionlimit(DEEPEST)  # RecursionError if it is deeper already
+        frames = frames_inside(frame, inside.__code__)
+        if frames is None:
             return
-        for each in frames:
-            if each.f_globals is own:
-                each.f_trace = in_the_next_line
-        sys.settrace(lambda *_: None)
-        signal.setitimer(signal.ITIMER_REAL, AGAIN)
-        raise OutOfTime
+        if sys.getrecursionlimit() > DEEPEST:
+            sys.setrecursionlimit(DEEPEST)  # RecursionError if it is deeper already
+        if time.monotonic() >= end:
+            for each in frames:
+                if each.f_globals is own:
+                    each.f_trace = in_the_next_line
+            sys.settrace(lambda *_: None)
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+            raise OutOfTime
 
     trace, before = sys.gettrace(), signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, min(seconds, TICK))
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, TICK), TICK)
     try:
         return inside()
     finally:
-        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if sys.gettrace() is not trace:
