@@ -44,31 +44,32 @@ def new_figure(columns: int = 1, rows: int = 1, width: float = 7.0, height: floa
 
 
 def label(axis, title: str, x: str, y: str, legend: bool = True) -> None:
-    axis.set_title(title, fontsize=FONT, loc="left", y=1.0)  # a given y saves a layout pass
-    axis.set_xlabel(x, fontsize=FONT)
-    axis.set_ylabel(y, fontsize=FONT)
-    if legend and axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=FONT - 2, frameon=False)
+    """Title and names of the axes, with a legend where curves have names."""
+    panel(axis, title, x, y, legend="best" if legend else None, fontsize=FONT - 2)
 
 
 def panel(axis, title: str, x: str = "", y: str = "", *, xlim=None, ylim=None, xticks=None,
-          yticks=None, percent: bool = False, legend: str | None = None, **style) -> None:
+          yticks=None, percent: bool | str = False, legend: str | None = None, **style) -> None:
     """Everything around the curves of an axis: title, labels, limits, ticks and legend.
 
     ``xlim`` is (left, right), None in it for a limit that the data set. ``xticks`` are values, or
-    a dict {value: what stands there}. ``percent``: y is a share, written as such. ``legend`` is
-    where it stands ("upper left"; None: there is none), and ``style`` goes to ``axis.legend``.
+    a dict {value: what stands there}. ``percent``: y is a share, written as such ("x": x is).
+    ``legend`` is where it stands ("upper left"; None: there is none), and ``style`` goes to
+    ``axis.legend``.
     """
-    label(axis, title, x, y, legend=False)
+    axis.set_title(title, fontsize=FONT, loc="left", y=1.0)  # a given y saves a layout pass
+    axis.set_xlabel(x, fontsize=FONT)
+    axis.set_ylabel(y, fontsize=FONT)
     if percent:
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        side = axis.xaxis if percent == "x" else axis.yaxis
+        side.set_major_formatter(PercentFormatter(1))
     for limits, set_limits in ((xlim, axis.set_xlim), (ylim, axis.set_ylim)):
         if limits is not None:
             set_limits(*limits)
     for ticks, set_ticks in ((xticks, axis.set_xticks), (yticks, axis.set_yticks)):
         if ticks is not None:  # list() of a dict are its keys
             set_ticks(list(ticks), ticks.values() if isinstance(ticks, Mapping) else None)
-    if legend:
+    if legend and axis.get_legend_handles_labels()[1]:
         axis.legend(loc=legend, frameon=False, **{"fontsize": FONT - 1} | style)
 
 
@@ -204,6 +205,15 @@ def bars(axis, x: Sequence[float], heights: Sequence[float], colors) -> None:
     axis.set_xlim(0.2, len(heights) + 0.8)
 
 
+def boxes(axis, corners: Sequence[tuple], linewidth: float = 0.7) -> None:
+    """Boxes with an edge, (x, y, x of the other corner, its y, colour) each: one collection for
+    all of them, which is much quicker than a patch for each."""
+    axis.add_collection(PolyCollection(
+        [[(x, y), (right, y), (right, top), (x, top)] for x, y, right, top, _ in corners],
+        facecolors=[color for *_, color in corners], edgecolors=BLACK, linewidths=linewidth),
+        autolim=False)
+
+
 def group_bars(rewards: Sequence[float], advantages: Sequence[float], title: str) -> Figure:
     """A group's rewards beside the advantages made of them."""
     figure, (left, right) = new_figure(2, width=9.4, height=3.7)
@@ -239,12 +249,8 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str,
     if log_x:
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, [f"{v:g}" for v in x])
-    if percent:
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-        axis.set_ylim(0, 1.03)
-    if y_range:
-        axis.set_ylim(*y_range)
-    label(axis, title, x_label, y_label)
+    panel(axis, title, x_label, y_label, ylim=y_range or ((0, 1.03) if percent else None),
+          percent=percent, legend="best", fontsize=FONT - 2)
     return figure
 
 
@@ -264,12 +270,8 @@ def token_grid(words: Sequence[Sequence[str]], colors: Sequence[Sequence[str]],
     axis.set_xlim(-0.02, columns)
     axis.set_ylim(len(words), 0)
     size = font or min(FONT - 1, 110 / columns)
-    corners = ((0.03, 0.06), (0.97, 0.06), (0.97, 0.94), (0.03, 0.94))
-    axis.add_collection(PolyCollection(  # one for all cells: much quicker than one each
-        [[(x + dx, y + dy) for dx, dy in corners]
-         for y, row in enumerate(words) for x in range(len(row))],
-        facecolors=[color for y, row in enumerate(words) for color in colors[y][:len(row)]],
-        edgecolors=BLACK, linewidths=0.6), autolim=False)
+    boxes(axis, [(x + 0.03, y + 0.06, x + 0.97, y + 0.94, colors[y][x])
+                 for y, row in enumerate(words) for x in range(len(row))], linewidth=0.6)
     for y, row in enumerate(words):
         for x, word in enumerate(row):
             ink = ink_on(colors[y][x])
@@ -327,11 +329,8 @@ def seed_dots(lots: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, *
             if values:
                 axis.plot([statistics.fmean(values)] * 2, [y + place - 0.2, y + place + 0.2],
                           color=BLACK, linewidth=2)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xlim(0, 1)
-    axis.xaxis.set_major_formatter(PercentFormatter(1))
-    axis.set_xlabel(x_label, fontsize=FONT)
+    panel(axis, "", x_label, xlim=(0, 1), ylim=(len(names) - 0.5, -0.5),
+          yticks=dict(enumerate(names)), percent="x")
     figure.legend(fontsize=FONT - 1, frameon=False, ncols=len(lots), loc="outside upper center")
     return figure
 

@@ -35,6 +35,17 @@ from grpo_lib.course.plots import Picture, keep_layout, to_png, to_svg, training
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
 
 
+def rounded(value: float, digits: int, sign: str = "") -> str:
+    """A number in words, with no minus before what rounds to 0; ``sign`` "+": always with one."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
+
+
+def caption(text: str, style: str = "") -> str:
+    """A line of text as HTML, which a screen reader speaks when it changes."""
+    return (f'<div role="status" style="font-size:15px;line-height:1.4;{style}'
+            f'white-space:pre-wrap">{html.escape(text)}</div>')
+
+
 class Shown:
     """Keeps a box of widgets, a figure and its text together."""
 
@@ -52,8 +63,7 @@ class Shown:
         """``view``: HTML to show live instead of the figure, which is then the saved picture."""
         self.figure, self.text = figure, text
         self.view.value = to_svg(figure, text) if view is None else view
-        self.caption.value = (f'<div role="status" style="font-size:15px;line-height:1.4;'
-                              f'white-space:pre-wrap">{html.escape(text)}</div>')
+        self.caption.value = caption(text)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
@@ -150,6 +160,11 @@ class Growing(Shown):
         return (self._repr_mimebundle_() | {"text/plain": self.about},
                 {"image/png": {"alt": self.text}})
 
+    def picture(self, text: str | None = None) -> Picture:
+        """The curves so far, to keep in the notebook; ``text`` says what they show."""
+        self.redraw()
+        return Picture(self.figure, text or self.text, self.dpi)
+
     def keep_picture(self) -> None:
         """Put the figure as it is now where the notebook has an earlier one."""
         if self._kept not in (None, self.figure):
@@ -201,11 +216,6 @@ class LiveCurves(Growing):
         if self._steps_drawn != len(self.history):
             self.redraw()
         super().keep_picture()
-
-    def picture(self, text: str | None = None) -> Picture:
-        """The curves so far, to keep in the notebook; ``text`` says what they show."""
-        self.redraw()
-        return Picture(self.figure, text or self.text)
 
     def describe(self) -> str:
         """The newest numbers, in a line."""

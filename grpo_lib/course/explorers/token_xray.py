@@ -9,11 +9,11 @@ from grpo_lib.course.explorers.controls import choice, slider
 from grpo_lib.course.explorers.tokens import (
     EFFECT,
     RATIO,
-    STYLE,
     as_grid,
     as_table,
     counts,
     key,
+    page,
     rows_of,
 )
 from grpo_lib.lab.xray import Xray
@@ -45,9 +45,8 @@ def token_xray_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer
                 f"{counts(update, of_group)}\nwhole batch, {int(shown.sum())} tokens: "
                 f"{counts(update, shown)}")
         figure = as_grid(xray, [("", update)], prompt - 1, show, f"{asked}   ({when})")
-        view = (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}">'
-                f'<p><b>{html.escape(asked)}</b> ({html.escape(when)})</p>'
-                f'{as_table(xray, update, prompt - 1, show)}{key(show)}</div>')
+        view = page(text, f"<p><b>{html.escape(asked)}</b> ({html.escape(when)})</p>",
+                    as_table(xray, update, prompt - 1, show), key(show))
         return figure, text, view
 
     times = list(xray.log_probs)

@@ -12,11 +12,11 @@ from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, slider, stops
 from grpo_lib.course.explorers.tokens import (
     EFFECT,
-    STYLE,
     as_grid,
     as_table,
     counts,
     key,
+    page,
     rows_of,
     strongest_push,
 )
@@ -65,8 +65,7 @@ def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
         sides = "".join(f'<div class="side"><p><b>{html.escape(title)}</b></p>'
                         f'{as_table(xray, update, prompt - 1, EFFECT, differs, strongest)}</div> '
                         for title, update in zip(titles, (one, other)))
-        view = (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}">'
-                f'<p>{html.escape(asked)} ({html.escape(when)})</p>{sides}{key(EFFECT)}</div>')
+        view = page(text, f"<p>{html.escape(asked)} ({html.escape(when)})</p>", sides, key(EFFECT))
         figure = as_grid(xray, [("A  ", one), ("B  ", other)], prompt - 1, EFFECT,
                          f"{titles[0]}   {titles[1]}   ({when})")
         return figure, text, view
