@@ -21,15 +21,8 @@ from matplotlib.figure import Figure
 from traitlets import TraitError
 
 from grpo_lib.config import StepMetrics
+from grpo_lib.course.explorers import outputs
 from grpo_lib.course.explorers.controls import ends
-from grpo_lib.course.explorers.outputs import (
-    LIVE,
-    VIEW,
-    display_outputs,
-    in_a_notebook,
-    update_picture,
-    when_this_cell_ends,
-)
 from grpo_lib.course.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
@@ -56,7 +49,7 @@ class Shown:
         self.view = ipywidgets.HTML()
         self.caption = ipywidgets.HTML()
         self.box = ipywidgets.VBox([*controls, self.view, self.caption])
-        self.box.add_class(LIVE)
+        self.box.add_class(outputs.LIVE)
         self.figure, self.text = Figure(), ""
 
     def show(self, figure: Figure, text: str, view: str | None = None) -> None:
@@ -68,16 +61,16 @@ class Shown:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         picture = b64encode(to_png(self.figure, self.dpi)).decode()
-        return {"text/plain": self.text, "image/png": picture, VIEW: view}
+        return {"text/plain": self.text, "image/png": picture, outputs.VIEW: view}
 
     def _to_display(self) -> tuple[dict, dict]:
         """What goes into a notebook: the bundle, and the metadata of its picture."""
         return self._repr_mimebundle_(), {}
 
     def _ipython_display_(self) -> None:
-        if not in_a_notebook():
+        if not outputs.in_a_notebook():
             raise NotImplementedError("IPython then takes _repr_mimebundle_")
-        display_outputs(*self._to_display(), self._display_id)
+        outputs.display_outputs(*self._to_display(), self._display_id)
 
 
 class Explorer(Shown):
@@ -168,7 +161,7 @@ class Growing(Shown):
     def keep_picture(self) -> None:
         """Put the figure as it is now where the notebook has an earlier one."""
         if self._kept not in (None, self.figure):
-            update_picture(*self._to_display(), self._display_id)
+            outputs.update_picture(*self._to_display(), self._display_id)
 
 
 class LiveCurves(Growing):
@@ -203,7 +196,7 @@ class LiveCurves(Growing):
         if metrics.step == self.steps or time.monotonic() - self._drawn > REDRAW_SECONDS:
             self.redraw()
         if self._kept is not None and not self._waits:
-            when_this_cell_ends(self.keep_picture)
+            outputs.when_this_cell_ends(self.keep_picture)
             self._waits = True
 
     def redraw(self) -> None:

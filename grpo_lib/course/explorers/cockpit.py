@@ -14,7 +14,7 @@ import ipywidgets
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig, StepMetrics, measured
 from grpo_lib.course.explorers.base import Growing, caption
-from grpo_lib.course.explorers.controls import choice, stops
+from grpo_lib.course.explorers.controls import EPSILONS, choice, stops
 from grpo_lib.course.explorers.outputs import running_cell, what_waits
 from grpo_lib.course.explorers.token_xray import token_xray_explorer
 from grpo_lib.course.plots import keep_layout, training_curves
@@ -25,12 +25,14 @@ from grpo_lib.training import GRPOTrainer
 PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
 DRAW_SHARE = 0.025  # of the time at most, while the run goes on
 ROW, DEFAULT = "the row's", "default"
-GROUP_SIZES = (2, 4, 8, 16, 32, 64)
-EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
-EPSILONS_HIGH = (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)
-BETAS = (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)
-RATES = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
+STOPS = {  # setting: (its label, where its slider stops)
+    "group_size": ("group size (answers)", (2, 4, 8, 16, 32, 64)),
+    "epsilon": ("epsilon", EPSILONS),
+    "epsilon_high": ("epsilon_high", (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)),
+    "beta": ("beta", (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)),
+    "learning_rate": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
+    "temperature": ("temperature", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0))}
+OF_ROW = ("epsilon", "epsilon_high", "beta")  # may be what the algorithm's row says
 BUTTONS = {
     "start": ("Start", "go on until the settings' last step"),
     "pause": ("Pause", "stop after the step that is being taken"),
@@ -107,23 +109,15 @@ class Cockpit(Growing):
         self.redraw()
 
     def _controls(self, config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
-        def of(label, value, options, first=()):
-            known = sorted({*options, value} - {None, ROW})
-            return stops(label, value, [*first, *((f"{o:g}", o) for o in known)])
-
-        def of_row(label, value, options):  # None: the row's
-            return of(label, ROW if value is None else value, options, [(ROW, ROW)])
-
-        rows = [name for name, row in ALGORITHMS.items()
-                if row.critic == config.choices.critic]
-        return {
-            "group_size": of("group size (answers)", config.group_size, GROUP_SIZES),
-            "epsilon": of_row("epsilon", config.epsilon, EPSILONS),
-            "epsilon_high": of_row("epsilon_high", config.epsilon_high, EPSILONS_HIGH),
-            "beta": of_row("beta", config.beta, BETAS),
-            "learning_rate": of("learning rate", config.learning_rate, RATES),
-            "temperature": of("temperature", config.temperature, TEMPERATURES),
-            "algorithm": choice("algorithm", config.algorithm or DEFAULT, [DEFAULT, *rows])}
+        made = {}
+        for name, (label, values) in STOPS.items():
+            value = getattr(config, name)
+            options = [(f"{v:g}", v) for v in sorted({*values, value} - {None})]
+            made[name] = stops(label, ROW if value is None else value,
+                               [(ROW, ROW), *options] if name in OF_ROW else options)
+        rows = [name for name, row in ALGORITHMS.items() if row.critic == config.choices.critic]
+        return made | {"algorithm": choice("algorithm", config.algorithm or DEFAULT,
+                                           [DEFAULT, *rows])}
 
     # --- what a learner does -----------------------------------------------------------------
 

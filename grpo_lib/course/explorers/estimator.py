@@ -5,12 +5,7 @@ from __future__ import annotations
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import slider, stops
 from grpo_lib.course.plots import BLACK, BLUE, ORANGE, VERMILION, new_figure, panel
-from grpo_lib.evaluation import (
-    estimate_moments,
-    independent_guesses,
-    pass_at_k,
-    plug_in_pass_at_k,
-)
+from grpo_lib.evaluation import estimate_moments, independent_guesses, pass_at_k, plug_in_pass_at_k
 
 NAMES = ("first k", "unbiased", "plug-in")
 

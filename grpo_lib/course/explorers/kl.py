@@ -10,13 +10,7 @@ from torch import Tensor
 from grpo_lib.course.explorers.base import Explorer, rounded
 from grpo_lib.course.explorers.controls import choice, stops
 from grpo_lib.course.plots import BLACK, BLUE, GREEN, PURPLE, VERMILION, new_figure, panel
-from grpo_lib.lab.exact import (
-    kl_divergence,
-    kl_divergence_gradient,
-    kl_estimator_gradient,
-    kl_estimator_moments,
-    kl_estimator_slope,
-)
+from grpo_lib.lab import exact
 from grpo_lib.objective import kl_estimate
 from grpo_lib.support.checks import check_choice
 
@@ -47,19 +41,20 @@ def kl_explorer(logits: Tensor, ref_logits: Tensor, steps: Sequence[int] | None 
     ref = ref_logits.log_softmax(-1)
     x = torch.linspace(*REACH, 81, dtype=torch.float64)
     curves = {name: (kl_estimate(-x, torch.zeros_like(x), kl),
-                     kl_estimator_slope(-x, torch.zeros_like(x), kl, corrected))
+                     exact.kl_estimator_slope(-x, torch.zeros_like(x), kl, corrected))
               for name, (kl, corrected) in ESTIMATORS.items()}
 
     def draw(step: int, estimator: str):
         now, (kl, corrected) = logits[steps.index(step)], ESTIMATORS[estimator]
         log_probs = now.log_softmax(-1)
-        true, away = kl_divergence(log_probs, ref), kl_divergence_gradient(now, ref_logits)
-        value = kl_estimator_moments(now, ref_logits, kl)
-        gradient = kl_estimator_gradient(now, ref_logits, kl, corrected)
+        true = exact.kl_divergence(log_probs, ref)
+        away = exact.kl_divergence_gradient(now, ref_logits)
+        value = exact.kl_estimator_moments(now, ref_logits, kl)
+        gradient = exact.kl_estimator_gradient(now, ref_logits, kl, corrected)
         seen = torch.maximum(log_probs, ref).exp() > SEEN
         dots = ((ref - log_probs)[seen], log_probs[seen],
                 kl_estimate(log_probs, ref, kl)[seen],
-                kl_estimator_slope(log_probs, ref, kl, corrected)[seen])
+                exact.kl_estimator_slope(log_probs, ref, kl, corrected)[seen])
         distance, mean = (rounded(x.item(), 3) for x in (true, value.mean))
         text = (f"step {step}, {estimator}: KL(pi || ref) is {distance} nats; one token reads "
                 f"{mean} on average, std {value.std:.3f}. Gradient: KL's has length "
