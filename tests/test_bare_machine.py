@@ -48,18 +48,19 @@ def test_the_gpu_tests_are_collected_by_themselves(packages):
 @pytest.mark.slow
 def test_a_benchmark_that_cannot_be_measured_says_why_in_one_line():
     done = without(JUPYTER, "import torch; torch.cuda.is_available = lambda: False; "
-                            "from benchmarks.__main__ import main; main(['cuda'])")
+                            "from benchmarks.__main__ import PARTS; PARTS.main('', ['cuda'])")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "benchmarks cuda: no CUDA device\n"
 
 
 @pytest.mark.slow
 def test_what_is_asked_for_is_imported_and_nothing_else():
-    code = ("import benchmarks.__main__ as b; b.file_of = lambda name: b.HERE / 'none'\n"
-            "b.part('cuda'); b.write_atomically = lambda path, text: None\n"
+    code = ("import recordings.measuring\nfrom benchmarks.__main__ import PARTS\n"
+            "PARTS.logs = PARTS.folder / 'none'\n"
+            "PARTS.part('cuda'); recordings.measuring.write_atomically = lambda path, text: None\n"
             "sys.modules['benchmarks.cuda'].why_not = lambda: None\n"
             "sys.modules['benchmarks.cuda'].measure = lambda: {}\n"
-            "b.main(['cuda'])\n"
+            "PARTS.main('', ['cuda'])\n"
             "print(sorted(n for n in sys.modules if n.startswith('benchmarks.')))")
     done = without(JUPYTER, code)
     assert done.returncode == 0, done.stderr
@@ -67,11 +68,22 @@ def test_what_is_asked_for_is_imported_and_nothing_else():
 
 
 @pytest.mark.slow
-def test_help_and_the_page_of_results_need_no_more_than_the_library():
-    done = without(JUPYTER, "from benchmarks.__main__ import main; main(['--help'])")
-    assert done.returncode == 0 and "cuda" in done.stdout and done.stderr == ""
-    done = without(JUPYTER, "import benchmarks.__main__ as b\n"
-                            "sys.stdout.buffer.write(b.results().encode())")
+@pytest.mark.parametrize(("package", "part"), [("benchmarks", "cuda"), ("recordings", "kl")])
+def test_help_and_the_page_of_results_need_no_more_than_the_library(package, part):
+    start = f"from {package}.__main__ import PARTS; "
+    done = without(JUPYTER, start + "PARTS.main('', ['--help'])")
+    assert done.returncode == 0 and part in done.stdout and done.stderr == ""
+    done = without(JUPYTER, start + "sys.stdout.buffer.write(PARTS.results().encode())")
     assert done.returncode == 0, done.stderr
-    page = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
-    assert done.stdout == page, "python -m benchmarks report writes it anew"
+    page = (ROOT / package / "results.md").read_text(encoding="utf-8")
+    assert done.stdout == page, f"python -m {package} report writes it anew"
+
+
+def test_what_stands_in_the_lab_book_is_kept(tmp_path, monkeypatch):
+    from recordings.measuring import LAB_BOOK, Parts
+
+    parts = Parts("benchmarks", "Speed", tmp_path)
+    monkeypatch.setattr(parts, "folder", tmp_path)
+    (tmp_path / "results.md").write_text(f"# Old\n\nold{LAB_BOOK}\nfigures\n", encoding="utf-8")
+    assert parts.results() == (f"# Speed\n\nWritten by `python -m benchmarks`.\n\n{LAB_BOOK}"
+                               "\nfigures\n")

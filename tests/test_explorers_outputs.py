@@ -15,7 +15,7 @@ from grpo_lib.course.explorers import LiveCurves, clip_explorer, cockpit_explore
 from grpo_lib.course.explorers.outputs import LIVE, MARK, VIEW
 
 ROOT = Path(__file__).parent.parent
-SPEC = importlib.util.spec_from_file_location("grpo_assets", ROOT / "docs" / "assets.py")
+SPEC = importlib.util.spec_from_file_location("grpo_assets", ROOT / "tools" / "assets.py")
 assets = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(assets)
 SET_UP = """import sys, types

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 POLICY = ("from grpo_lib.bridges.huggingface import HuggingFacePolicy as P; "
           "P.from_pretrained('x/y'{})")
 NEEDS = {  # extra: (what it brings, what asks for it)
-    "site": (["sphinx", "myst_nb", "furo", "sphinx-mathjax-offline"], ["docs/site.py", "{}"]),
-    "slides": (["sphinx_revealjs", "sphinx-mathjax-offline"], ["docs/slides.py", "{}"]),
+    "site": (["sphinx", "myst_nb", "furo", "sphinx-mathjax-offline"], ["tools/site.py", "{}"]),
+    "slides": (["sphinx_revealjs", "sphinx-mathjax-offline"], ["tools/slides.py", "{}"]),
     "projector": (["voila"], ["-m", "grpo_lib", "project"]),
     "llm": (["transformers"], ["-c", POLICY.format("")]),
     "llm, adapters": (["peft"], ["-c", POLICY.format(", lora_rank=2")]),

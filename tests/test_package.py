@@ -24,7 +24,7 @@ FOLDERS = ("support", "fast", "lab", "bridges", "course", "cli")
 # what a folder may never import, in itself or in a function
 ABOVE = {"support": ("bridges", "course", "cli"), "fast": ("lab", "bridges", "course", "cli"),
          "lab": ("bridges", "course", "cli"), "bridges": ("course", "cli"), "course": ("cli",)}
-NUMBERS_ONLY = {"course.plots"}  # knows numbers and figures, no policies
+NUMBERS_ONLY = {"course.plots", "course.picture"}  # numbers and figures, no policies
 HEAVY = ("torch", "numpy", "matplotlib", "ipywidgets", "transformers", "trl", "IPython")
 
 

@@ -80,6 +80,21 @@ def test_an_unknown_panel_is_named():
         plots.training_curves(HISTORY, ("weather",))
 
 
+def test_a_panel_puts_limits_ticks_and_a_legend_around_curves():
+    _, axis = plots.new_figure()
+    axis.plot([0, 1], [0.2, 0.4], label="a curve")
+    plots.panel(axis, "title", "x", "y", xlim=(0, 5), ylim=(0, None), xticks={0: "none", 5: "all"},
+                yticks=(0, 0.5), percent=True, legend="upper left")
+    assert (axis.get_title(loc="left"), axis.get_xlabel(), axis.get_ylabel()) == ("title", "x", "y")
+    assert axis.get_xlim() == (0, 5) and axis.get_ylim()[0] == 0
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["none", "all"]
+    assert list(axis.get_yticks()) == [0, 0.5]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a curve"]
+    _, axis = plots.new_figure()
+    plots.panel(axis, "no curve has a name", percent="x", legend="best")
+    assert axis.get_legend() is None and axis.xaxis.get_major_formatter()(0.5) == "50%"
+
+
 def test_running_median_of_the_last_values():
     assert plots.running_median([1, 100, 2, 3, 4, 5], 3) == [1, 50.5, 2, 3, 3, 4]
 

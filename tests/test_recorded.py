@@ -35,7 +35,7 @@ def test_an_unknown_name_is_answered_with_the_names(name):
 class TestLog:
     def test_says_how_it_was_made(self, name):
         log = recorded.load(name)
-        assert log["command"] == f"python -m benchmarks {name}"
+        assert log["command"] == f"python -m recordings {name}"
         assert {"torch", "python", "grpo_lib"} <= log["versions"].keys()
         assert isinstance(log["threads"], int) and log["threads"] >= 1
         assert len(log) > 3
@@ -45,13 +45,13 @@ class TestLog:
         assert len(file.read_bytes()) < 300_000
         assert not re.search(r"/(home|root|Users|tmp)/", file.read_text(encoding="utf-8"))
 
-    def test_its_command_names_a_part_of_the_benchmarks_that_ships_its_log(self, name):
-        tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8"))
+    def test_its_command_names_a_part_of_the_recordings_that_ships_its_log(self, name):
+        from recordings.__main__ import PARTS
+
+        tree = ast.parse((ROOT / "recordings" / f"{name}.py").read_text(encoding="utf-8"))
         functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        constants = {target.id: node.value for node in tree.body if isinstance(node, ast.Assign)
-                     for target in node.targets if isinstance(target, ast.Name)}
-        assert {"measure", "report"} <= functions
-        assert ast.literal_eval(constants["IN_LESSONS"]) is True
+        assert {"measure", "report"} <= functions and name in PARTS.names
+        assert PARTS.file_of(name) == Path(recorded.__file__).parent / f"{name}.json"
 
 
 def test_tokens_to_a_level_are_those_of_the_first_window_that_reaches_it():
@@ -62,9 +62,15 @@ def test_tokens_to_a_level_are_those_of_the_first_window_that_reaches_it():
     assert recorded.tokens_to({"accuracy": [1.0], "tokens": [5]}, 0.5) is None
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="without the repository")
+def test_runs_are_grouped_by_a_field_in_the_order_of_its_values():
+    runs = [{"name": "b", "seed": 0}, {"name": "a", "seed": 0}, {"name": "b", "seed": 1}]
+    assert recorded.by_field(runs, "name") == {"b": [runs[0], runs[2]], "a": [runs[1]]}
+    assert list(recorded.by_field(runs, "name")) == ["b", "a"]
+
+
+@pytest.mark.skipif(not (ROOT / "recordings").is_dir(), reason="without the repository")
 def test_a_log_is_written_with_its_numbers_in_rows_and_reads_the_same():
-    from benchmarks.__main__ import as_json
+    from recordings.measuring import as_json
     log = {"command": "x [1,\n 2]", "runs": [{"tokens": [1, -2.5, 1e-9], "none": [None, 1],
                                               "words": ["a", "1"], "empty": [], "deep": [[1, 2]]}]}
     text = as_json(log)
@@ -77,7 +83,7 @@ def test_the_logs_load_where_the_repository_is_not(tmp_path):
                     ignore=shutil.ignore_patterns("__pycache__", "base_models"))
     code = ("import grpo_lib, sys\nfrom grpo_lib import recorded\n"
             "print([len(recorded.load(name)) > 3 for name in recorded.names()])\n"
-            "print(grpo_lib.__file__, 'benchmarks' in sys.modules)")
+            "print(grpo_lib.__file__, 'recordings' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=PATIENCE,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True,
                           text=True, check=False)

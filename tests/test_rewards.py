@@ -178,6 +178,7 @@ def test_rewards_of_ones_own_must_be_finite(make_trainer, name, value):
 
 def test_rewards_of_a_huge_spread_are_refused_in_a_line(make_trainer):
     trainer = make_trainer(reward=lambda p, c: 1e30 * graded(p, c))
+    trainer.policy.float(), trainer.ref_policy.float()
     with pytest.raises(ValueError, match=r"rewards: got 1\.0\d*e\+30 in size, whose") as caught:
         trainer.step()
     assert "\n" not in str(caught.value)

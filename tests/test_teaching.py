@@ -17,7 +17,7 @@ from grpo_lib.policy import token_log_probs
 ROOT = Path(__file__).parents[1]
 KIT = ROOT / "docs" / "teaching"
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
-SPEC = importlib.util.spec_from_file_location("grpo_predictions", ROOT / "docs" / "predictions.py")
+SPEC = importlib.util.spec_from_file_location("grpo_predictions", ROOT / "tools" / "predictions.py")
 predictions = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(predictions)
 
@@ -227,7 +227,7 @@ def test_the_day_asks_only_what_it_teaches():
 
 
 def test_the_predictions_are_those_of_the_notebooks():
-    assert text_of("predictions.md") == predictions.document(), "run python docs/predictions.py"
+    assert text_of("predictions.md") == predictions.document(), "run python tools/predictions.py"
 
 
 def test_every_prediction_of_the_notebooks_is_there_and_has_an_answer():

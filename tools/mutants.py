@@ -39,9 +39,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("grpo_lib", "tests", "benchmarks", "notebooks", "docs", "tools", "pyproject.toml",
-          "README.md", "LICENSE", "requirements.txt", "CHANGELOG.md", "CITATION.cff",
-          "CONTRIBUTING.md")
+COPIED = ("grpo_lib", "tests", "benchmarks", "recordings", "notebooks", "docs", "tools",
+          "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "CHANGELOG.md",
+          "CITATION.cff", "CONTRIBUTING.md")
 # The core and the laboratory, and the tests that should notice a mutant of each.
 TESTS = {
     "advantages": "tests/test_advantages.py", "returns": "tests/test_advantages.py",

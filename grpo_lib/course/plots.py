@@ -6,85 +6,27 @@ which people with any of the common kinds of colour blindness can tell apart.
 
 from __future__ import annotations
 
-import base64
-import io
 import statistics
-import threading
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
+
+from grpo_lib.course.picture import Picture, keep_layout, to_png, to_svg  # noqa: F401
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#777777"
 
 RIGHT, WRONG, TRAINING, HELD_OUT, BEFORE = GREEN, VERMILION, SKY, BLUE, GREY
-_one_at_a_time = threading.Lock()
 
 FONT = 13  # points, legible at the back of a classroom
 PANELS = ("accuracy", "length", "entropy", "groups", "kl", "clip")
 PARTS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)  # of several rewards
-
-
-class Picture:
-    """A finished figure with the numbers it shows: the picture for people, the text for
-    screen readers, tests, and places that show no pictures."""
-
-    def __init__(self, figure: Figure, text: str, dpi: int = 110):
-        self.figure, self.text, self.dpi = figure, text, dpi
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return {"text/plain": self.text,
-                "image/png": base64.b64encode(to_png(self.figure, self.dpi)).decode()}
-
-
-def to_png(figure: Figure, dpi: int = 110) -> bytes:
-    """A PNG of 128 colours, a third as large as one of all of them."""
-    whole, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(whole, format="png", dpi=dpi, metadata={"Software": None})
-    picture = Image.open(whole).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    picture.save(small, "png", optimize=True)
-    return small.getvalue()
-
-
-def to_svg(figure: Figure, text: str) -> str:
-    """An <svg> element to stand in HTML; ``text`` is what a screen reader says.
-
-    Written for speed, since sliders wait for it: ``savefig`` would draw everything twice,
-    and letters as shapes take longer than letters as text.
-    """
-    data, dpi = io.StringIO(), figure.dpi
-    with _one_at_a_time:
-        fonttype = matplotlib.rcParams["svg.fonttype"]
-        matplotlib.rcParams["svg.fonttype"] = "none"
-        try:
-            FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None})
-        finally:
-            matplotlib.rcParams["svg.fonttype"] = fonttype
-            figure.dpi = dpi
-    svg = data.getvalue()
-    label = text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg[svg.index("<svg"):].replace(
-        "<svg ", f'<svg role="img" aria-label="{label}" style="max-width:100%;height:auto" ', 1)
-
-
-def keep_layout(old: Figure, new: Figure) -> None:
-    """Put the axes of ``new`` where those of ``old`` came to stand, if they correspond: a
-    figure that follows a slider then stands still, and takes half the time."""
-    where = [axis.get_position() for axis in old.axes]
-    if where and len(where) == len(new.axes) and (
-            old.get_size_inches() == new.get_size_inches()).all():
-        new.set_layout_engine("none")
-        for axis, position in zip(new.axes, where):
-            axis.set_position(position)
 
 
 def new_figure(columns: int = 1, rows: int = 1, width: float = 7.0, height: float = 4.2):
@@ -102,11 +44,33 @@ def new_figure(columns: int = 1, rows: int = 1, width: float = 7.0, height: floa
 
 
 def label(axis, title: str, x: str, y: str, legend: bool = True) -> None:
+    """Title and names of the axes, with a legend where curves have names."""
+    panel(axis, title, x, y, legend="best" if legend else None, fontsize=FONT - 2)
+
+
+def panel(axis, title: str, x: str = "", y: str = "", *, xlim=None, ylim=None, xticks=None,
+          yticks=None, percent: bool | str = False, legend: str | None = None, **style) -> None:
+    """Everything around the curves of an axis: title, labels, limits, ticks and legend.
+
+    ``xlim`` is (left, right), None in it for a limit that the data set. ``xticks`` are values, or
+    a dict {value: what stands there}. ``percent``: y is a share, written as such ("x": x is).
+    ``legend`` is where it stands ("upper left"; None: there is none), and ``style`` goes to
+    ``axis.legend``.
+    """
     axis.set_title(title, fontsize=FONT, loc="left", y=1.0)  # a given y saves a layout pass
     axis.set_xlabel(x, fontsize=FONT)
     axis.set_ylabel(y, fontsize=FONT)
+    if percent:
+        side = axis.xaxis if percent == "x" else axis.yaxis
+        side.set_major_formatter(PercentFormatter(1))
+    for limits, set_limits in ((xlim, axis.set_xlim), (ylim, axis.set_ylim)):
+        if limits is not None:
+            set_limits(*limits)
+    for ticks, set_ticks in ((xticks, axis.set_xticks), (yticks, axis.set_yticks)):
+        if ticks is not None:  # list() of a dict are its keys
+            set_ticks(list(ticks), ticks.values() if isinstance(ticks, Mapping) else None)
     if legend and axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=FONT - 2, frameon=False)
+        axis.legend(loc=legend, frameon=False, **{"fontsize": FONT - 1} | style)
 
 
 def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:4],
@@ -124,14 +88,13 @@ def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:
     columns = -(-len(panels) // rows)
     figure, axes = new_figure(columns, rows, width=4.6 * columns + 0.4, height=3.5 * rows + 0.3)
     axes = axes if isinstance(axes, list) else [axes]
-    for axis, panel in zip(axes, panels):
-        draw_panel(axis, panel, history, compare)
+    for axis, name in zip(axes, panels):
+        draw_panel(axis, name, history, compare)
         axis.set_xlim(0, max(steps or 0, len(history), len(compare[1]) if compare else 0, 1))
         for mark in marks:
             axis.axvline(mark - 0.5, color=PURPLE, linewidth=1.8, linestyle=":")
         if not history:
-            axis.text(0.5, 0.5, "drawn while the run goes on", transform=axis.transAxes,
-                      fontsize=FONT, color=GREY, ha="center")
+            write_in_the_middle(axis, "drawn while the run goes on")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axis in axes[len(panels):]:
         axis.set_visible(False)
@@ -140,78 +103,94 @@ def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:
     return figure
 
 
-def draw_panel(axis, panel: str, history: Sequence[Mapping], compare=None) -> None:
-    """One panel of ``training_curves``."""
-    def line(field, color, name, rows=history, **style):
-        points = [(m["step"], m[field]) for m in rows if m.get(field) is not None]
-        axis.plot(*zip(*points) if points else ([], []), color=color, label=name,
-                  linewidth=2.2, **style)
-
-    main = {"accuracy": "accuracy", "length": "length", "entropy": "entropy", "kl": "kl",
-            "groups": "zero_variance_groups", "clip": "clip_fraction_high",
-            "reward": "reward_mean", "rewards": "reward_mean"}
-    if panel not in main:
-        raise ValueError(f"panels: got {panel!r}, allowed are {', '.join(main)}")
+def draw_panel(axis, name: str, history: Sequence[Mapping], compare=None) -> None:
+    """One panel of ``training_curves``: the run to compare with in grey, then the run itself."""
+    if name not in DRAWN:
+        raise ValueError(f"panels: got {name!r}, allowed are {', '.join(DRAWN)}")
+    main, draw = DRAWN[name]
     if compare is not None:
-        behind = compare[1]
-        if panel == "kl":  # the same statistic as this run's thick line
-            behind = [m for m in behind if m["kl"] is not None]
-            behind = [m | {"kl": kl} for m, kl in zip(
-                behind, running_median([m["kl"] for m in behind]))]
-        line(main[panel], GREY, compare[0], behind, linestyle="--")
-        if panel == "clip":
-            line("clip_fraction_low", GREY, "", behind, linestyle=":")
-    if panel == "accuracy":
-        line("accuracy", TRAINING, "completions of this step")
-        line("held_out_accuracy", HELD_OUT, "held-out problems", marker="o")
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-        axis.set_ylim(0, 1.03)
-        label(axis, "Right answers", "step", "share")
-    elif panel == "length":
-        line("length_right", RIGHT, "right", linestyle=":")
-        line("length_wrong", WRONG, "wrong", linestyle=":")
-        line("length", BLACK, "all")
-        axis.set_ylim(bottom=0)
-        label(axis, "Completion length", "step", "tokens")
-    elif panel == "entropy":
-        line("entropy", PURPLE, "this run" if compare else "")
-        axis.set_ylim(bottom=0)
-        label(axis, "Entropy of the next token", "step", "nats", legend=compare is not None)
-    elif panel == "groups":
-        line("zero_variance_groups", ORANGE, "this run" if compare else "")
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-        axis.set_ylim(0, 1.03)
-        label(axis, "Groups that teach nothing", "step", "share", legend=compare is not None)
-    elif panel == "kl":
-        measured = [m for m in history if m["kl"] is not None]
-        steps, values = ([m[field] for m in measured] for field in ("step", "kl"))
-        axis.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1, label="each step (k3)")
-        axis.plot(steps, running_median(values), color=BLUE, linewidth=2.2,
-                  label="running median of 5")
-        if history and not measured:
-            axis.text(0.5, 0.5, "not measured (measure_kl)", transform=axis.transAxes,
-                      fontsize=FONT, color=GREY, ha="center")
-        axis.set_ylim(bottom=0)
-        label(axis, "Distance from the base model", "step", "KL, nats a token")
-    elif panel == "reward":
-        line("accuracy", TRAINING, "right answers, what you want")
-        line("reward_mean", ORANGE, "reward, what GRPO sees", linestyle="--")
-        everything = [*history, *(compare[1] if compare else ())]
-        axis.set_ylim(0, max(1.03, *(1.03 * (m["reward_mean"] or 0) for m in everything), 0))
-        label(axis, "Reward and truth", "step", "mean of the step")
-    elif panel == "rewards":
-        names = dict.fromkeys(name for m in history for name in m if name.startswith("rewards/")
-                              and name.endswith("/mean"))
-        for name, color, style in zip(names, cycle(PARTS), cycle(("-", "--", "-.", ":"))):
-            line(name, color, name.split("/", 1)[1].removesuffix("/mean"), linestyle=style)
-        line("reward_mean", BLACK, "their weighted sum" if names else "reward")
-        label(axis, "Several rewards", "step", "mean of the step")
-    elif panel == "clip":
-        line("clip_fraction_high", BLUE, "at 1 + epsilon_high")
-        line("clip_fraction_low", VERMILION, "at 1 - epsilon")
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-        axis.set_ylim(bottom=0)
-        label(axis, "Tokens blocked by the clip", "step", "share")
+        behind = smooth_kl(compare[1]) if main == "kl" else compare[1]
+        curve(axis, behind, main, GREY, compare[0], "--")
+        if name == "clip":
+            curve(axis, behind, "clip_fraction_low", GREY, "", ":")
+    draw(axis, history, compare)
+
+
+def curve(axis, history: Sequence[Mapping], field: str, color: str, name: str,
+          style: str = "-") -> None:
+    """A field of the metrics over the steps, without the steps that lack it."""
+    points = [(m["step"], m[field]) for m in history if m.get(field) is not None]
+    axis.plot(*zip(*points) if points else ([], []), style, color=color, label=name, linewidth=2.2)
+
+
+def write_in_the_middle(axis, text: str) -> None:
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, fontsize=FONT, color=GREY, ha="center")
+
+
+def of_curves(title: str, unit: str, *curves: tuple, ylim=(0, None), percent: bool = False):
+    """What draws a panel of curves, (field, colour, name, line style) each. One that is alone
+    needs its name only beside another run."""
+    def draw(axis, history, compare):
+        for which in curves:
+            curve(axis, history, *which)
+        panel(axis, title, "step", unit, ylim=ylim, percent=percent, fontsize=FONT - 2,
+              legend="best" if compare or len(curves) > 1 else None)
+    return draw
+
+
+def draw_kl(axis, history, compare) -> None:
+    measured = [m for m in history if m["kl"] is not None]
+    axis.plot([m["step"] for m in measured], [m["kl"] for m in measured], color=BLUE, alpha=0.3,
+              linewidth=1, label="each step (k3)")
+    curve(axis, smooth_kl(history), "kl", BLUE, "running median of 5")
+    if history and not measured:
+        write_in_the_middle(axis, "not measured (measure_kl)")
+    panel(axis, "Distance from the base model", "step", "KL, nats a token", ylim=(0, None),
+          legend="best", fontsize=FONT - 2)
+
+
+def smooth_kl(history: Sequence[Mapping]) -> list[dict]:
+    """The steps that have a KL, with its running median in its place."""
+    measured = [m for m in history if m["kl"] is not None]
+    return [m | {"kl": kl} for m, kl in zip(measured, running_median([m["kl"] for m in measured]))]
+
+
+def draw_reward(axis, history, compare) -> None:
+    everything = [*history, *(compare[1] if compare else ())]
+    top = max([1.03, *(1.03 * (m["reward_mean"] or 0) for m in everything)])
+    of_curves("Reward and truth", "mean of the step",
+              ("accuracy", TRAINING, "right answers, what you want"),
+              ("reward_mean", ORANGE, "reward, what GRPO sees", "--"),
+              ylim=(0, top))(axis, history, compare)
+
+
+def draw_rewards(axis, history, compare) -> None:
+    names = dict.fromkeys(name for m in history for name in m if name.startswith("rewards/")
+                          and name.endswith("/mean"))
+    for name, color, style in zip(names, cycle(PARTS), cycle(("-", "--", "-.", ":"))):
+        curve(axis, history, name, color, name.split("/", 1)[1].removesuffix("/mean"), style)
+    curve(axis, history, "reward_mean", BLACK, "their weighted sum" if names else "reward")
+    panel(axis, "Several rewards", "step", "mean of the step", legend="best", fontsize=FONT - 2)
+
+
+DRAWN = {  # panel: (the field of its main curve, what draws it)
+    "accuracy": ("accuracy", of_curves(
+        "Right answers", "share", ("accuracy", TRAINING, "completions of this step"),
+        ("held_out_accuracy", HELD_OUT, "held-out problems", "o-"), ylim=(0, 1.03), percent=True)),
+    "length": ("length", of_curves(
+        "Completion length", "tokens", ("length_right", RIGHT, "right", ":"),
+        ("length_wrong", WRONG, "wrong", ":"), ("length", BLACK, "all"))),
+    "entropy": ("entropy", of_curves(
+        "Entropy of the next token", "nats", ("entropy", PURPLE, "this run"))),
+    "kl": ("kl", draw_kl),
+    "groups": ("zero_variance_groups", of_curves(
+        "Groups that teach nothing", "share", ("zero_variance_groups", ORANGE, "this run"),
+        ylim=(0, 1.03), percent=True)),
+    "clip": ("clip_fraction_high", of_curves(
+        "Tokens blocked by the clip", "share", ("clip_fraction_high", BLUE, "at 1 + epsilon_high"),
+        ("clip_fraction_low", VERMILION, "at 1 - epsilon"), percent=True)),
+    "reward": ("reward_mean", draw_reward),
+    "rewards": ("reward_mean", draw_rewards)}
 
 
 def running_median(values: Sequence[float], width: int = 5) -> list[float]:
@@ -226,6 +205,15 @@ def bars(axis, x: Sequence[float], heights: Sequence[float], colors) -> None:
     axis.set_xlim(0.2, len(heights) + 0.8)
 
 
+def boxes(axis, corners: Sequence[tuple], linewidth: float = 0.7) -> None:
+    """Boxes with an edge, (x, y, x of the other corner, its y, colour) each: one collection for
+    all of them, which is much quicker than a patch for each."""
+    axis.add_collection(PolyCollection(
+        [[(x, y), (right, y), (right, top), (x, top)] for x, y, right, top, _ in corners],
+        facecolors=[color for *_, color in corners], edgecolors=BLACK, linewidths=linewidth),
+        autolim=False)
+
+
 def group_bars(rewards: Sequence[float], advantages: Sequence[float], title: str) -> Figure:
     """A group's rewards beside the advantages made of them."""
     figure, (left, right) = new_figure(2, width=9.4, height=3.7)
@@ -237,7 +225,7 @@ def group_bars(rewards: Sequence[float], advantages: Sequence[float], title: str
     bars(right, members, advantages, [RIGHT if a > 0 else WRONG for a in advantages])
     right.axhline(0, color=BLACK, linewidth=1)
     label(left, "Rewards of one group", "completion", "reward")
-    label(right, "Their advantages", "completion", "advantage", legend=False)
+    panel(right, "Their advantages", "completion", "advantage")
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     figure.suptitle(title, fontsize=FONT + 1)
@@ -261,12 +249,8 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str,
     if log_x:
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, [f"{v:g}" for v in x])
-    if percent:
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-        axis.set_ylim(0, 1.03)
-    if y_range:
-        axis.set_ylim(*y_range)
-    label(axis, title, x_label, y_label)
+    panel(axis, title, x_label, y_label, ylim=y_range or ((0, 1.03) if percent else None),
+          percent=percent, legend="best", fontsize=FONT - 2)
     return figure
 
 
@@ -286,12 +270,8 @@ def token_grid(words: Sequence[Sequence[str]], colors: Sequence[Sequence[str]],
     axis.set_xlim(-0.02, columns)
     axis.set_ylim(len(words), 0)
     size = font or min(FONT - 1, 110 / columns)
-    corners = ((0.03, 0.06), (0.97, 0.06), (0.97, 0.94), (0.03, 0.94))
-    axis.add_collection(PolyCollection(  # one for all cells: much quicker than one each
-        [[(x + dx, y + dy) for dx, dy in corners]
-         for y, row in enumerate(words) for x in range(len(row))],
-        facecolors=[color for y, row in enumerate(words) for color in colors[y][:len(row)]],
-        edgecolors=BLACK, linewidths=0.6), autolim=False)
+    boxes(axis, [(x + 0.03, y + 0.06, x + 0.97, y + 0.94, colors[y][x])
+                 for y, row in enumerate(words) for x in range(len(row))], linewidth=0.6)
     for y, row in enumerate(words):
         for x, word in enumerate(row):
             ink = ink_on(colors[y][x])
@@ -323,11 +303,9 @@ def seed_panels(panels: Mapping[str, Sequence[Sequence[float]]], x_label: str, y
             axis.plot(steps, run, color=color, linewidth=1, alpha=0.6)
         axis.plot(steps, [statistics.median(values) for values in zip(*runs)], color=color,
                   linewidth=3)
-        axis.set_ylim(0, 1.03)
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        label(axis, name, x_label if i >= len(panels) - columns else "",
-              y_label if i % columns == 0 else "", legend=False)
+        panel(axis, name, x_label if i >= len(panels) - columns else "",
+              y_label if i % columns == 0 else "", ylim=(0, 1.03), percent=True)
     return figure
 
 
@@ -351,11 +329,8 @@ def seed_dots(lots: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, *
             if values:
                 axis.plot([statistics.fmean(values)] * 2, [y + place - 0.2, y + place + 0.2],
                           color=BLACK, linewidth=2)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xlim(0, 1)
-    axis.xaxis.set_major_formatter(PercentFormatter(1))
-    axis.set_xlabel(x_label, fontsize=FONT)
+    panel(axis, "", x_label, xlim=(0, 1), ylim=(len(names) - 0.5, -0.5),
+          yticks=dict(enumerate(names)), percent="x")
     figure.legend(fontsize=FONT - 1, frameon=False, ncols=len(lots), loc="outside upper center")
     return figure
 

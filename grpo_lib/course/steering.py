@@ -1,9 +1,8 @@
 """A run that is steered while it goes on, in a thread of its own.
 
 ``SteeredRun`` starts, pauses, steps, goes back to a checkpoint, and takes other settings between
-steps; what was moved, and when, is kept in ``moves``. ``steered`` makes the same run again from
-the settings it started with and its moves, number for number. No widgets here: those are
-``explorers.cockpit``.
+steps; what was moved, and when, is kept in ``moves``, of which ``replay`` makes the same run
+again. No widgets here: those are ``explorers.cockpit``.
 """
 
 from __future__ import annotations
@@ -14,55 +13,19 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.course.replay import Move, steered  # noqa: F401
 from grpo_lib.support.checks import check_whole
 from grpo_lib.support.signals import finish_step_first
 from grpo_lib.training import BUILT_WITH, GRPOTrainer
 
 READY, RUNNING, PAUSED, FINISHED, FAILED, CLOSED = (
     "ready", "running", "paused", "finished", "failed", "closed")
-
-
-class Move(NamedTuple):
-    """From ``step`` on, ``field`` of the settings is ``value``."""
-
-    step: int
-    field: str
-    value: object
-
-
-def steered(trainer: GRPOTrainer, moves: Sequence[tuple[int, str, object]],
-            steps: int | None = None) -> Iterator[StepMetrics]:
-    """``trainer.run(steps)`` with settings that change on the way.
-
-    ``moves`` are (step, field, value): the first step that has the new value, from 1.
-    ValueError: a field that GRPOConfig does not have or a trainer cannot change, a step that is
-    behind the trainer, a value that GRPOConfig refuses.
-    """
-    moves = [Move(*move) for move in moves]
-    allowed = [f.name for f in fields(GRPOConfig) if f.name not in BUILT_WITH]
-    for move in moves:
-        if move.field not in allowed:
-            raise ValueError(f"moves: got field {move.field!r}, allowed are {', '.join(allowed)}")
-        check_whole("moves: step", move.step, trainer.step_count + 1)
-    return _steered(trainer, moves, steps)
-
-
-def _steered(trainer, moves, steps):
-    end = None if steps is None else trainer.step_count + steps
-    while True:
-        due = {m.field: m.value for m in moves if m.step == trainer.step_count + 1}
-        if due:
-            trainer.change(replace(trainer.config, **due))
-        if trainer.step_count >= (trainer.config.steps if end is None else end):
-            return
-        yield from trainer.run(1)
 
 
 class SteeredRun:

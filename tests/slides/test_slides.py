@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 import slides as maker  # noqa: E402
 

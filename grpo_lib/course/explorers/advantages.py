@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from grpo_lib.advantages import group_advantages
-from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.base import Explorer, rounded
 from grpo_lib.course.explorers.controls import choice, slider
-from grpo_lib.course.plots import BLACK, FONT, RIGHT, SKY, WRONG, label, new_figure
+from grpo_lib.course.plots import BLACK, FONT, RIGHT, SKY, WRONG, new_figure, panel
 
 BASELINES = ("mean", "leave_one_out", "none")  # the lesson's, of those there are
 SCALES = ("group", "batch", "none")
@@ -34,7 +34,7 @@ def advantages_explorer(rewards: Sequence[float] = (1.0, 0.1, 1.0, 0.2),
                 f"std {first.std():.3f} (biased {first.std(correction=0):.3f})"
                 + (f", std of both groups {both.std():.3f}" if scale == "batch" else "")
                 + f"; advantages {' '.join(f'{a + 0.0:+.2f}' for a in values)}, "
-                  f"sum {round(sum(values), 2) + 0.0:+.2f}")
+                  f"sum {rounded(sum(values), 2, '+')}")
         return bars(group, values, f"baseline {baseline}, scale {scale}"), text
 
     controls = {f"r{i + 1}": slider(f"reward {i + 1}", r, 0.0, 1.0, 0.1)
@@ -52,8 +52,6 @@ def bars(rewards: Sequence[float], advantages: Sequence[float], title: str):
     left.axhline(mean, color=BLACK, linestyle="--")
     left.annotate(f"mean {mean:.3f}", (0.98, mean), xycoords=("axes fraction", "data"),
                   ha="right", va="bottom", fontsize=FONT - 1)
-    left.set_ylim(0, 1.2)
-    left.set_yticks([0, 0.5, 1])
     limit = 3.0 if max(map(abs, advantages)) <= 3 * 0.8 else WIDE_LIMIT
     right.bar(members, advantages, color=[RIGHT if a > 0 else WRONG for a in advantages])
     right.axhline(0, color=BLACK, linewidth=1)
@@ -62,10 +60,8 @@ def bars(rewards: Sequence[float], advantages: Sequence[float], title: str):
         right.annotate(f"{value + 0.0:+.2f}", (member, value), (0, up), ha="center",
                        textcoords="offset points", va="bottom" if value >= 0 else "top",
                        fontsize=FONT)
-    right.set_ylim(-limit, limit)
-    right.set_yticks([-limit, 0, limit])
-    for axis in (left, right):
-        axis.set_xticks(list(members))
-    label(left, "Rewards of one group", "completion", "reward", legend=False)
-    label(right, title[0].upper() + title[1:], "completion", "advantage", legend=False)
+    panel(left, "Rewards of one group", "completion", "reward", ylim=(0, 1.2), xticks=members,
+          yticks=(0, 0.5, 1))
+    panel(right, title[0].upper() + title[1:], "completion", "advantage", ylim=(-limit, limit),
+          xticks=members, yticks=(-limit, 0, limit))
     return figure

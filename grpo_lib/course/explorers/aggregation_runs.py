@@ -2,67 +2,70 @@
 
 from __future__ import annotations
 
+import math
 from statistics import mean
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, slider
-from grpo_lib.course.plots import BLUE, GREY, ORANGE, PURPLE, label, new_figure
+from grpo_lib.course.plots import BLUE, FONT, GREY, ORANGE, PURPLE, new_figure, panel
+from grpo_lib.course.recorded import by_field, check_record
 from grpo_lib.objective import PAPER_AGGREGATIONS
 
 LOOKS = dict(zip(PAPER_AGGREGATIONS, ((BLUE, "-"), (ORANGE, "--"), (PURPLE, ":"))))
 SETTINGS = {"flagship": ("the default run", "accuracy"),
             "too_long": ("chains too long", "accuracy"),
             "marked": ("marked beforehand", "length_right")}
-LABELS = {"accuracy": ("Right answers", "share"), "length_right": ("Right answers", "tokens")}
+LABELS = {"length_wrong": ("Wrong answers: {}", "tokens"), "accuracy": ("Right answers", "share"),
+          "length_right": ("Right answers", "tokens")}
 
 
 def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explorer:
     """Menus for setting and aggregation, a slider for the step; ``record`` is
     ``grpo_lib.course.recorded.load("aggregation")``."""
-    missing = [name for name in SETTINGS if not record.get(name)]
-    if missing:
-        raise ValueError(f"record: has no {', '.join(missing)}, allowed is load('aggregation')")
+    check_record(record, SETTINGS, "aggregation")
     steps = max(len(run["length_wrong"]) for name in SETTINGS for run in record[name])
 
     def draw(setting: str, aggregation: str, step: int):
-        title, beside = SETTINGS[setting]
-        runs = record[setting]
-        step = min(step, len(runs[0]["length_wrong"]))
-        figure, axes = new_figure(2, width=11, height=4.3)
+        (title, beside), runs = SETTINGS[setting], by_field(record[setting], "name")
         names = PAPER_AGGREGATIONS if aggregation == "all three" else (aggregation,)
+        step = min(step, len(runs[names[0]][0]["length_wrong"]))
+        figure, axes = new_figure(2, width=11, height=4.3)
         for axis, field in zip(axes, ("length_wrong", beside)):
             for name in names:
-                color, style = LOOKS[name]
-                curves = [run[field] for run in runs if run["name"] == name]
-                axis.plot(*end_to_end(curves), style, color=color, linewidth=0.8, alpha=0.6)
-                average = [mean_of(values) for values in zip(*curves)]
-                axis.plot(range(1, len(average) + 1), nan(average), style, color=color,
-                          linewidth=2.6, label=name)
+                draw_curves(axis, [run[field] for run in runs[name]], name)
             axis.axvline(step, color=GREY, linewidth=1.2)
-            axis.set_xlim(0, steps)
+            title_of, unit = LABELS[field]
             share = field == "accuracy"
-            axis.set_ylim(0, 1 if share else 20)
-            axis.set_yticks((0, 0.5, 1) if share else (0, 5, 10, 15, 20))
-            axis.set_xticks(range(0, steps + 1, 10))
-        label(axes[0], f"Wrong answers: {title}", "step", "tokens", legend=False)
-        label(axes[1], LABELS[beside][0], "step", LABELS[beside][1])
-        said = []
-        for name in names:
-            chosen = [run for run in runs if run["name"] == name]
-            wrong = [run["length_wrong"][step - 1] for run in chosen]
-            wrong = [value for value in wrong if value is not None]
-            other = mean_of([run[beside][step - 1] for run in chosen])
-            said.append(f"{name} {mean(wrong):.1f} ({min(wrong):.1f} to {max(wrong):.1f}), "
-                        + (f"accuracy {other:.0%}" if beside == "accuracy"
-                           else f"right ones {other:.1f}"))
-        text = (f"{title}, step {step}, tokens of a wrong answer (mean and range of "
-                f"{len(chosen)} runs): {'; '.join(said)}")
-        return figure, text
+            panel(axis, title_of.format(title), "step", unit, xlim=(0, steps),
+                  ylim=(0, 1 if share else 20), xticks=range(0, steps + 1, 10),
+                  yticks=(0, 0.5, 1) if share else range(0, 21, 5))
+        axes[1].legend(fontsize=FONT - 2, frameon=False)
+        said = "; ".join(f"{name} {describe(runs[name], beside, step)}" for name in names)
+        return figure, (f"{title}, step {step}, tokens of a wrong answer (mean and range of "
+                        f"{len(runs[names[0]])} runs): {said}")
 
     return Explorer(
         draw, setting=choice("setting", setting, [(v[0], k) for k, v in SETTINGS.items()]),
         aggregation=choice("aggregation", "all three", ("all three", *PAPER_AGGREGATIONS)),
         step=slider("step", steps, 1, steps, 1))
+
+
+def draw_curves(axis, curves: list[list], name: str) -> None:
+    """A thin line for each run, which is one line with gaps (quicker than many), and their mean."""
+    color, style = LOOKS[name]
+    steps = [step for values in curves for step in (*range(1, len(values) + 1), math.nan)]
+    axis.plot(steps, nan([value for values in curves for value in (*values, None)]), style,
+              color=color, linewidth=0.8, alpha=0.6)
+    average = nan([mean_of(values) for values in zip(*curves)])
+    axis.plot(range(1, len(average) + 1), average, style, color=color, linewidth=2.6, label=name)
+
+
+def describe(runs: list[dict], beside: str, step: int) -> str:
+    """What the runs of an aggregation have come to at a step."""
+    wrong = [v for run in runs if (v := run["length_wrong"][step - 1]) is not None]
+    other = mean_of([run[beside][step - 1] for run in runs])
+    return (f"{mean(wrong):.1f} ({min(wrong):.1f} to {max(wrong):.1f}), "
+            + (f"accuracy {other:.0%}" if beside == "accuracy" else f"right ones {other:.1f}"))
 
 
 def mean_of(values) -> float | None:
@@ -71,11 +74,5 @@ def mean_of(values) -> float | None:
     return mean(there) if there else None
 
 
-def end_to_end(curves) -> tuple[list, list]:
-    """All curves as one line with gaps between them, which is quicker than many lines."""
-    steps = [step for curve in curves for step in (*range(1, len(curve) + 1), float("nan"))]
-    return steps, nan([value for curve in curves for value in (*curve, None)])
-
-
 def nan(values) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
+    return [math.nan if value is None else value for value in values]

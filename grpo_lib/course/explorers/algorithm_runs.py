@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from statistics import fmean
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice
-from grpo_lib.course.plots import BLUE, FONT, VERMILION, label, new_figure
+from grpo_lib.course.plots import BLUE, VERMILION, new_figure, panel
+from grpo_lib.course.recorded import by_field, check_record
 from grpo_lib.lab.statistics import permutation_test
+from grpo_lib.support.checks import check_choice
 
 SETTINGS = {"rows": "two updates a batch", "reused": "eight updates a batch"}
 POINTS = 60
@@ -22,26 +23,23 @@ def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = 
     """Menus for the setting and two rows; ``record`` is
     ``grpo_lib.course.recorded.load("algorithms")``. Mean of the seeds, and a band from worst to
     best."""
-    missing = [name for name in SETTINGS if not record.get(name)]
-    if missing:
-        raise ValueError(f"record: has no {', '.join(missing)}, allowed is load('algorithms')")
-    runs = {name: by_row(record[name]) for name in SETTINGS}
+    check_record(record, SETTINGS, "algorithms")
+    runs = {name: by_field(record[name], "name") for name in SETTINGS}
     names = list(dict.fromkeys(row for name in SETTINGS for row in runs[name]))
-    for name, value in (("first", first), ("second", second)):
-        if value not in names:
-            raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(names)}")
+    check_choice("first", first, names)
+    check_choice("second", second, names)
 
     def draw(setting: str, first: str, second: str):
         budget = record["budget"][setting]
         grid = np.linspace(0, budget, POINTS)[1:]
-        figure, axes = new_figure(2, width=11, height=4.2)
+        figure, (left, right) = new_figure(2, width=11, height=4.2)
         said, ends = [], []
         for name, color, style in ((first, BLUE, "-"), (second, VERMILION, "--")):
             some = runs[setting].get(name)
             if some is None:
                 said.append(f"{name} was not run so")
                 continue
-            for axis, field in zip(axes, ("accuracy", "length")):
+            for axis, field in ((left, "accuracy"), (right, "length")):
                 curves = np.array([np.interp(grid, r["tokens"], r[field]) for r in some])
                 axis.fill_between(grid, curves.min(0), curves.max(0), color=color, alpha=0.22,
                                   linewidth=0)
@@ -49,18 +47,12 @@ def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = 
             held = [r["held_out_accuracy"] for r in some]
             ends.append(held)
             said.append(f"{name} {fmean(held):.1%} ({min(held):.1%} to {max(held):.1%})")
-        for axis in axes:
-            axis.set_xlim(0, budget)
-            axis.set_xticks([0, budget / 2, budget], [f"{v / 1000:g}k" for v in
-                                                      (0, budget / 2, budget)])
-        axes[0].set_ylim(0, 1.03)
-        axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-        axes[1].set_ylim(0, 25)
-        label(axes[0], f"Right: {SETTINGS[setting]}", "sampled tokens", "share of completions",
-              legend=False)
-        label(axes[1], "Length", "sampled tokens", "tokens", legend=False)
-        if ends:
-            axes[1].legend(loc="upper left", fontsize=FONT - 1, frameon=False, ncols=2)
+        x = {"xlim": (0, budget),
+             "xticks": {v: f"{v / 1000:g}k" for v in (0, budget / 2, budget)}}
+        panel(left, f"Right: {SETTINGS[setting]}", "sampled tokens", "share of completions",
+              ylim=(0, 1.03), percent=True, **x)
+        panel(right, "Length", "sampled tokens", "tokens", ylim=(0, 25),
+              legend="upper left" if ends else None, ncols=2, **x)
         text = f"{SETTINGS[setting]}, {budget:,} tokens, held out: {'; '.join(said)}"
         if len(ends) == 2 and first != second:
             text += f"; as far apart by chance: {permutation_test(*ends):.0%}"
@@ -70,11 +62,3 @@ def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = 
         draw, setting=choice("setting", setting, [(v, k) for k, v in SETTINGS.items()]),
         first=choice("row, in blue", first, names),
         second=choice("row, dashed", second, names))
-
-
-def by_row(runs) -> dict[str, list]:
-    """The runs of each row, in the order in which the rows come."""
-    found: dict[str, list] = {}
-    for run in runs:
-        found.setdefault(run["name"], []).append(run)
-    return found

@@ -21,18 +21,22 @@ from matplotlib.figure import Figure
 from traitlets import TraitError
 
 from grpo_lib.config import StepMetrics
+from grpo_lib.course.explorers import outputs
 from grpo_lib.course.explorers.controls import ends
-from grpo_lib.course.explorers.outputs import (
-    LIVE,
-    VIEW,
-    display_outputs,
-    in_a_notebook,
-    update_picture,
-    when_this_cell_ends,
-)
 from grpo_lib.course.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
+
+
+def rounded(value: float, digits: int, sign: str = "") -> str:
+    """A number in words, with no minus before what rounds to 0; ``sign`` "+": always with one."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
+
+
+def caption(text: str, style: str = "") -> str:
+    """A line of text as HTML, which a screen reader speaks when it changes."""
+    return (f'<div role="status" style="font-size:15px;line-height:1.4;{style}'
+            f'white-space:pre-wrap">{html.escape(text)}</div>')
 
 
 class Shown:
@@ -45,29 +49,28 @@ class Shown:
         self.view = ipywidgets.HTML()
         self.caption = ipywidgets.HTML()
         self.box = ipywidgets.VBox([*controls, self.view, self.caption])
-        self.box.add_class(LIVE)
+        self.box.add_class(outputs.LIVE)
         self.figure, self.text = Figure(), ""
 
     def show(self, figure: Figure, text: str, view: str | None = None) -> None:
         """``view``: HTML to show live instead of the figure, which is then the saved picture."""
         self.figure, self.text = figure, text
         self.view.value = to_svg(figure, text) if view is None else view
-        self.caption.value = (f'<div role="status" style="font-size:15px;line-height:1.4;'
-                              f'white-space:pre-wrap">{html.escape(text)}</div>')
+        self.caption.value = caption(text)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         picture = b64encode(to_png(self.figure, self.dpi)).decode()
-        return {"text/plain": self.text, "image/png": picture, VIEW: view}
+        return {"text/plain": self.text, "image/png": picture, outputs.VIEW: view}
 
     def _to_display(self) -> tuple[dict, dict]:
         """What goes into a notebook: the bundle, and the metadata of its picture."""
         return self._repr_mimebundle_(), {}
 
     def _ipython_display_(self) -> None:
-        if not in_a_notebook():
+        if not outputs.in_a_notebook():
             raise NotImplementedError("IPython then takes _repr_mimebundle_")
-        display_outputs(*self._to_display(), self._display_id)
+        outputs.display_outputs(*self._to_display(), self._display_id)
 
 
 class Explorer(Shown):
@@ -150,10 +153,15 @@ class Growing(Shown):
         return (self._repr_mimebundle_() | {"text/plain": self.about},
                 {"image/png": {"alt": self.text}})
 
+    def picture(self, text: str | None = None) -> Picture:
+        """The curves so far, to keep in the notebook; ``text`` says what they show."""
+        self.redraw()
+        return Picture(self.figure, text or self.text, self.dpi)
+
     def keep_picture(self) -> None:
         """Put the figure as it is now where the notebook has an earlier one."""
         if self._kept not in (None, self.figure):
-            update_picture(*self._to_display(), self._display_id)
+            outputs.update_picture(*self._to_display(), self._display_id)
 
 
 class LiveCurves(Growing):
@@ -188,7 +196,7 @@ class LiveCurves(Growing):
         if metrics.step == self.steps or time.monotonic() - self._drawn > REDRAW_SECONDS:
             self.redraw()
         if self._kept is not None and not self._waits:
-            when_this_cell_ends(self.keep_picture)
+            outputs.when_this_cell_ends(self.keep_picture)
             self._waits = True
 
     def redraw(self) -> None:
@@ -201,11 +209,6 @@ class LiveCurves(Growing):
         if self._steps_drawn != len(self.history):
             self.redraw()
         super().keep_picture()
-
-    def picture(self, text: str | None = None) -> Picture:
-        """The curves so far, to keep in the notebook; ``text`` says what they show."""
-        self.redraw()
-        return Picture(self.figure, text or self.text)
 
     def describe(self) -> str:
         """The newest numbers, in a line."""

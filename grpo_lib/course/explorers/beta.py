@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import stops
-from grpo_lib.course.plots import BLUE, FONT, GREY, label, new_figure, running_median
+from grpo_lib.course.plots import BLUE, GREY, new_figure, panel, running_median
 
 LAST = 10  # steps at the end of a run that a reading is the median of
 PANELS = (("accuracy", "Right answers", "share", 1.03, (0, 0.5, 1)),
@@ -40,12 +40,9 @@ def beta_explorer(record: Mapping, beta: float = 0.04, kl: str = "k3") -> Explor
                 seeds = zip(*curves[weight][field])  # a line a seed, in one call
                 axis.plot(range(1, steps + 1), list(seeds), style, color=color, linewidth=1.5)
                 axis.plot([], [], style, color=color, label=f"beta = {weight:g}")
-            axis.set_xlim(1, steps)
-            axis.set_xticks([1, 15, 30])
-            axis.set_ylim(0, top)
-            axis.set_yticks(ticks)
-            label(axis, title, "step" if axis in axes[2:] else "", unit, legend=False)
-        axes[-1].legend(fontsize=FONT - 1, frameon=False, loc="upper right")
+            panel(axis, title, "step" if axis in axes[2:] else "", unit, xlim=(1, steps),
+                  ylim=(0, top), xticks=(1, 15, 30), yticks=ticks,
+                  legend="upper right" if axis is axes[-1] else None)
         return figure, describe(beta, runs[beta]) + "; " + describe(0, runs[0])
 
     return Explorer(draw, beta=stops("beta, weight of KL", beta, [(f"{b:g}", b) for b in runs]))

@@ -9,6 +9,7 @@ from grpo_lib.course.exercises.faulty import FAULTS
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, stops
 from grpo_lib.course.plots import training_curves
+from grpo_lib.support.checks import check_choice
 
 PANELS = ("accuracy", "length", "entropy", "clip")
 
@@ -17,8 +18,7 @@ def broken_runs_explorer(record: Mapping, fault: str = "sign") -> Explorer:
     """Menus for the fault and the seed of ``grpo_lib.course.recorded.load("broken")``."""
     runs = {(run["fault"], run["seed"]): steps_of(run) for run in record["runs"]}
     faults = [name for name in FAULTS if any(name == key[0] for key in runs)]
-    if fault not in faults:
-        raise ValueError(f"fault: got {fault!r}, allowed are {', '.join(faults)}")
+    check_choice("fault", fault, faults)
 
     def draw(fault: str, seed: int):
         history, healthy = runs[fault, seed], runs["none", seed]

@@ -6,7 +6,7 @@ import torch
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import slider, stops
-from grpo_lib.course.plots import BLACK, BLUE, FONT, VERMILION, label, new_figure
+from grpo_lib.course.plots import BLACK, BLUE, FONT, VERMILION, new_figure, panel
 from grpo_lib.objective import clipped_surrogate, surrogate_gradient
 
 SAME, NONE = "same as epsilon", "none"
@@ -36,15 +36,15 @@ def clip_explorer(epsilon: float = 0.2) -> Explorer:
             said.append(f"A = {sign:+.0f}: gradient {at_half} at r = 0.5, {at_more} at r = 1.5")
         low_edge, high_edge = 1 - epsilon, 1 + high
         value, slope = axes
-        for axis, bottom, top in ((value, -3.6, 3.6), (slope, -1.6, 1.6)):
-            axis.set_ylim(bottom, top)
-            axis.set_xlim(0, WIDTH)
-            axis.set_xticks([0, 1, 2, 3])
-            axis.set_yticks([-3, 0, 3] if axis is value else [-1, 0, 1])
+        panel(value, "Objective of one token", "ratio r", "min(r A, clip(r) A)", xlim=(0, WIDTH),
+              ylim=(-3.6, 3.6), xticks=range(4), yticks=(-3, 0, 3), legend="upper left")
+        panel(slope, "Its gradient by r", "ratio r", "d / dr", xlim=(0, WIDTH), ylim=(-1.6, 1.6),
+              xticks=range(4), yticks=(-1, 0, 1))
+        bands = [(high_edge, WIDTH, 0.5, BLUE), (0, low_edge, 0, VERMILION)]
+        if cap is not None:
+            bands.append((cap, WIDTH, 0, VERMILION))
+        for axis in axes:
             axis.axvline(1, color=BLACK, linewidth=1)
-            bands = [(high_edge, WIDTH, 0.5, BLUE), (0, low_edge, 0, VERMILION)]
-            if cap is not None:
-                bands.append((cap, WIDTH, 0, VERMILION))
             for left, right, bottom, color in bands:  # upper half A = +1, lower A = -1
                 axis.axvspan(left, right, bottom, bottom + 0.5, color=color, alpha=0.2,
                              linewidth=0)
@@ -52,9 +52,6 @@ def clip_explorer(epsilon: float = 0.2) -> Explorer:
                                    (max(low_edge / 2, 0.3), -1.35, "A = -1\nblocked", VERMILION)):
             slope.text(at, y, name, color=color, fontsize=FONT - 1, ha="center", va="center",
                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-        label(value, "Objective of one token", "ratio r", "min(r A, clip(r) A)", legend=False)
-        value.legend(loc="upper left", fontsize=FONT - 1, frameon=False)
-        label(slope, "Its gradient by r", "ratio r", "d / dr", legend=False)
         blocked = f"A = -1 blocked below {low_edge:.2f}"
         blocked += f" and above {cap:.2f}" if cap is not None else ""
         text = (f"epsilon {epsilon:.2f}, epsilon_high {high:.2f}, delta {delta}: "

@@ -3,9 +3,6 @@ next step; live curves; a second run behind them; export."""
 
 from __future__ import annotations
 
-import base64
-import html
-import sys
 import threading
 import time
 import weakref
@@ -15,24 +12,35 @@ from dataclasses import asdict
 import ipywidgets
 
 from grpo_lib.algorithms import ALGORITHMS
-from grpo_lib.config import GRPOConfig, StepMetrics, config_line, measured
-from grpo_lib.course.explorers.base import Growing
-from grpo_lib.course.explorers.controls import choice, stops
+from grpo_lib.config import GRPOConfig, StepMetrics, measured
+from grpo_lib.course.explorers.base import Growing, caption
+from grpo_lib.course.explorers.controls import EPSILONS, choice, stops
+from grpo_lib.course.explorers.outputs import running_cell, what_waits
 from grpo_lib.course.explorers.token_xray import token_xray_explorer
-from grpo_lib.course.plots import Picture, keep_layout, training_curves
+from grpo_lib.course.plots import keep_layout, training_curves
+from grpo_lib.course.replay import Export
 from grpo_lib.course.steering import CLOSED, FAILED, RUNNING, SteeredRun
-from grpo_lib.support.checkpoint import json_text
 from grpo_lib.training import GRPOTrainer
 
 PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
 DRAW_SHARE = 0.025  # of the time at most, while the run goes on
 ROW, DEFAULT = "the row's", "default"
-GROUP_SIZES = (2, 4, 8, 16, 32, 64)
-EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
-EPSILONS_HIGH = (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)
-BETAS = (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)
-RATES = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
+STOPS = {  # setting: (its label, where its slider stops)
+    "group_size": ("group size (answers)", (2, 4, 8, 16, 32, 64)),
+    "epsilon": ("epsilon", EPSILONS),
+    "epsilon_high": ("epsilon_high", (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)),
+    "beta": ("beta", (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)),
+    "learning_rate": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
+    "temperature": ("temperature", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0))}
+OF_ROW = ("epsilon", "epsilon_high", "beta")  # may be what the algorithm's row says
+BUTTONS = {
+    "start": ("Start", "go on until the settings' last step"),
+    "pause": ("Pause", "stop after the step that is being taken"),
+    "step": ("One step", "take one step"),
+    "back": ("Back", "back to the checkpoint that the slider names"),
+    "reset": ("Reset", "a fresh run with the settings that it started with"),
+    "keep": ("Keep behind", "draw this run behind the next one"),
+    "export": ("Export", "settings, moves and log of this run")}
 _made: dict[str, list[tuple[str, weakref.ref[Cockpit]]]] = {}  # by cell: (execution, cockpit)
 _shown: dict[int, Cockpit] = {}  # what a page shows is held, whether it has a name or not
 
@@ -78,14 +86,7 @@ class Cockpit(Growing):
                               on_change=lambda: me() and me().follow())
         self.buttons = {name: ipywidgets.Button(
             description=label, tooltip=about, layout=ipywidgets.Layout(width="auto"))
-            for name, label, about in (
-                ("start", "Start", "go on until the settings' last step"),
-                ("pause", "Pause", "stop after the step that is being taken"),
-                ("step", "One step", "take one step"),
-                ("back", "Back", "back to the checkpoint that the slider names"),
-                ("reset", "Reset", "a fresh run with the settings that it started with"),
-                ("keep", "Keep behind", "draw this run behind the next one"),
-                ("export", "Export", "settings, moves and log of this run"))}
+            for name, (label, about) in BUTTONS.items()}
         self.controls = self._controls(config)
         self.checkpoint = ipywidgets.IntSlider(
             value=0, min=0, max=0, step=checkpoint_every, description="back to step",
@@ -108,24 +109,15 @@ class Cockpit(Growing):
         self.redraw()
 
     def _controls(self, config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
-        def of(label, value, options):
-            return stops(label, value, [(f"{o:g}", o) for o in sorted({*options, value})])
-
-        def of_row(label, value, options):  # None: the row's
-            known = sorted({*options, *(() if value is None else (value,))})
-            return stops(label, ROW if value is None else value,
-                         [(ROW, ROW), *((f"{o:g}", o) for o in known)])
-
-        rows = [name for name, row in ALGORITHMS.items()
-                if row.critic == config.choices.critic]
-        return {
-            "group_size": of("group size (answers)", config.group_size, GROUP_SIZES),
-            "epsilon": of_row("epsilon", config.epsilon, EPSILONS),
-            "epsilon_high": of_row("epsilon_high", config.epsilon_high, EPSILONS_HIGH),
-            "beta": of_row("beta", config.beta, BETAS),
-            "learning_rate": of("learning rate", config.learning_rate, RATES),
-            "temperature": of("temperature", config.temperature, TEMPERATURES),
-            "algorithm": choice("algorithm", config.algorithm or DEFAULT, [DEFAULT, *rows])}
+        made = {}
+        for name, (label, values) in STOPS.items():
+            value = getattr(config, name)
+            options = [(f"{v:g}", v) for v in sorted({*values, value} - {None})]
+            made[name] = stops(label, ROW if value is None else value,
+                               [(ROW, ROW), *options] if name in OF_ROW else options)
+        rows = [name for name, row in ALGORITHMS.items() if row.critic == config.choices.critic]
+        return made | {"algorithm": choice("algorithm", config.algorithm or DEFAULT,
+                                           [DEFAULT, *rows])}
 
     # --- what a learner does -----------------------------------------------------------------
 
@@ -177,8 +169,7 @@ class Cockpit(Growing):
 
     def export(self) -> Export:
         """This run as text: its settings, its moves, its log."""
-        return Export(config_line(self.run.config), [tuple(m) for m in self.run.moves],
-                      self.run.history)
+        return Export(self.run)
 
     def xray(self):
         """The tokens of the last step (the run is paused first)."""
@@ -284,8 +275,7 @@ class Cockpit(Growing):
                          "again for a new one.")
         else:
             lines.append(what_waits())
-        self.said.value = ('<div role="status" style="font-size:15px;line-height:1.4;'
-                           f'min-height:5.6em;white-space:pre-wrap">{html.escape(chr(10).join(lines))}</div>')
+        self.said.value = caption("\n".join(lines), "min-height:5.6em;")
         self.caption.value = ""
 
     def describe(self) -> str:
@@ -309,11 +299,6 @@ class Cockpit(Growing):
         if waiting:
             text += f"\nfrom the next step on: {', '.join(waiting)}"
         return text
-
-    def picture(self, text: str | None = None) -> Picture:
-        """The curves so far, to keep in the notebook; ``text`` says what they show."""
-        self.redraw()
-        return Picture(self.figure, text or self.text, self.dpi)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         if self.run.state != CLOSED:
@@ -343,39 +328,6 @@ class Cockpit(Growing):
             (execution, weakref.ref(self))]
 
 
-class Export:
-    """A run as text: ``config`` is Python, ``moves`` are (step, field, value), ``log`` metrics."""
-
-    def __init__(self, config: str, moves: list[tuple], log: list[StepMetrics]):
-        self.config, self.moves, self.log = config, moves, log
-
-    @property
-    def code(self) -> str:
-        """Python that makes the run again."""
-        return (f"from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer, load_base_model\n"
-                f"from grpo_lib.course.steering import steered\n\n"
-                f"config = {self.config}\n"
-                f"moves = {self.moves!r}\n"
-                f"trainer = GRPOTrainer(load_base_model(\"chain\"), ChainTask(), config)\n"
-                f"for metrics in steered(trainer, moves, {len(self.log)}):\n"
-                f"    print(metrics.step, metrics.reward_mean)\n")
-
-    @property
-    def jsonl(self) -> str:
-        """The log, an object a step, every digit kept."""
-        return "".join(json_text(m.to_dict()) + "\n" for m in self.log)
-
-    def as_html(self) -> str:
-        data = base64.b64encode(self.jsonl.encode()).decode()
-        return (f'<p><a download="metrics.jsonl" href="data:application/jsonl;base64,{data}">'
-                f'metrics.jsonl</a> ({len(self.log)} steps). The same run again (with your own '
-                f'policy and task, if you gave the cockpit others):</p>'
-                f'<pre style="user-select:all">{html.escape(self.code)}</pre>')
-
-    def __repr__(self) -> str:
-        return f"{self.config}\nmoves = {self.moves!r}\n{len(self.log)} steps in the log"
-
-
 def close_all(widget: ipywidgets.Widget) -> None:
     """Close a widget and all that belongs to it."""
     for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None),
@@ -387,26 +339,3 @@ def close_all(widget: ipywidgets.Widget) -> None:
 
 def shown(value) -> str:
     return ROW if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def running_cell() -> tuple[str | None, str]:
-    """The cell that is running (its code, where the front end gives no id) and this execution of
-    it; (None, "") outside a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is None or not hasattr(shell, "get_parent"):
-        return None, ""
-    parent = shell.get_parent() or {}
-    cell = parent.get("metadata", {}).get("cellId") or parent.get("content", {}).get("code")
-    return cell, parent.get("header", {}).get("msg_id", "")
-
-
-def what_waits() -> str:
-    """Which widget events wait until the running cell has ended: all of them before ipykernel 7;
-    since then those of buttons, and a slider's first move."""
-    kernel = sys.modules.get("ipykernel")
-    if kernel is None:
-        return ""
-    what = ("buttons and sliders wait" if kernel.version_info[0] < 7
-            else "buttons, and a slider's first move, wait")
-    return f"(While a cell is running, {what} for its end; the kernel's stop button does not.)"

@@ -8,6 +8,7 @@ from decimal import Decimal
 import ipywidgets
 
 WIDE = {"description_width": "190px"}
+EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)  # from GSPO's to hardly a clip
 CHOICE = "grpo-choice"  # marks a slider over names, which has no order
 
 

@@ -7,17 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice
-from grpo_lib.course.plots import (
-    BLACK,
-    BLUE,
-    FONT,
-    GREY,
-    ORANGE,
-    PURPLE,
-    VERMILION,
-    label,
-    new_figure,
-)
+from grpo_lib.course.plots import BLACK, BLUE, GREY, ORANGE, PURPLE, VERMILION, new_figure, panel
+from grpo_lib.course.recorded import by_field
+from grpo_lib.support.checks import check_choice
 
 EARLY, LAST = 5, 5  # the step that early signs are read at; steps at the end that are averaged
 FIELDS = ("accuracy", "entropy", "zero_variance_groups", "silent_wrong", "unique")
@@ -25,18 +17,15 @@ SIGNS = (("accuracy", BLUE, "-", "right answers"),
          ("unique", PURPLE, "--", "different answers in a group"),
          ("zero_variance_groups", ORANGE, ":", "silent groups"),
          ("silent_wrong", BLACK, "-.", "groups that are all wrong"))
+AXIS = {"ylim": (0, 1.6), "yticks": (0, 0.5, 1), "legend": "upper right"}  # room for the names
 
 
 def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
     """A menu of the settings in ``record`` (as in ``recorded.load("entropy")``): its runs among
     all runs, and the signs to watch. ``run`` is the setting to begin with (None: the first)."""
-    runs: dict[str, list] = {}
-    for one in record["runs"]:
-        runs.setdefault(one["name"], []).append(one)
+    runs = by_field(record["runs"], "name")
     run = next(iter(runs)) if run is None else run
-    if run not in runs:
-        raise ValueError(f"run: got {run!r}, allowed are {', '.join(runs)}")
-
+    check_choice("run", run, runs)
     everyone = path_of(record["runs"])
     arrivals = path_of([end_of(one) for one in record["runs"]])
 
@@ -47,21 +36,14 @@ def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
         left.plot(*path_of(runs[run]), color=VERMILION, linewidth=1.8)
         left.plot(*path_of([end_of(one) for one in runs[run]]), "o", color=VERMILION,
                   markersize=9, label=run)
-        label(left, "Runs go from right to left", "entropy (nats)", "right answers",
-              legend=False)
-        left.set_xlim(0, 1.6)
-        left.set_xticks([0, 0.5, 1, 1.5])
+        panel(left, "Runs go from right to left", "entropy (nats)", "right answers",
+              xlim=(0, 1.6), xticks=(0, 0.5, 1, 1.5), **AXIS)
         for field, color, style, name in SIGNS:
             middle = [statistics.median(values) for values in zip(*(o[field] for o in runs[run]))]
             right.plot(range(1, len(middle) + 1), middle, style, color=color, linewidth=2.4,
                        label=name)
-        label(right, f"Signs, median of {len(runs[run])} seeds", "step", "share", legend=False)
-        right.set_xlim(1, len(middle))
-        right.set_xticks([1, 5, 15, 25])
-        for axis in (left, right):
-            axis.set_ylim(0, 1.6)
-            axis.set_yticks([0, 0.5, 1])
-            axis.legend(loc="upper right", fontsize=FONT - 1, frameon=False)
+        panel(right, f"Signs, median of {len(runs[run])} seeds", "step", "share",
+              xlim=(1, len(middle)), xticks=(1, 5, 15, 25), **AXIS)
         return figure, describe(run, runs[run])
 
     return Explorer(draw, run=choice("run", run, list(runs)))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from matplotlib.ticker import PercentFormatter
-
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import slider, stops
-from grpo_lib.course.plots import BLACK, BLUE, ORANGE, VERMILION, label, new_figure
+from grpo_lib.course.plots import BLACK, BLUE, ORANGE, VERMILION, new_figure, panel
 from grpo_lib.evaluation import pass_at_k
 from grpo_lib.lab.statistics import estimate_moments, independent_guesses, plug_in_pass_at_k
 
@@ -27,12 +25,9 @@ def estimator_explorer(p: float = 0.12, samples: int = 16, k: int = 8) -> Explor
                 zip(moments, (ORANGE, BLUE, VERMILION), "os^")):
             axis.errorbar(mean, row, xerr=spread, fmt=sign, color=color, markersize=9,
                           linewidth=2.4, capsize=6)
-        axis.set_xlim(-0.5, 1.5)
-        axis.set_ylim(2.6, -0.6)
-        axis.set_yticks(range(3), NAMES)
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
-        label(axis, f"pass@{k} from {samples} samples; dashed: the truth, {truth:.1%}",
-              "mean of the estimate, and one standard deviation", "", legend=False)
+        panel(axis, f"pass@{k} from {samples} samples; dashed: the truth, {truth:.1%}",
+              "mean of the estimate, and one standard deviation", xlim=(-0.5, 1.5),
+              ylim=(2.6, -0.6), yticks=dict(enumerate(NAMES)), percent="x")
         said = ", ".join(f"{name} {mean:.1%} +- {spread:.1%}"
                          for name, (mean, spread) in zip(NAMES, moments))
         return figure, f"p = {p:.2f}, n = {samples}, k = {k}: truth {truth:.1%}; {said}"

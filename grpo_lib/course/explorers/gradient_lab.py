@@ -6,16 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from torch import Tensor
 
 from grpo_lib.algorithms import Algorithm
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, stops
-from grpo_lib.course.plots import BLACK, BLUE, FONT, GREY, label, new_figure
+from grpo_lib.course.plots import BLACK, BLUE, GREY, new_figure, panel
 from grpo_lib.lab.exact import Estimator, estimator, mean_of_prompts, score_matrix
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts
+from grpo_lib.support.checks import check_choice
 
 SIZES = (2, 3, 4, 6)
 OWN, NONE = "its own", "none"
@@ -34,21 +36,17 @@ def gradient_lab_explorer(policies: Sequence[Policy],
     drawn from an earlier one. ``prompts``: all completions of each, with rewards (M,). The
     batch holds a group of each prompt, and 48 completions a step are 48 / G groups.
     """
-    if reference not in algorithms or algorithm not in algorithms:
-        raise ValueError(f"algorithm, reference: got {algorithm!r}, {reference!r}; allowed are "
-                         f"{', '.join(algorithms)}")
+    check_choice("algorithm", algorithm, algorithms)
+    check_choice("reference", reference, algorithms)
     newest = policies[-1]
     scores = [score_matrix(newest, completions) for completions, _ in prompts]
-    known: dict[tuple, Estimator] = {}
 
+    @cache
     def of(name: str, size: int, stale: int, epsilon: float | str) -> Estimator:
-        key = name, size, stale, epsilon
-        if key not in known:
-            row = with_epsilon(algorithms[name], epsilon)
-            known[key] = mean_of_prompts([estimator(
-                newest, completions, rewards, row, size, old_policy=policies[-1 - stale],
-                scores=score) for (completions, rewards), score in zip(prompts, scores)])
-        return known[key]
+        row = with_epsilon(algorithms[name], epsilon)
+        return mean_of_prompts([estimator(
+            newest, completions, rewards, row, size, old_policy=policies[-1 - stale],
+            scores=score) for (completions, rewards), score in zip(prompts, scores)])
 
     def draw(algorithm: str, group_size: int, stale: int, epsilon: float | str):
         curves = {name: [of(name, size, stale, epsilon) for size in SIZES]
@@ -94,19 +92,14 @@ def two_panels(curves: Mapping[str, Sequence[Estimator]], chosen: int, algorithm
         left.plot(places, [r.bias for r in results], label=name, clip_on=False, **look)
         right.plot(places, [step_noise(r, size) for r, size in zip(results, SIZES)], label=name,
                    **look)
-    left.set_ylim(0, 1.4)  # room for the names
-    left.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     top = max(step_noise(r, size) for results in curves.values()
               for r, size in zip(results, SIZES))
-    right.set_ylim(0, next(t for t in (2, 4, 8, 16, 64, math.inf) if top < 0.9 * t)
-                   if top < 57 else 1.1 * top)
     for axis in (left, right):
-        axis.set_xlim(-0.3, len(SIZES) - 0.7)
-        axis.set_xticks(places, map(str, SIZES))
         axis.axvline(SIZES.index(chosen), color=BLACK, linestyle=":", linewidth=1.6)
-    label(left, "Bias: share that points elsewhere", "group size G", "of the mean's length",
-          legend=False)
-    label(right, f"Noise of a step of {BUDGET} completions", "group size G",
-          "times the mean's length", legend=False)
-    left.legend(loc="upper left", fontsize=FONT - 1, frameon=False)
+    x = {"xlim": (-0.3, len(SIZES) - 0.7), "xticks": dict(zip(places, map(str, SIZES)))}
+    panel(left, "Bias: share that points elsewhere", "group size G", "of the mean's length",
+          ylim=(0, 1.4), yticks={0: "0%", 0.5: "50%", 1: "100%"}, legend="upper left", **x)
+    panel(right, f"Noise of a step of {BUDGET} completions", "group size G",
+          "times the mean's length",
+          ylim=(0, next((t for t in (2, 4, 8, 16, 64) if top < 0.9 * t), 1.1 * top)), **x)
     return figure

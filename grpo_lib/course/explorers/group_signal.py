@@ -11,7 +11,7 @@ from grpo_lib.advantages import informative_groups, informative_share
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, stops
 from grpo_lib.course.explorers.group_size import SIZES
-from grpo_lib.course.plots import BLACK, BLUE, FONT, GREY, ORANGE, VERMILION, label, new_figure
+from grpo_lib.course.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, new_figure, panel
 
 PROMPTS = 32  # a step of the default run has so many groups
 
@@ -73,21 +73,16 @@ def two_panels(rows: Mapping[int, tuple[float, float, float]], tokens: float, ch
     left.plot(places, at_mean, "--", color=GREY, linewidth=2, label="formula at the mean p")
     left.plot(places, by_problem, "-", color=BLUE, linewidth=2, label="formula, mean over problems")
     left.plot(places, real, "o", color=BLACK, markersize=7, label="measured")
-    left.set_ylim(0, 1.5)
-    left.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     costs = [math.log10(tokens * size) for size in sizes]
     priced = [(x, cost - math.log10(share)) for x, cost, share in zip(places, costs, real) if share]
     right.plot(places, costs, "-", color=ORANGE, linewidth=2, label="a group")
     right.plot(*zip(*priced) if priced else ([], []), "s--", color=VERMILION, linewidth=2,
                label="a group that teaches")
-    right.set_ylim(0.8, 5.3)
-    right.set_yticks(range(1, 6), ["10", "100", "1,000", "10,000", "100,000"])
     for axis in (left, right):
-        axis.set_xlim(-0.3, len(sizes) - 0.7)
-        axis.set_xticks(places, map(str, sizes))
         axis.axvline(sizes.index(chosen), ymax=0.68, color=BLACK, linestyle=":", linewidth=1.6)
-    label(left, f"Groups that teach: {policy}", "group size G", "share", legend=False)
-    label(right, "What they cost", "group size G", "tokens", legend=False)
-    for axis in (left, right):
-        axis.legend(loc="upper left", fontsize=FONT - 1, frameon=False)
+    x = {"xlim": (-0.3, len(sizes) - 0.7), "xticks": dict(zip(places, map(str, sizes)))}
+    panel(left, f"Groups that teach: {policy}", "group size G", "share", ylim=(0, 1.5),
+          yticks={0: "0%", 0.5: "50%", 1: "100%"}, legend="upper left", **x)
+    panel(right, "What they cost", "group size G", "tokens", ylim=(0.8, 5.3),
+          yticks={power: f"{10 ** power:,}" for power in range(1, 6)}, legend="upper left", **x)
     return figure

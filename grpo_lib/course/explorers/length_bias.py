@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.base import Explorer, rounded
 from grpo_lib.course.explorers.controls import slider, stops
-from grpo_lib.course.plots import BLACK, FONT, RIGHT, WRONG, label, new_figure
+from grpo_lib.course.plots import BLACK, FONT, RIGHT, WRONG, new_figure, panel
 from grpo_lib.lab.length_bias import expected_push, follow_push
 from grpo_lib.objective import PAPER_AGGREGATIONS
 
@@ -31,20 +31,16 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
                          label=kind if x == 0 else None)
                 right.plot(course[:, side], STYLES[name], color=color, linewidth=2.4)
             right.plot([], [], STYLES[name], color=BLACK, label=name)
-            said.append(f"{name} {shown(pushes[0])} and {shown(pushes[1])}, wrong answers "
+            right_push, wrong_push = (rounded(push, 4, "+") for push in pushes)
+            said.append(f"{name} {right_push} and {wrong_push}, wrong answers "
                         f"{course[0, 1]:.1f} to {course[-1, 1]:.1f} tokens")
         left.axhline(0, color=BLACK, linewidth=1)
-        left.set_xticks(range(3), PAPER_AGGREGATIONS)
-        left.set_ylim(-0.13, 0.13)
-        left.set_yticks((-0.1, 0, 0.1))
-        right.set_xlim(0, STEPS)
-        right.set_xticks((0, 10, STEPS))
-        right.set_yticks((0, 10, 20, 30, LONGEST))
-        right.set_ylim(0, LONGEST)
-        label(left, "Push on the stop logit (up: shorter)", "", "expected gradient", legend=False)
-        label(right, "Mean length if it is followed", "step", "tokens", legend=False)
-        for axis, corner in ((left, "upper right"), (right, "upper left")):
-            axis.legend(fontsize=FONT - 2, frameon=False, loc=corner)
+        panel(left, "Push on the stop logit (up: shorter)", "", "expected gradient",
+              ylim=(-0.13, 0.13), xticks=dict(enumerate(PAPER_AGGREGATIONS)),
+              yticks=(-0.1, 0, 0.1), legend="upper right", fontsize=FONT - 2)
+        panel(right, "Mean length if it is followed", "step", "tokens", xlim=(0, STEPS),
+              ylim=(0, LONGEST), xticks=(0, 10, STEPS), yticks=(0, 10, 20, 30, LONGEST),
+              legend="upper left", fontsize=FONT - 2)
         text = (f"G = {group_size}, stops with chance {stop:.2f}, at most {max_length} tokens, "
                 f"{share_right:.0%} right; push on right and wrong, and {STEPS} steps: "
                 f"{'; '.join(said)}")
@@ -61,7 +57,3 @@ def push_and_course(name: str, stop: float, **settings):
     """The expected push of an aggregation, and the mean lengths if it is followed."""
     return (expected_push(name, stop_right=stop, stop_wrong=stop, **settings),
             follow_push(name, STEPS, RATE, stop=stop, **settings))
-
-
-def shown(push: float) -> str:
-    return f"{round(push, 4) + 0.0:+.4f}"

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, slider
-from grpo_lib.course.plots import BLACK, FONT, ORANGE, SKY, label, new_figure
+from grpo_lib.course.plots import BLACK, FONT, ORANGE, SKY, boxes, new_figure, panel
 from grpo_lib.policy import Policy, token_entropy
 from grpo_lib.rollout import Rollouts, completion_logits
 
@@ -29,7 +28,8 @@ def next_token_explorer(policies: Mapping[str, Policy], rollouts: Rollouts, word
     with torch.no_grad():
         logits = {name: completion_logits(policy, one)[0].cpu() * one.temperature
                   for name, policy in policies.items()}
-    tokens = [words[i].strip("<>") if i < 2 else words[i] for i in one.tokens[0].tolist()]
+    words = [word.strip("<>") if i < 2 else word for i, word in enumerate(words)]
+    tokens = [words[i] for i in one.tokens[0].tolist()]
     ids, start = one.completions[0].tolist(), one.prompt_length
     text = [tokens[i] for i in range(len(tokens)) if i >= start or one.prompt_mask[0, i]]
 
@@ -39,7 +39,7 @@ def next_token_explorer(policies: Mapping[str, Policy], rollouts: Rollouts, word
         seen = " ".join(text[: len(text) - len(ids) + position])
         warm, plain = (here / temperature).softmax(-1), here.softmax(-1)
         likeliest = warm.topk(min(SHOWN, len(warm))).indices.tolist()
-        names = [words[i].strip("<>") if i < 2 else words[i] for i in likeliest]
+        names = [words[i] for i in likeliest]
         figure = bars(names, warm[likeliest], plain[likeliest], 1 - warm[likeliest].sum().item(),
                       seen, temperature, likeliest.index(ids[position])
                       if ids[position] in likeliest else None)
@@ -59,10 +59,8 @@ def bars(names: Sequence[str], warm: Tensor, plain: Tensor, rest: float, seen: s
     """Probabilities of the likeliest tokens, with a tick where each stands at temperature 1."""
     figure, axis = new_figure(width=8.0, height=4.4)
     places, heights = range(len(names)), warm.tolist()
-    axis.add_collection(PolyCollection(
-        [[(i - .38, 0), (i + .38, 0), (i + .38, p), (i - .38, p)] for i, p in enumerate(heights)],
-        facecolors=[ORANGE if i == taken else SKY for i in places], edgecolors=BLACK,
-        linewidths=0.7), autolim=False)
+    boxes(axis, [(i - .38, 0, i + .38, p, ORANGE if i == taken else SKY)
+                 for i, p in enumerate(heights)])
     axis.hlines(plain.tolist(), [i - .45 for i in places], [i + .45 for i in places], color=BLACK,
                 linewidth=2, linestyle=(0, (2, 1)))
     for i, (name, p, old) in enumerate(zip(names, heights, plain.tolist())):
@@ -70,13 +68,11 @@ def bars(names: Sequence[str], warm: Tensor, plain: Tensor, rest: float, seen: s
         axis.text(i, -0.03, f"[{name}]" if i == taken else name, fontsize=FONT, ha="center",
                   va="top")
     axis.grid(False)
-    axis.set(ylim=(0, 1.1), xlim=(-.6, len(names) - .4))
-    axis.set_xticks([])
-    axis.set_yticks([0, .5, 1], ["0%", "50%", "100%"])
     axis.text(len(names) - .45, 1.08, "dashes: at temperature 1\n[orange]: the token that came\n"
               f"all other tokens: {rest:.0%}", fontsize=FONT - 1, ha="right", va="top")
     tail = seen if len(seen) <= 50 else "... " + seen[-46:].partition(" ")[2]
-    label(axis, f"After \"{tail}\"", "likeliest next tokens at temperature "
-          f"{temperature:.1f}", "probability", legend=False)
+    panel(axis, f"After \"{tail}\"", f"likeliest next tokens at temperature {temperature:.1f}",
+          "probability", xlim=(-.6, len(names) - .4), ylim=(0, 1.1), xticks=(),
+          yticks={0: "0%", .5: "50%", 1: "100%"})
     axis.xaxis.labelpad = 24  # below the tokens' names
     return figure

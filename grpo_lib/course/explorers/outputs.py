@@ -74,3 +74,26 @@ def when_this_cell_ends(call) -> None:
         call()
 
     events.register("post_execute", ended)
+
+
+def running_cell() -> tuple[str | None, str]:
+    """The cell that is running (its code, where the front end gives no id) and this execution of
+    it; (None, "") outside a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not hasattr(shell, "get_parent"):
+        return None, ""
+    parent = shell.get_parent() or {}
+    cell = parent.get("metadata", {}).get("cellId") or parent.get("content", {}).get("code")
+    return cell, parent.get("header", {}).get("msg_id", "")
+
+
+def what_waits() -> str:
+    """Which widget events wait until the running cell has ended: all of them before ipykernel 7;
+    since then those of buttons, and a slider's first move."""
+    kernel = sys.modules.get("ipykernel")
+    if kernel is None:
+        return ""
+    what = ("buttons and sliders wait" if kernel.version_info[0] < 7
+            else "buttons, and a slider's first move, wait")
+    return f"(While a cell is running, {what} for its end; the kernel's stop button does not.)"

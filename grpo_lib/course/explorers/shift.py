@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.base import Explorer, rounded
 from grpo_lib.course.explorers.controls import choice, slider
-from grpo_lib.course.plots import BLACK, FONT, GREY, SKY, VERMILION, new_figure
+from grpo_lib.course.plots import BLACK, FONT, GREY, SKY, VERMILION, boxes, new_figure
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, offset_log_probs, up_to_last
 
@@ -50,7 +50,7 @@ def short(word: str) -> str:
 
 def number(value: float | None, digits: int) -> str:
     """A log-prob in words; "none" where there is none, and no minus before a zero."""
-    return "none" if value is None or value != value else f"{round(value, digits) + 0.0:.{digits}f}"
+    return "none" if value is None or value != value else rounded(value, digits)
 
 
 def describe(names: Sequence[str], values: Tensor, where: str) -> str:
@@ -70,13 +70,11 @@ def score_strip(names: Sequence[str], values: Tensor, offset: int, padding: int,
     axis.set_axis_off()
     axis.set(xlim=(-0.1, width + 0.1), ylim=(5.9, -.9))
     columns = range(start, end)
-    boxes = [(x, 0, 0.9, PALE if padding <= x < start else SKY if start <= x < end else PAPER)
+    cells = [(x, 0, 0.9, PALE if padding <= x < start else SKY if start <= x < end else PAPER)
              for x in range(width)]
-    boxes += [(x, 1.7, 0.9, color) for x in columns]
-    boxes += [(x, 2.8, -scale * (v or 0), color) for x, v in zip(columns, values)]
-    axis.add_collection(PolyCollection(
-        [[(x + .05, y), (x + .95, y), (x + .95, y + h), (x + .05, y + h)] for x, y, h, _ in boxes],
-        facecolors=[c for *_, c in boxes], edgecolors=BLACK, linewidths=0.7), autolim=False)
+    cells += [(x, 1.7, 0.9, color) for x in columns]
+    cells += [(x, 2.8, -scale * (v or 0), color) for x, v in zip(columns, values)]
+    boxes(axis, [(x + .05, y, x + .95, y + h, c) for x, y, h, c in cells])
     axis.add_collection(LineCollection(
         [[(x + offset + .5, .95), (x + .5, 1.65)] for x in columns if x + offset < width],
         colors=BLACK, linewidths=1.4), autolim=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.colors import to_hex, to_rgb
 from torch import Tensor
 
 from grpo_lib.advantages import group_advantages
-from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.base import Explorer, rounded
 from grpo_lib.course.explorers.controls import choice, slider, stops
+from grpo_lib.course.explorers.tokens import tint
 from grpo_lib.course.plots import BLUE, RIGHT, WRONG, token_grid
 from grpo_lib.objective import PAPER_AGGREGATIONS, token_weights
 
@@ -36,8 +36,8 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
         lengths, each = mask[:group_size].sum(1), weights.amax(1)
         values = each * advantages if mode == "push" else each
         most = max(values.abs().max().item(), 1e-12)
-        cells = [tint(value / most, BLUE if mode == "weight" else RIGHT if value > 0 else WRONG)
-                 for value in values.tolist()]
+        colors = [BLUE if mode == "weight" else RIGHT if value > 0 else WRONG for value in values]
+        cells = [tint(*pair) for pair in zip(colors, (values.abs() / most).tolist())]
         out = len(words) - group_size
         sign = "+" if mode == "push" else ""
         figure = token_grid(
@@ -58,7 +58,7 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
         if mode == "push":
             total = (weights.sum(1) * advantages).sum().item()
             text += (f"; weight times advantage: {values[short]:+.4f} and {values[long]:+.4f}, "
-                     f"summed over all tokens {round(total, 3) + 0.0:+.3f}")
+                     f"summed over all tokens {rounded(total, 3, '+')}")
         return figure, text
 
     return Explorer(
@@ -66,8 +66,3 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
         mode=choice("shown", "weight", [("weight", "weight"), ("weight x advantage", "push")]),
         group_size=stops("group size G", SIZES[-1], SIZES),
         max_length=slider("max_length of constant", max_length, 10, 60, 1))
-
-
-def tint(share: float, color: str) -> str:
-    """``color`` mixed with white: 0 is white, 1 (or -1) the colour."""
-    return to_hex([1 - abs(share) * (1 - part) for part in to_rgb(color)])

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import html
 
+from grpo_lib.course.explorers import tokens
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice, slider
-from grpo_lib.course.explorers.tokens import (
-    EFFECT,
-    RATIO,
-    STYLE,
-    as_grid,
-    as_table,
-    counts,
-    key,
-    rows_of,
-)
 from grpo_lib.lab.xray import Xray
 from grpo_lib.training import GRPOTrainer
 
@@ -30,7 +21,7 @@ def token_xray_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer
     groups = len(xray.prompts)
 
     def draw(prompt: int, when: str, show: str):
-        update, rows = xray.update(when), rows_of(xray, prompt - 1)
+        update, rows = xray.update(when), tokens.rows_of(xray, prompt - 1)
         asked = xray.prompts[prompt - 1]
         shown = xray.rollouts.mask.cpu() > 0
         others = [r for r in range(len(shown)) if r not in rows]
@@ -42,15 +33,14 @@ def token_xray_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer
         text = (f"prompt {prompt} of {groups} ({asked}): "
                 f"{int((rewards == best).sum())} of {len(rows)} answers with the "
                 f"highest reward, {best:.2g}\n{when}, {int(of_group.sum())} tokens: "
-                f"{counts(update, of_group)}\nwhole batch, {int(shown.sum())} tokens: "
-                f"{counts(update, shown)}")
-        figure = as_grid(xray, [("", update)], prompt - 1, show, f"{asked}   ({when})")
-        view = (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}">'
-                f'<p><b>{html.escape(asked)}</b> ({html.escape(when)})</p>'
-                f'{as_table(xray, update, prompt - 1, show)}{key(show)}</div>')
+                f"{tokens.counts(update, of_group)}\nwhole batch, {int(shown.sum())} tokens: "
+                f"{tokens.counts(update, shown)}")
+        figure = tokens.as_grid(xray, [("", update)], prompt - 1, show, f"{asked}   ({when})")
+        view = tokens.page(text, f"<p><b>{html.escape(asked)}</b> ({html.escape(when)})</p>",
+                           tokens.as_table(xray, update, prompt - 1, show), tokens.key(show))
         return figure, text, view
 
     times = list(xray.log_probs)
     return Explorer(draw, prompt=slider("prompt", prompt, 1, groups, 1),
                     when=choice("when", times[0], times),
-                    show=choice("colour", EFFECT, [EFFECT, RATIO]))
+                    show=choice("colour", tokens.EFFECT, [tokens.EFFECT, tokens.RATIO]))

@@ -121,6 +121,12 @@ def as_table(xray: Xray, update: TokenUpdate, prompt: int, show: str,
     return f"<table>{''.join(lines)}</table>"
 
 
+def page(text: str, *parts: str) -> str:
+    """The live view: what ``text`` says to a screen reader, and these parts of HTML."""
+    return (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}">'
+            f'{"".join(parts)}</div>')
+
+
 def key(show: str) -> str:
     """The legend, as HTML."""
     legend = RATIO_LEGEND if show == RATIO else LEGEND

@@ -8,24 +8,14 @@ from dataclasses import replace
 import torch
 
 from grpo_lib.algorithms import ALGORITHMS, Algorithm
+from grpo_lib.course.explorers import tokens
 from grpo_lib.course.explorers.base import Explorer
-from grpo_lib.course.explorers.controls import choice, slider, stops
-from grpo_lib.course.explorers.tokens import (
-    EFFECT,
-    STYLE,
-    as_grid,
-    as_table,
-    counts,
-    key,
-    rows_of,
-    strongest_push,
-)
+from grpo_lib.course.explorers.controls import EPSILONS, choice, slider, stops
 from grpo_lib.lab.xray import TokenUpdate, Xray, agreement
 from grpo_lib.training import GRPOTrainer
 
 OWN, ROW = "this run's", "the row's"
 SMALL = 0.1  # a push that differs by less of itself counts as the same
-EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
 
 
 def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
@@ -47,28 +37,29 @@ def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
         return row if epsilon == ROW else replace(row, epsilon=epsilon, epsilon_high=None)
 
     def draw(prompt: int, when: str, a: str, epsilon_a, b: str, epsilon_b):
-        one, other = (xray.update(when, row_of(*pair)) for pair in ((a, epsilon_a), (b, epsilon_b)))
+        one, other = updates = [xray.update(when, row_of(*side))
+                                for side in ((a, epsilon_a), (b, epsilon_b))]
         titles = [f"{letter}: {name} ({what_holds(row_of(name, epsilon))})"
                   for letter, name, epsilon in (("A", a, epsilon_a), ("B", b, epsilon_b))]
         mask = xray.rollouts.mask.cpu() > 0
         differs = differently(one, other) & mask
-        rows = rows_of(xray, prompt - 1)
-        strongest = strongest_push([one, other], rows, [len(words) for words in xray.words])
-        here = int(differs[rows.start:rows.stop].sum())
-        cosine = agreement(one, other)
-        text = (f"prompt {prompt}, {when}: {here} of "
-                f"{int(mask[rows.start:rows.stop].sum())} tokens shown differ\nwhole batch: "
+        rows = tokens.rows_of(xray, prompt - 1)
+        strongest = tokens.strongest_push(updates, rows, [len(words) for words in xray.words])
+        cosine, shown = agreement(one, other), slice(rows.start, rows.stop)
+        text = (f"prompt {prompt}, {when}: {int(differs[shown].sum())} of "
+                f"{int(mask[shown].sum())} tokens shown differ\nwhole batch: "
                 f"{int(differs.sum())} of {int(mask.sum())} differ, cosine of the pushes "
                 f"{'undefined, one pushes nothing' if cosine != cosine else f'{cosine:.3f}'}\n"
-                f"{titles[0]}: {counts(one, mask)}\n{titles[1]}: {counts(other, mask)}")
-        asked = xray.prompts[prompt - 1]
-        sides = "".join(f'<div class="side"><p><b>{html.escape(title)}</b></p>'
-                        f'{as_table(xray, update, prompt - 1, EFFECT, differs, strongest)}</div> '
-                        for title, update in zip(titles, (one, other)))
-        view = (f'{STYLE}<div class="grpo-tokens" role="group" aria-label="{html.escape(text)}">'
-                f'<p>{html.escape(asked)} ({html.escape(when)})</p>{sides}{key(EFFECT)}</div>')
-        figure = as_grid(xray, [("A  ", one), ("B  ", other)], prompt - 1, EFFECT,
-                         f"{titles[0]}   {titles[1]}   ({when})")
+                + "\n".join(f"{title}: {tokens.counts(update, mask)}"
+                            for title, update in zip(titles, updates)))
+        asked = html.escape(f"{xray.prompts[prompt - 1]} ({when})")
+        tables = [tokens.as_table(xray, update, prompt - 1, tokens.EFFECT, differs, strongest)
+                  for update in updates]
+        sides = [f'<div class="side"><p><b>{html.escape(title)}</b></p>{table}</div> '
+                 for title, table in zip(titles, tables)]
+        view = tokens.page(text, f"<p>{asked}</p>", *sides, tokens.key(tokens.EFFECT))
+        figure = tokens.as_grid(xray, [("A  ", one), ("B  ", other)], prompt - 1, tokens.EFFECT,
+                                f"{titles[0]}   {titles[1]}   ({when})")
         return figure, text, view
 
     return Explorer(draw, prompt=slider("prompt", prompt, 1, groups, 1),

@@ -1,12 +1,12 @@
 """Logs of real runs that are too long for a lesson, and the command that makes each anew.
 
-``python -m benchmarks NAME`` measures and writes ``NAME.json`` here.
+``python -m recordings NAME`` measures and writes ``NAME.json`` here.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 
 from grpo_lib.support.checkpoint import read_json
@@ -28,6 +28,21 @@ def load(name: str) -> dict:
         raise ValueError(f"name: got {name!r}, allowed are {', '.join(names())}")
     with resources.as_file(resources.files("grpo_lib.course.recorded") / f"{name}.json") as path:
         return read_json(path)
+
+
+def check_record(record: Mapping, settings: Iterable[str], name: str) -> None:
+    """ValueError unless a log has runs for each of these settings."""
+    missing = [setting for setting in settings if not record.get(setting)]
+    if missing:
+        raise ValueError(f"record: has no {', '.join(missing)}, allowed is load({name!r})")
+
+
+def by_field(runs: Iterable[Mapping], field: str) -> dict[str, list]:
+    """The runs of a log by a field of theirs, in the order in which its values come."""
+    found: dict[str, list] = {}
+    for run in runs:
+        found.setdefault(run[field], []).append(run)
+    return found
 
 
 def tokens_to(run: Mapping, accuracy: float, window: int = 3) -> int | None:

@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from benchmarks.record import record_runs
 from grpo_lib import (
     ChainTask,
     GRPOConfig,
@@ -18,8 +17,8 @@ from grpo_lib import (
     sample_groups,
     signal_and_noise,
 )
+from recordings.record import record_runs
 
-IN_LESSONS = True
 SEEDS = (0, 1, 2)
 STEPS = 20
 STAGES = (0, 4, 8, 12, 20)

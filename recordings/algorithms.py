@@ -6,12 +6,11 @@ from __future__ import annotations
 import statistics
 from functools import partial
 
-from benchmarks.record import in_processes, run_to_budget
 from grpo_lib import ALGORITHMS
 from grpo_lib.cli.runs import versions
 from grpo_lib.course.recorded import tokens_to
+from recordings.record import in_processes, run_to_budget
 
-IN_LESSONS = True
 SEEDS = range(5)
 BUDGET, REUSED_BUDGET = 300_000, 150_000  # sampled tokens, those of thrown-away groups too
 ROWS = {name: {"algorithm": name} for name in ALGORITHMS} | {

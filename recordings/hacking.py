@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.record import record_runs
 from grpo_lib import ChainTask, GRPOConfig, GRPOTrainer
 from grpo_lib.course.flawed import contains, neat
+from recordings.record import record_runs
 
-IN_LESSONS = True
 SEEDS = range(5)
 KL_SEEDS = range(3)
 RUN = {"steps": 25, "prompts_per_step": 8, "eval_every": 0}

@@ -1,6 +1,6 @@
 """The lessons as a static site: every page with the outputs that are saved in it.
 
-    python docs/site.py [FOLDER]      needs the ``site`` extra; FOLDER is site/ below here
+    python tools/site.py [FOLDER]      needs the ``site`` extra; FOLDER is site/ below here
 
 Nothing is run and nothing is fetched, neither when the pages are made nor when they are looked
 at: they can be opened from a stick. At the end every internal link and every picture is looked
@@ -62,8 +62,7 @@ def gather(folder: Path) -> None:
     """The site's sources: notebooks and documents under their own paths, and an index."""
     shutil.copytree(ROOT / "notebooks", folder / "notebooks",
                     ignore=shutil.ignore_patterns(".*", "__pycache__", "*.py"))
-    shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("*.py", "site",
-                                                                                  "__pycache__"))
+    shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns(".*"))
     # links to code lead nowhere on the site: leave the name
     for page in (*folder.rglob("*.md"), *folder.rglob("*.ipynb")):
         text = page.read_text(encoding="utf-8")
@@ -74,8 +73,9 @@ def gather(folder: Path) -> None:
         keep_pictures(notebook)
         page.write_text(json.dumps(notebook), encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    intro = readme.partition("\n## ")[0].replace("](benchmarks/results.md)", "](docs/results.md)")
-    shutil.copy(ROOT / "benchmarks" / "results.md", folder / "docs" / "results.md")
+    intro = readme.partition("\n## ")[0].replace("](recordings/results.md)", "](docs/results.md)")
+    shutil.copy(ROOT / "recordings" / "results.md", folder / "docs" / "results.md")
+    shutil.copy(ROOT / "benchmarks" / "results.md", folder / "docs" / "speed.md")
     for page in (folder / "docs" / "teaching").glob("*.md"):
         top = "".join(f"{name}: true\n" for name in APART)
         page.write_text(f"---\n{top}---\n\n{page.read_text(encoding='utf-8')}", encoding="utf-8")

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.algorithms import EIGHT
-from benchmarks.record import in_processes, run_to_budget
 from grpo_lib import (
     ChainTask,
     GRPOConfig,
@@ -27,8 +25,9 @@ from grpo_lib import (
 from grpo_lib.cli.runs import versions
 from grpo_lib.critic import completion_values, state_numbers
 from grpo_lib.rollout import completion_log_probs
+from recordings.algorithms import EIGHT
+from recordings.record import in_processes, run_to_budget
 
-IN_LESSONS = True
 SEEDS, BUDGET = range(3), 150_000
 SIZES = {"the course's model": {}, "a larger one": {"d_model": 512, "n_layers": 6, "n_heads": 8,
                                                     "d_hidden": 1408}}
@@ -95,7 +94,7 @@ def measured(shape: dict, algorithm: str) -> float:
     made (with the policy in it), in a process of its own. Linux."""
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", "from benchmarks.critic import *; "
+        [sys.executable, "-c", "from recordings.critic import *; "
          f"print(peak({shape!r}, {algorithm!r}))"], check=True, text=True, stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": root}, cwd=root)
     return json.loads(done.stdout)

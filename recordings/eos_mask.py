@@ -19,7 +19,6 @@ from grpo_lib import (
 from grpo_lib.cli.runs import versions
 from grpo_lib.tokenizer import EOS
 
-IN_LESSONS = True
 SEEDS, STEPS, PROMPTS, GROUP = range(5), 24, 8, 8
 RELUCTANCE = 12.0  # taken off the logit of end-of-sequence: half of the completions then end
 

@@ -7,7 +7,6 @@ import statistics
 
 import torch
 
-from benchmarks.record import record_runs
 from grpo_lib import (
     ChainTask,
     GRPOConfig,
@@ -17,8 +16,8 @@ from grpo_lib import (
     kl_estimate,
     load_base_model,
 )
+from recordings.record import record_runs
 
-IN_LESSONS = True
 SEEDS = range(5)
 SHARED = {"steps": 16, "prompts_per_step": 16, "group_size": 16, "learning_rate": 1e-3,
           "eval_every": 0}

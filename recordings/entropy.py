@@ -19,7 +19,6 @@ from grpo_lib import (
 from grpo_lib.cli.runs import versions
 from grpo_lib.rollout import Rollouts
 
-IN_LESSONS = True
 SEEDS = (0, 1, 2)
 COMMON = {"steps": 25, "prompts_per_step": 8, "eval_every": 25, "eval_problems": 300}
 COLD = {"temperature": 0.3}

@@ -1,6 +1,6 @@
 """The predictions of all lessons with their answers, for whoever teaches them.
 
-    python docs/predictions.py          writes docs/teaching/predictions.md from the saved notebooks
+    python tools/predictions.py         writes docs/teaching/predictions.md from the saved notebooks
 
 Every **Predict** of a lesson is listed under its section, with what the notebook says to it: the
 fold below it ("What to see"), or else the text after its cell, with what that cell printed.
@@ -21,7 +21,7 @@ PRINTED_LINES = 14  # of output that is worth a place here
 TOP = """\
 # Predictions, and what comes of them
 
-Made from the saved notebooks by `python docs/predictions.py`; the numbers are those that the
+Made from the saved notebooks by `python tools/predictions.py`; the numbers are those that the
 notebooks print and that their tests compare. Let people write a guess down before the cell is
 run: a wrong guess that was written down is remembered. What wrong guesses mean is in
 [misconceptions](misconceptions.md), when to ask them in the [plans](plans.md).

@@ -9,7 +9,6 @@ import time
 
 import torch
 
-from benchmarks.record import record_runs
 from grpo_lib import (
     ChainTask,
     completion_log_probs,
@@ -20,8 +19,8 @@ from grpo_lib import (
 )
 from grpo_lib.cli.runs import versions
 from grpo_lib.objective import PAPER_AGGREGATIONS as NAMES
+from recordings.record import record_runs
 
-IN_LESSONS = True
 SEEDS = range(4)
 FIELDS = ("accuracy", "held_out_accuracy", "length", "length_right", "length_wrong", "entropy",
           "grad_norm")

@@ -1,6 +1,6 @@
 """The lessons as slides, to be shown with no network.
 
-    python docs/slides.py [FOLDER] [--lesson 04]     needs the ``slides`` extra; FOLDER is slides/
+    python tools/slides.py [FOLDER] [--lesson 04]     needs the ``slides`` extra; FOLDER is slides/
 
 Made from the saved notebooks, nothing is run: a section to the right, its steps downwards. What a
 cell gives appears after the cell, and what to see after the question, a key press later. Open

@@ -8,11 +8,10 @@ from functools import partial
 
 import torch
 
-from benchmarks.record import in_processes
 from grpo_lib import ChainTask, GRPOConfig, load_base_model
 from grpo_lib.cli.runs import versions
+from recordings.record import in_processes
 
-IN_LESSONS = True
 SEEDS = range(3)
 SETTINGS = {"steps": 25, "prompts_per_step": 16, "eval_every": 0}
 FIELDS = ("step", "accuracy", "held_out_accuracy", "reward_mean", "length", "length_right",

@@ -22,7 +22,6 @@ from grpo_lib import (
 )
 from grpo_lib.cli.runs import score, versions
 
-IN_LESSONS = True
 SEEDS = range(10)
 FRESH = (1, 2, 3)  # pre-training seeds; the shipped base model is seed 0
 

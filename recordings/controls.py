@@ -12,13 +12,12 @@ from functools import partial
 
 import torch
 
-from benchmarks.algorithms import BUDGET
-from benchmarks.record import in_processes, run_to_budget
 from grpo_lib import ChainTask, evaluate, load_base_model, majority_at_k, sample_groups
 from grpo_lib.cli.runs import versions
 from grpo_lib.pretraining import example_loss
+from recordings.algorithms import BUDGET
+from recordings.record import in_processes, run_to_budget
 
-IN_LESSONS = True
 SEEDS = range(5)
 VOTES = (1, 4, 16, 64)
 # Rejection-sampling fine-tuning: all samples from the base model, then passes over the right

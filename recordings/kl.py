@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.record import record_runs
+from recordings.record import record_runs
 
-IN_LESSONS = True
 SEEDS = (0, 1, 2)
 BETAS = (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 0.5)
 OTHERS = {  # estimator other than k3: how to have it, and at which weights
