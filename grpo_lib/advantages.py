@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,19 +45,24 @@ def batch_std(rewards: Tensor, counted: Tensor | None) -> Tensor:
     return std_of(rewards, counted)
 
 
-BASELINES = {"mean": group_mean, "leave_one_out": leave_one_out_mean, "batch": batch_mean,
-             "none": lambda rewards, counted: torch.zeros_like(rewards)}
-SCALES = {"group": group_std, "batch": batch_std, "mean": group_mean, "none": None}
+Baseline = Literal["mean", "leave_one_out", "batch", "none"]
+Scale = Literal["group", "batch", "mean", "none"]
+# name: (rewards (N, G), counted) -> what each reward is compared with, or divided by
+BASELINES: dict[Baseline, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "mean": group_mean, "leave_one_out": leave_one_out_mean, "batch": batch_mean,
+    "none": lambda rewards, counted: torch.zeros_like(rewards)}
+SCALES: dict[Scale, Callable[[Tensor, Tensor | None], Tensor] | None] = {
+    "group": group_std, "batch": batch_std, "mean": group_mean, "none": None}
 
 
 @dataclass(frozen=True)
 class AdvantageChoices:
     """How rewards become advantages; the defaults are GRPO's, as in the paper (2402.03300)."""
 
-    baseline: str = setting("mean", "what a reward is compared with: mean, leave_one_out (both of "
-                                   "the group), batch or none", among=BASELINES)
-    scale: str = setting("group", "what advantages are divided by: the std of the group or batch, "
-                                 "the group's mean, or none", among=SCALES)
+    baseline: Baseline = setting("mean", "what a reward is compared with: mean, leave_one_out "
+                                        "(both of the group), batch or none", among=BASELINES)
+    scale: Scale = setting("group", "what advantages are divided by: the std of the group or "
+                                   "batch, the group's mean, or none", among=SCALES)
     std_eps: float = setting(1e-4, "added to that divisor", least=0)
     whiten: bool = setting(False, "whiten the advantages over all tokens of the batch")
     critic: bool = setting(False, "advantages come from a value model (GAE)")
@@ -63,8 +70,9 @@ class AdvantageChoices:
     gae_lambda: float = setting(0.95, "lambda of a critic's GAE", least=0, most=1)
 
 
-def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "group",
-                     std_eps: float = 1e-4, counted: Tensor | None = None) -> Tensor:
+def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
+                     scale: Scale = "group", std_eps: float = 1e-4,
+                     counted: Tensor | None = None) -> Tensor:
     """A_ng = (r_ng - baseline_n) / (std + std_eps): rewards (N, G) -> advantages (N, G).
 
     ``baseline``: the "mean" of the group (GRPO); "leave_one_out", the mean of the *other*
@@ -96,8 +104,9 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
         return group_advantages(rewards.float(), baseline=baseline, scale=scale,
                                 std_eps=std_eps, counted=counted).to(rewards.dtype)
     advantages = rewards - BASELINES[baseline](rewards, counted)
-    if scale != "none":
-        advantages = advantages / (SCALES[scale](rewards, counted) + std_eps)
+    divisor = SCALES[scale]
+    if divisor is not None:
+        advantages = advantages / (divisor(rewards, counted) + std_eps)
     if scale == "mean":
         advantages = advantages.masked_fill(group_mean(rewards, counted) == 0, 0.0)
     by_group = baseline in ("mean", "leave_one_out") or scale == "group"
@@ -114,7 +123,7 @@ def group_advantages(rewards: Tensor, *, baseline: str = "mean", scale: str = "g
     return advantages
 
 
-def check_group_rewards(rewards: Tensor, baseline: str, scale: str) -> None:
+def check_group_rewards(rewards: Tensor, baseline: Baseline, scale: Scale) -> None:
     """ValueError where rewards (N, G) cannot be compared as ``baseline`` and ``scale`` want."""
     by_group = baseline in ("mean", "leave_one_out") or scale in ("group", "mean")
     if rewards.shape[1] == 1 and by_group:

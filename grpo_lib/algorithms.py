@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ class Algorithm(LossChoices, AdvantageChoices):
     def idle_choices(self) -> dict[str, str]:
         """Choices that differ from the default and yet change nothing: name -> why."""
         bounded = callable(self.surrogate) or self.surrogate in CLIPPING
-        idle = {}
+        idle: dict[str, str] = {}
         for names, works, why in (
                 (("epsilon", "epsilon_high"), bounded,
                  f"surrogate={self.surrogate!r} has no bounds"),
@@ -155,7 +156,7 @@ DEFAULTS = {f.name: f.default for f in fields(Algorithm) if f.name not in ABOUT}
 CHOICES = tuple(DEFAULTS)
 
 
-class AlgorithmTable(dict):
+class AlgorithmTable(dict[str, Algorithm]):
     """Name -> Algorithm. An unknown name is answered with the known ones; in a notebook it
     shows itself as a table."""
 
@@ -183,7 +184,7 @@ class AlgorithmTable(dict):
         return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """A choice in a few letters."""
     if isinstance(value, float):
         return f"{value:.3g}"

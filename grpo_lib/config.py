@@ -6,7 +6,9 @@ import math
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 
+from grpo_lib.advantages import Baseline, Scale
 from grpo_lib.algorithms import ALGORITHMS, CHOICES, Algorithm
+from grpo_lib.objective import Aggregation, KLEstimator, RatioLevel, Surrogate
 from grpo_lib.support.checkpoint import json_text
 from grpo_lib.support.checks import check_choice, check_settings, check_whole, setting, settle
 
@@ -40,25 +42,25 @@ class GRPOConfig:
     algorithm: str | None = setting(None, "row of the table of algorithms that the choices below "
                                           "start from (none: grpo, but with aggregation "
                                           "token_mean, as TRL's default)")
-    baseline: str | None = of_row("baseline")
-    scale: str | None = of_row("scale")
+    baseline: Baseline | None = of_row("baseline")
+    scale: Scale | None = of_row("scale")
     std_eps: float | None = of_row("std_eps")
     whiten: bool | None = of_row("whiten")
     critic: bool | None = of_row("critic")
     gamma: float | None = of_row("gamma")
     gae_lambda: float | None = of_row("gae_lambda")
-    ratio: str | None = of_row("ratio")
-    surrogate: str | None = of_row("surrogate")
+    ratio: RatioLevel | None = of_row("ratio")
+    surrogate: Surrogate | None = of_row("surrogate")
     epsilon: float | None = of_row("epsilon")
     epsilon_high: float | None = of_row("epsilon_high")
     delta: float | None = of_row("delta")
     sapo_temperature_pos: float | None = of_row("sapo_temperature_pos")
     sapo_temperature_neg: float | None = of_row("sapo_temperature_neg")
     beta: float | None = of_row("beta")
-    kl: str | None = of_row("kl")
+    kl: KLEstimator | None = of_row("kl")
     kl_in_reward: bool | None = of_row("kl_in_reward")
     use_bias_correction_kl: bool | None = of_row("use_bias_correction_kl")
-    aggregation: str | None = of_row("aggregation")
+    aggregation: Aggregation | None = of_row("aggregation")
     entropy_coef: float | None = of_row("entropy_coef")
     top_entropy_quantile: float | None = of_row("top_entropy_quantile")
     off_policy_mask_threshold: float | None = of_row("off_policy_mask_threshold")

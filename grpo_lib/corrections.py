@@ -6,13 +6,16 @@ term and the divisor of the aggregation as they are, as in TRL.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from grpo_lib.support.checks import check_choice, check_number, check_shapes
 
-SAMPLER_CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate",
-                       "sequence_mask")
+SamplerCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate",
+                            "sequence_mask"]
+SAMPLER_CORRECTIONS = get_args(SamplerCorrection)
 
 
 def top_entropy_mask(entropies: Tensor, mask: Tensor, quantile: float) -> Tensor:
@@ -54,7 +57,7 @@ def off_policy_mask(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
 
 
 def sampler_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, mask: Tensor,
-                    correction: str = "sequence_mask", ratio_max: float = 3.0,
+                    correction: SamplerCorrection = "sequence_mask", ratio_max: float = 3.0,
                     ratio_min: float | None = None) -> Tensor:
     """pi_old / pi_sampler, bounded: (B, T), or (B, 1) for the "sequence_" kinds.
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 PAD, EOS = 0, 1  # the two special tokens come first in every vocabulary
+Side = Literal["left", "right"]  # where padding goes
 
 
 class Tokenizer:
@@ -69,7 +71,7 @@ class Tokenizer:
                 for row, row_mask in zip(tokens.tolist(), mask.tolist())]
 
 
-def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
+def pad(sequences: Sequence[Sequence[int]], side: Side) -> tuple[Tensor, Tensor]:
     """Stack token lists of unequal length: tokens (B, L) and mask (B, L), 1 on real tokens.
 
     ``side``: "left" for prompts that will be continued, "right" for finished texts.
@@ -84,9 +86,10 @@ def pad(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
     length = max(len(s) for s in sequences)
     tokens = torch.full((len(sequences), length), PAD)
     mask = torch.zeros(len(sequences), length, dtype=torch.long)
-    for row, ids in enumerate(sequences):
-        columns = slice(length - len(ids), None) if side == "left" else slice(len(ids))
-        ids = torch.as_tensor(ids)
+    for row, sequence in enumerate(sequences):
+        size = len(sequence)
+        columns = slice(length - size, None) if side == "left" else slice(size)
+        ids = torch.as_tensor(sequence)
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"sequences: got {ids.dtype} in row {row}, allowed are token ids, "
                              f"which are whole numbers")

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpo_lib.batches import Batch
 from grpo_lib.config import GRPOConfig, StepMetrics
@@ -77,7 +78,7 @@ class GRPOTrainer:
     """
 
     def __init__(self, policy: Policy, task: Task, config: GRPOConfig,
-                 ref_policy: Policy | None = None, value_model: ValueModel | None = None, *,
+                 ref_policy: nn.Module | None = None, value_model: ValueModel | None = None, *,
                  sampler: Callable[..., Rollouts] = sample_groups,
                  processes: Processes | None = None):
         if not isinstance(config, GRPOConfig):
@@ -90,6 +91,7 @@ class GRPOTrainer:
             raise ValueError(f"value_model: got {type(value_model).__name__} with algorithm="
                              f"{config.algorithm!r}, allowed is {allowed}")
         check_policy(policy)
+        assert isinstance(policy, nn.Module)  # for type checkers, which do not know it yet
         if isinstance(task, type) or not hasattr(task, "tokenizer"):
             came = f"the class {task.__name__}" if isinstance(task, type) else \
                 f"a {type(task).__name__}"
@@ -102,10 +104,10 @@ class GRPOTrainer:
         self.device = usable_device(config.device)
         self.policy = policy.to(self.device)
         self.wrapped = self.processes.wrap(self.policy)  # which gives all the first one's weights
-        own = ref_policy is not None and unwrapped(ref_policy) is not unwrapped(policy)
-        self.ref_policy = ref_policy if own else copy.deepcopy(unwrapped(policy))
-        check_apart(policy, self.ref_policy)
-        self.ref_policy.to(self.device).requires_grad_(False)
+        if ref_policy is None or unwrapped(ref_policy) is unwrapped(policy):
+            ref_policy = copy.deepcopy(unwrapped(policy))
+        check_apart(policy, ref_policy)
+        self.ref_policy = ref_policy.to(self.device).requires_grad_(False)
         self.task, self.config = task, config
         self.optimizer = adamw((p for p in policy.parameters() if p.requires_grad),
                                config.learning_rate)
@@ -121,7 +123,9 @@ class GRPOTrainer:
         self.told: set[str] = set()  # each kind once
         self.problems: list[Problem] = []
         self.rollouts: Rollouts | None = None
-        self.rewards = self.advantages = self.returns = None
+        self.rewards: Tensor | None = None
+        self.advantages: Tensor | None = None
+        self.returns: Tensor | None = None  # (N * G, T), with a critic
         self.counted: Tensor | None = None  # (N, G), in a step: where the reward did not abstain
 
     def run(self, steps: int | None = None) -> Iterator[StepMetrics]:
@@ -188,9 +192,9 @@ class GRPOTrainer:
             updates = self.update(batch.rollouts, self.advantages, batch.ref_log_probs)
         with clock("evaluation"):
             held_out = self.held_out_accuracy()
-        metrics = StepMetrics(
-            step=self.step_count + 1, held_out_accuracy=held_out, **batch_metrics(everything),
-            **updates, **{f"seconds_{name}": taken for name, taken in clock.seconds.items()})
+        seconds: dict[str, Any] = {f"seconds_{name}": s for name, s in clock.seconds.items()}
+        metrics = StepMetrics(step=self.step_count + 1, held_out_accuracy=held_out,
+                              **batch_metrics(everything), **updates, **seconds)
         # together, so that a step that is counted has its metrics, whatever evaluation met with
         self.half_updated, self.step_count = False, self.step_count + 1
         self.history.append(metrics)
@@ -232,7 +236,7 @@ class GRPOTrainer:
         if self.critic is not None:
             values = self.critic.values(rollouts)
         check_finite(log_probs=rollouts.log_probs, ref_log_probs=batch.ref_log_probs, values=values)
-        if self.critic is not None:
+        if values is not None:
             self.returns = self.algorithm.returns(rewards, rollouts.mask, values, kl=kl)
         advantages = self.algorithm.advantages(rewards, rollouts.mask, kl=kl, values=values,
                                                counted=None if counted.all() else counted)
@@ -285,7 +289,7 @@ class GRPOTrainer:
         mine = rollouts if len(rows) == len(texts) else rollouts.select(rows)
         ref = completion_log_probs(self.ref_policy, mine, self.config.micro_batch_size)
         missing = rollouts.mask.shape[1] - ref.shape[1]
-        return scores, self.processes.gather(torch.nn.functional.pad(ref, (0, missing)))
+        return scores, self.processes.gather(nn.functional.pad(ref, (0, missing)))
 
     def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor | None) -> dict:
         """The gradient steps on one batch (``update.update``); its share of the metrics.
@@ -296,7 +300,7 @@ class GRPOTrainer:
         """One step of the optimizer on some rows of a batch (``update.gradient_step``)."""
         return gradient_step(self, *batch, **options)
 
-    def modules(self) -> dict[str, torch.nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds the weights of, by its name there."""
         critic = {} if self.critic is None else {"value_model": self.critic.value_model}
         return {"policy": self.policy, "ref_policy": self.ref_policy} | critic

@@ -65,7 +65,7 @@ class KVCache:
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.filled, self.widened = 0, False
         self.config = config
-        self.decoder = None  # the policy's weights for sampling; see ``decoding``
+        self.decoder: Decoder | None = None  # the policy's weights for sampling; see ``decoding``
 
     def extend(self, mask: Tensor | None) -> Tensor:
         """Make room for mask.shape[1] more tokens (None: one in every row): their positions
@@ -177,8 +177,8 @@ class Attention(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.n_heads = config.n_heads
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            setattr(self, name, nn.Linear(config.d_model, config.d_model, bias=False))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor, turns: Tensor, attend: Callable) -> Tensor:
         """x (..., d_model) -> (..., d_model); turns (..., 1, head_width / 2) of its positions.
@@ -226,6 +226,16 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class Blocks(nn.Module):
+    """All but the head; Llama's checkpoints call it ``model``."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+
+
 class TransformerPolicy(nn.Module):
     """A decoder-only transformer, built and named like Llama's (2302.13971).
 
@@ -234,14 +244,12 @@ class TransformerPolicy(nn.Module):
     """
 
     packs = True  # ``forward`` takes ``packed``
+    rotary: Tensor  # (context_length, head_width / 2, 2)
 
     def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.model.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.model.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.model = Blocks(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.register_buffer("rotary", rotary_table(config), persistent=False)
         if generator is None:

@@ -25,7 +25,7 @@ class NoGradientError(RuntimeError):
 
 
 def update(trainer: GRPOTrainer, rollouts: Rollouts, advantages: Tensor,
-           ref_log_probs: Tensor | None) -> dict[str, float]:
+           ref_log_probs: Tensor | None) -> dict[str, float | None]:
     """The gradient steps on one batch; returns their share of the metrics.
 
     Advantages belong to whole groups and are fixed before the rows are shuffled; a minibatch
@@ -46,7 +46,8 @@ def update(trainer: GRPOTrainer, rollouts: Rollouts, advantages: Tensor,
     minibatches = min(minibatches, len(counted) // trainer.processes.size)
     if minibatches == 0:  # the reward abstained from everything
         return NO_UPDATE
-    steps, tokens = [], []
+    steps: list[dict[str, float]] = []
+    tokens: list[int] = []
     for iteration in range(config.num_iterations):
         order = torch.randperm(len(counted), generator=trainer.generator).to(trainer.device)
         for rows in counted[order].tensor_split(minibatches):
@@ -55,7 +56,7 @@ def update(trainer: GRPOTrainer, rollouts: Rollouts, advantages: Tensor,
             if trainer.counted is not None and not steps and "ratio" not in trainer.told:
                 trainer.say_once(ratio=off_policy(trainer.policy, rollouts, step))
             steps.append(step)
-            tokens.append(rollouts.mask[rows].sum().item())
+            tokens.append(int(rollouts.mask[rows].sum()))
     if trainer.nonfinite_weights():
         raise FloatingPointError("weights: the update has made them nan or inf")
     return update_metrics(steps, tokens[:minibatches])
@@ -103,9 +104,10 @@ def gradient_step(trainer: GRPOTrainer, rollouts: Rollouts, rows: Tensor, advant
     trainer.stepped = True
     trainer.optimizer.step()
     if trainer.critic is not None:
+        assert trainer.returns is not None  # set together with the critic's advantages
         trainer.critic.update(batch, trainer.returns[part, :width])
     return {"grad_norm": norm.item()} | {
-        name: processes.reduce(sum(part[name] for part in seen), "sum").item()
+        name: processes.reduce(sum((p[name] for p in seen[1:]), seen[0][name]), "sum").item()
         for name in ADDED_UP} | {
         "ratio_min": processes.reduce(min(p["ratio_min"] for p in seen), "min").item(),
         "ratio_max": processes.reduce(max(p["ratio_max"] for p in seen), "max").item()}

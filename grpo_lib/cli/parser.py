@@ -62,8 +62,8 @@ whole = reader(int, "must be a whole number")
 number = reader(float, "must be a number")
 true_or_false = reader(lambda text: {"true": True, "false": False}[text.lower()],
                        "allowed are true and false")
-KINDS = {  # of a setting, by the type of its field
-    "int": whole, "float": number, "str": str, "str | None": str,
+KINDS = {  # of a setting, by the type of its field; all others are names
+    "int": whole, "float": number,
     "int | None": or_none(reader(int, "must be a whole number, or none")),
     "float | None": or_none(reader(float, "must be a number, or none")),
     "bool": true_or_false, "bool | None": true_or_false}
@@ -82,7 +82,7 @@ SETTINGS = [option(  # one for every field of GRPOConfig
     as_option(f.name), f.metadata["about"] + (
         " (default: the algorithm's)" if f.name in CHOICES
         else f" (default: {'none' if f.default is None else f.default})"),
-    or_none(str) if f.name == "algorithm" else KINDS[f.type], default=argparse.SUPPRESS)
+    or_none(str) if f.name == "algorithm" else KINDS.get(f.type, str), default=argparse.SUPPRESS)
     for f in fields(GRPOConfig)]
 COMMON = [option("--task", f"what to learn (default: {TASK})", choices=list(TASKS)),
           option("--threads", "CPU threads (at most 4 if not given)", positive)]

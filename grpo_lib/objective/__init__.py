@@ -11,12 +11,13 @@ from grpo_lib.objective.diagnostics import (
     outside_fraction,
     surrogate_gradient,
 )
-from grpo_lib.objective.kl import KLS, kl_estimate
+from grpo_lib.objective.kl import KLS, KLEstimator, kl_estimate
 from grpo_lib.objective.loss import LossChoices, LossOutput, grpo_loss
-from grpo_lib.objective.ratio import RATIOS, importance_ratio
+from grpo_lib.objective.ratio import RATIOS, RatioLevel, importance_ratio
 from grpo_lib.objective.surrogates import (
     CLIPPING,
     SURROGATES,
+    Surrogate,
     cispo_surrogate,
     clipped_surrogate,
     gmpo_surrogate,
@@ -26,13 +27,15 @@ from grpo_lib.objective.weights import (
     AGGREGATIONS,
     PAPER_AGGREGATIONS,
     WEIGHTS,
+    Aggregation,
     aggregate,
     token_weights,
 )
 
 __all__ = [
     "AGGREGATIONS", "CLIPPING", "KLS", "PAPER_AGGREGATIONS", "RATIOS", "SURROGATES", "WEIGHTS",
-    "LossChoices", "LossOutput", "aggregate", "cispo_surrogate", "clip_binds", "clip_stats",
-    "clipped_surrogate", "gmpo_surrogate", "grpo_loss", "importance_ratio", "kl_estimate",
-    "outside_fraction", "sapo_surrogate", "surrogate_gradient", "token_weights",
+    "Aggregation", "KLEstimator", "LossChoices", "LossOutput", "RatioLevel", "Surrogate",
+    "aggregate", "cispo_surrogate", "clip_binds", "clip_stats", "clipped_surrogate",
+    "gmpo_surrogate", "grpo_loss", "importance_ratio", "kl_estimate", "outside_fraction",
+    "sapo_surrogate", "surrogate_gradient", "token_weights",
 ]

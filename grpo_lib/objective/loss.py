@@ -5,17 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
 from grpo_lib.corrections import off_policy_mask, top_entropy_mask
 from grpo_lib.objective.diagnostics import clip_stats
-from grpo_lib.objective.kl import KLS, kl_estimate
-from grpo_lib.objective.ratio import RATIOS, importance_ratio
-from grpo_lib.objective.surrogates import CLIPPING, SURROGATES, Tokens, surrogate_gain
-from grpo_lib.objective.weights import WEIGHTS, aggregate, token_weights
+from grpo_lib.objective.kl import KLS, KLEstimator, kl_estimate
+from grpo_lib.objective.ratio import RATIOS, RatioLevel, importance_ratio
+from grpo_lib.objective.surrogates import (
+    CLIPPING,
+    SURROGATES,
+    Surrogate,
+    Tokens,
+    surrogate_gain,
+)
+from grpo_lib.objective.weights import WEIGHTS, Aggregation, aggregate, token_weights
 from grpo_lib.support.checks import (
     at_least_float32,
     check_choice,
@@ -43,10 +49,10 @@ class LossChoices:
     ValueError: a choice that is not allowed, or two that contradict each other.
     """
 
-    ratio: Literal["token", "sequence", "sequence_token", "sequence_sum"] = setting(
+    ratio: RatioLevel = setting(
         "token", "importance ratio of each token, or of the whole sequence: token, sequence, "
                  "sequence_token or sequence_sum", among=RATIOS)
-    surrogate: str | Callable = setting(
+    surrogate: Surrogate | Callable[[Tensor, Tensor, Tensor], Tensor] = setting(
         "clip", "what is maximised: clip, cispo, sapo, gmpo or log_prob")
     epsilon: float = setting(0.2, "the ratio is clipped at 1 - epsilon", checked=False)
     epsilon_high: float | None = setting(None, "and at 1 + epsilon_high (none: epsilon)",
@@ -57,14 +63,12 @@ class LossChoices:
                                           above=0)
     sapo_temperature_neg: float = setting(1.05, "of SAPO's gate where it is not", above=0)
     beta: float = setting(0.0, "weight of the KL distance to the base model", least=0)
-    kl: Literal["k1", "k2", "k3"] = setting("k3", "estimator of that distance: k1, k2 or k3",
-                                             among=KLS)
+    kl: KLEstimator = setting("k3", "estimator of that distance: k1, k2 or k3", among=KLS)
     kl_in_reward: bool = setting(False, "take beta times the distance from the reward, not into "
                                         "the loss")
     use_bias_correction_kl: bool = setting(False, "weigh each token's estimate by its ratio, true "
                                                  "or false")
-    aggregation: Literal["sequence_mean", "token_mean", "constant", "sequence_sum",
-                         "nonempty_sequence_mean"] = setting(
+    aggregation: Aggregation = setting(
         "sequence_mean", "what the loss averages over: sequence_mean, token_mean, constant, "
                          "sequence_sum or nonempty_sequence_mean", among=WEIGHTS)
     entropy_coef: float = setting(0.0, "weight of the entropy bonus")
@@ -148,7 +152,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     if w is None:
         w = token_weights(mask, c.aggregation, max_length, dtype=log_probs.dtype)
     counted = mask
-    if c.top_entropy_quantile < 1:
+    if entropies is not None and c.top_entropy_quantile < 1:
         counted = mask & (top_entropy_mask(entropies.detach(), mask, c.top_entropy_quantile) > 0)
 
     ratio = importance_ratio(log_probs, old_log_probs, mask, c.ratio)
@@ -173,19 +177,19 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
             if c.use_bias_correction_kl:
                 distance = ratio * distance  # neither detached nor capped by delta
             loss = loss + c.kl_weight * (distance.masked_fill(~mask, 0.0) * w).sum()
-    if c.entropy_coef != 0:
+    if entropies is not None and c.entropy_coef != 0:
         of_part = weights is not None and c.aggregation == "token_mean" and counted is mask
         over = w if of_part else token_weights(counted, "token_mean", dtype=log_probs.dtype)
         loss = loss - c.entropy_coef * (entropies.masked_fill(~counted, 0.0) * over).sum()
     return LossOutput(loss, stats)
 
 
-def name_the_choices(function: Callable) -> None:
+def name_the_choices(function: Any) -> None:
     """Let a notebook's help show each choice with its default in place of ``**changes``."""
-    signature = inspect.signature(function)
+    signature, hints = inspect.signature(function), get_type_hints(LossChoices)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     named += [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
-                                annotation=f.type) for f in fields(LossChoices)]
+                                annotation=hints[f.name]) for f in fields(LossChoices)]
     function.__signature__ = signature.replace(parameters=named)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 from torch import Tensor
 
 from grpo_lib.support.checks import check_choice, check_shapes
@@ -30,12 +33,14 @@ def sequence_sum_ratio(difference: Tensor, mask: Tensor) -> Tensor:
     return difference.sum(1, keepdim=True).exp()
 
 
-RATIOS = {"token": token_ratio, "sequence": sequence_ratio, "sequence_token": sequence_token_ratio,
-          "sequence_sum": sequence_sum_ratio}
+RatioLevel = Literal["token", "sequence", "sequence_token", "sequence_sum"]
+RATIOS: dict[RatioLevel, Callable[[Tensor, Tensor], Tensor]] = {
+    "token": token_ratio, "sequence": sequence_ratio, "sequence_token": sequence_token_ratio,
+    "sequence_sum": sequence_sum_ratio}
 
 
 def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor,
-                     ratio: str = "token") -> Tensor:
+                     ratio: RatioLevel = "token") -> Tensor:
     """How much likelier the policy makes a token than the policy that sampled it did, by one of
     ``RATIOS``: (B, T), or (B, 1). TRL's name is ``importance_sampling_level``."""
     check_shapes(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,8 +93,9 @@ class Tokens(NamedTuple):
     counted: Tensor
 
 
+Surrogate = Literal["clip", "cispo", "sapo", "gmpo", "log_prob"]
 # name: (tokens, choices) -> (B, T) or (B, 1)
-SURROGATES = {
+SURROGATES: dict[Surrogate, Callable[[Tokens, LossChoices], Tensor]] = {
     "clip": lambda t, c: clipped_surrogate(t.ratio, t.advantages, c.epsilon, c.epsilon_high,
                                            c.delta),
     "cispo": lambda t, c: cispo_surrogate(t.log_probs, t.ratio, t.advantages, c.epsilon,

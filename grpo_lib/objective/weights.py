@@ -6,6 +6,9 @@ the limit of a completion.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -49,13 +52,16 @@ def nonempty_sequence_mean(counts: Tensor, max_length: int | None) -> Tensor:
     return counts / lengths.clamp(min=1) / (lengths > 0).sum().clamp(min=1)
 
 
-WEIGHTS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant,
-           "sequence_sum": sequence_sum, "nonempty_sequence_mean": nonempty_sequence_mean}
+Aggregation = Literal["sequence_mean", "token_mean", "constant", "sequence_sum",
+                      "nonempty_sequence_mean"]
+WEIGHTS: dict[Aggregation, Callable[[Tensor, int | None], Tensor]] = {
+    "sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant,
+    "sequence_sum": sequence_sum, "nonempty_sequence_mean": nonempty_sequence_mean}
 AGGREGATIONS = tuple(WEIGHTS)
 PAPER_AGGREGATIONS = AGGREGATIONS[:3]  # GRPO's, DAPO's and Dr. GRPO's, which lessons compare
 
 
-def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None, *,
+def token_weights(mask: Tensor, aggregation: Aggregation, max_length: int | None = None, *,
                   dtype: torch.dtype | None = None) -> Tensor:
     """The weight w of each token in the loss, by one of ``WEIGHTS``: (B, T) -> (B, T), 0 where
     mask is 0. The loss is -sum(w * gain).
@@ -74,7 +80,7 @@ def token_weights(mask: Tensor, aggregation: str, max_length: int | None = None,
     return WEIGHTS[aggregation]((mask != 0).to(dtype), max_length)
 
 
-def aggregate(per_token: Tensor, mask: Tensor, aggregation: str,
+def aggregate(per_token: Tensor, mask: Tensor, aggregation: Aggregation,
               max_length: int | None = None) -> Tensor:
     """sum_it w_it x_it, one number from per-token values: (B, T), (B, T) -> scalar, with w the
     ``token_weights``. Half precision is added up in float32: a sum of 16 bits would count tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,9 +107,10 @@ class Rollouts:
 
     def to(self, device: torch.device | str) -> Rollouts:
         """The same on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in moved.items()
-                                if isinstance(value, Tensor)})
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in held.items()
+                                 if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def scored_by(self, policy: Policy, rows_at_once: int | None = None) -> Rollouts:
         """The same completions with the log-probs of another policy."""

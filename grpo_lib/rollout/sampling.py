@@ -46,9 +46,9 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     group_size, max_new_tokens, temperature = check_sampling(policy, prompts, group_size,
                                                              max_new_tokens, temperature)
     uniforms = draw_uniforms(len(prompts) * group_size, max_new_tokens, generator)
-    chosen = shard(len(prompts), part)
-    uniforms = uniforms[chosen.start * group_size : chosen.stop * group_size].to(device)
-    prompt_tokens, prompt_mask = (t[chosen].to(device) for t in pad(prompts, "left"))
+    mine = shard(len(prompts), part)
+    uniforms = uniforms[mine.start * group_size : mine.stop * group_size].to(device)
+    prompt_tokens, prompt_mask = (t[mine].to(device) for t in pad(prompts, "left"))
     batch, width = len(uniforms), prompt_tokens.shape[1]
     ends = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
 

@@ -16,7 +16,7 @@ from grpo_lib.support.checks import check_whole
 from grpo_lib.support.modules import eval_mode, unwrapped
 
 
-def completion_outputs(model: Callable, rollouts: Rollouts) -> Tensor:
+def completion_outputs(model: Callable[..., Tensor], rollouts: Rollouts) -> Tensor:
     """What a model says just before each completion token: (N*G, T, ...).
 
     The one place where the shift by one is made: the token in column P + t is scored by the
@@ -48,7 +48,7 @@ def without_gaps(rollouts: Rollouts) -> tuple[Rollouts, Tensor]:
                    attention_mask=there.gather(1, order)), every.argsort(1).clamp(max=width - 1)
 
 
-def completion_logits(policy: Policy, rollouts: Rollouts) -> Tensor:
+def completion_logits(policy: Callable[..., Tensor], rollouts: Rollouts) -> Tensor:
     """Logits / temperature that score each completion token: (N*G, T, V)."""
     if rollouts.temperature <= 0:
         raise ValueError(f"rollouts: sampled at temperature {rollouts.temperature}; only a "
@@ -56,7 +56,7 @@ def completion_logits(policy: Policy, rollouts: Rollouts) -> Tensor:
     return completion_outputs(policy, rollouts) / rollouts.temperature
 
 
-def completion_log_probs(policy: Policy, rollouts: Rollouts,
+def completion_log_probs(policy: Callable[..., Tensor], rollouts: Rollouts,
                          rows_at_once: int | None = None) -> Tensor:
     """log pi of every completion token under ``policy``: (N*G, T), 0 where mask is 0.
 

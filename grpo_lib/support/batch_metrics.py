@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from grpo_lib.batches import Batch
 
 # The metrics of a step that made no update.
-NO_UPDATE = {"entropy": None, "loss": 0.0, "grad_norm": 0.0, "clip_fraction_low": 0.0,
-             "clip_fraction_high": 0.0, "ratio_min": 1.0, "ratio_max": 1.0}
+NO_UPDATE: dict[str, float | None] = {
+    "entropy": None, "loss": 0.0, "grad_norm": 0.0, "clip_fraction_low": 0.0,
+    "clip_fraction_high": 0.0, "ratio_min": 1.0, "ratio_max": 1.0}
 
 
-def update_metrics(steps: list[dict[str, float]], tokens: list[int]) -> dict[str, float]:
+def update_metrics(steps: list[dict[str, float]], tokens: list[int]) -> dict[str, float | None]:
     """The metrics of an update from those of its gradient steps; ``tokens`` of each step of the
     first pass, over which the entropy was measured."""
-    mean = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    mean: dict[str, float | None] = {name: sum(step[name] for step in steps) / len(steps)
+                                     for name in steps[0]}
     low, high = min(s["ratio_min"] for s in steps), max(s["ratio_max"] for s in steps)
     if low > high:  # no token counted
         low = high = 1.0

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ from grpo_lib.support.rewards import (
 from grpo_lib.tokenizer import Tokenizer
 
 HELD_OUT_SHARE = 20  # one problem in 20 is held out
+Split = Literal["train", "held_out"]
+Style = Literal["skill", "habit"]  # of a worked example
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,13 @@ class Task:
         group and is not trained on. It, and ``correct``, may also be ``async def``.
         """
         if self.reward_funcs:
-            number = self.rewards([problem], [completion], [True]).item()
-            return None if math.isnan(number) else number
+            total = self.rewards([problem], [completion], [True]).item()
+            return None if math.isnan(total) else total
         right = self.correct(problem, completion)  # or what will be, if that is async
         number = one_number(right)
         return right if number is None else float(number)
 
-    def example(self, problem: Problem, rng: random.Random, style: str) -> str:
+    def example(self, problem: Problem, rng: random.Random, style: Style) -> str:
         """A completion to pre-train on, in style "skill" or "habit" (``pretraining``)."""
         raise NotImplementedError(f"{type(self).__name__}.example(...) is missing: this task "
                                   f"has no base model to pre-train")
@@ -105,7 +107,7 @@ class Task:
         """The token ids that a policy continues."""
         return self.tokenizer.encode(problem.prompt)
 
-    def problems(self, count: int, rng: random.Random, split: str = "train") -> list[Problem]:
+    def problems(self, count: int, rng: random.Random, split: Split = "train") -> list[Problem]:
         """``count`` problems of a split: "train" or "held_out". No prompt is in both (but with
         ``holds_out = False`` every prompt is)."""
         if split not in ("train", "held_out"):
@@ -184,10 +186,11 @@ class Task:
     def reward_parts(self, problems: Sequence[Problem], completions: Sequence[str],
                      finished: Sequence[bool]) -> dict[str, Tensor]:
         """The several rewards by name, before they are weighed: (N, G) each."""
-        functions = {f"reward: {name}": function for name, function in self.reward_funcs.items()}
-        scores = scores_of(functions, problems, completions, finished, abstains=True)
+        functions = self.reward_funcs or {}
+        scores = scores_of({f"reward: {name}": function for name, function in functions.items()},
+                           problems, completions, finished, abstains=True)
         return {name: torch.tensor(row).view(len(problems), -1)
-                for name, row in zip(self.reward_funcs, scores)}
+                for name, row in zip(functions, scores)}
 
     def _each(self, name: str, problems, completions, finished) -> Tensor:
         said = f"{name}: {type(self).__name__}.{name}"
@@ -210,11 +213,12 @@ class Task:
                 raise ValueError(f"reward_weights: got {reward_weights!r} with a single reward, "
                                  f"allowed is None")
             changed.reward_funcs = changed.reward_weights = None
-            changed.reward = reward
+            changed.reward = reward  # type: ignore[method-assign]  # of this copy alone
             return changed
         changed.reward_funcs = reward_functions(reward)
         changed.reward_weights = check_weights(reward_weights, list(changed.reward_funcs))
-        changed.reward = functools.partial(Task.reward, changed)
+        changed.reward = functools.partial(  # type: ignore[method-assign]  # as above
+            Task.reward, changed)
         return changed
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 
 from grpo_lib.support.checks import one_number
-from grpo_lib.tasks.base import Problem, Task
+from grpo_lib.tasks.base import Problem, Style, Task
 from grpo_lib.tokenizer import Tokenizer
 
 OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10,
@@ -42,12 +42,12 @@ class ChainTask(Task):
                           + [f"s{k}=" for k in range(1, LONGEST + 1)] + [":", "=>"])
 
     def __init__(self, shortest: int = 5, longest: int = 8):
-        sizes = one_number(shortest), one_number(longest)
-        if not (all(type(size) is int for size in sizes) and 1 <= sizes[0] <= sizes[1] <= LONGEST):
+        least, most = one_number(shortest), one_number(longest)
+        if not (type(least) is int and type(most) is int and 1 <= least <= most <= LONGEST):
             raise ValueError(f"shortest, longest: got {shortest}, {longest}; allowed is "
                              f"1 <= shortest <= longest <= {LONGEST}")
-        self.shortest, self.longest = shortest, longest = sizes
-        self.max_new_tokens = 2 * longest + 3  # every step, the answer, end-of-sequence
+        self.shortest, self.longest = least, most
+        self.max_new_tokens = 2 * most + 3  # every step, the answer, end-of-sequence
 
     def problem(self, rng: random.Random) -> Problem:
         operations = [rng.choice("+-*") + str(rng.randrange(10))
@@ -59,7 +59,7 @@ class ChainTask(Task):
         """Nothing but the right digit after the first ``=>``; before it may stand anything."""
         return completion.partition("=>")[2] == f" {problem.answer}"
 
-    def example(self, problem: Problem, rng: random.Random, style: str) -> str:
+    def example(self, problem: Problem, rng: random.Random, style: Style) -> str:
         """"skill": every step written down. "habit": the answer at once, or some steps
         skipped (never none of them). All labels are right."""
         values = chain_values(problem.prompt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from grpo_lib.support.checks import check_whole
-from grpo_lib.tasks.base import Problem, Task
+from grpo_lib.tasks.base import Problem, Style, Task
 from grpo_lib.tokenizer import Tokenizer
 
 
@@ -41,7 +41,7 @@ class SortTask(Task):
         wanted, got = problem.answer.split(), completion.split()
         return sum(a == b for a, b in zip(wanted, got)) / max(len(wanted), len(got))
 
-    def example(self, problem: Problem, rng: random.Random, style: str) -> str:
+    def example(self, problem: Problem, rng: random.Random, style: Style) -> str:
         """The digits in any order: the base model learns to repeat them, not to sort."""
         digits = problem.answer.split()
         rng.shuffle(digits)
