@@ -1,4 +1,4 @@
-"""Advantages: relative to the group, or from a critic."""
+"""Advantages relative to the group, or to the batch; those of single tokens are in ``returns``."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def batch_mean(rewards: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def group_std(rewards: Tensor, counted: Tensor | None) -> Tensor:
-    """The std of each group, the unbiased one (n - 1), as in TRL and the papers' code: (N, 1)."""
+    """The sample std (n - 1) of each group, as in TRL and the papers' code: (N, 1)."""
     return std_of(rewards, counted, 1)
 
 
 def batch_std(rewards: Tensor, counted: Tensor | None) -> Tensor:
-    """The std of all rewards (2508.08221): (1, 1)."""
+    """The sample std (n - 1) of all rewards (2508.08221): (1, 1)."""
     return std_of(rewards, counted)
 
 
@@ -63,7 +63,7 @@ class AdvantageChoices:
                                         "(both of the group), batch or none", among=BASELINES)
     scale: Scale = setting("group", "what advantages are divided by: the std of the group or "
                                    "batch, the group's mean, or none", among=SCALES)
-    std_eps: float = setting(1e-4, "added to that divisor", least=0)
+    std_eps: float = setting(1e-4, "added to that divisor, so that it is never 0", least=0)
     whiten: bool = setting(False, "whiten the advantages over all tokens of the batch")
     critic: bool = setting(False, "advantages come from a value model (GAE)")
     gamma: float = setting(1.0, "discount of a critic's GAE, a token", least=0, most=1)
@@ -73,22 +73,22 @@ class AdvantageChoices:
 def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
                      scale: Scale = "group", std_eps: float = 1e-4,
                      counted: Tensor | None = None) -> Tensor:
-    """A_ng = (r_ng - baseline_n) / (std + std_eps): rewards (N, G) -> advantages (N, G).
+    """A_ng = (r_ng - baseline_n) / (scale_n + std_eps): rewards (N, G) -> advantages (N, G).
 
     ``baseline``: the "mean" of the group (GRPO); "leave_one_out", the mean of the *other*
-    members (RLOO, 2402.14740), which gives the first times G / (G - 1); "batch", the mean of all
+    members (RLOO, 2402.14740), which gives G / (G - 1) times the first; "batch", the mean of all
     rewards; "none".
     ``scale``: divide by the std of the "group" (GRPO, 2402.03300 section 4.1.2), of the
     "batch" (2508.08221), or by nothing, "none" (Dr. GRPO, 2503.20783). TRL's name is
     ``scale_rewards``. "mean" divides by the group's mean reward instead (MaxRL, 2602.02710, as in
     its authors' code), for rewards from 0 up. ``std_eps`` is 1e-4 in TRL, 1e-6 in verl, 1e-8 in
     Dr. GRPO's.
-    ``counted`` (N, G) bool: False where a reward abstained. The other advantages are then those
-    of the rewards without these, whatever number stands there, and theirs is 0. A completion that
-    is left alone, with nobody to be compared with, has 0 too.
+    ``counted`` (N, G) bool: False where a reward abstained. Those rewards are ignored, whatever
+    number stands there, and their advantage is 0. So is that of a completion that is the only one
+    counted in its group.
 
     With a group baseline or a group std, a group without spread (``informative_groups``)
-    gets exactly 0; with scale="mean" a group without any reward does.
+    gets exactly 0; with scale="mean" a group whose mean reward is 0 does.
     ValueError: not (N, G), not finite, G = 1 with a group baseline, an unknown option, a
     negative reward with scale="mean".
     """
@@ -100,7 +100,7 @@ def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
     if counted is not None:
         rewards = rewards.masked_fill(~counted, 0.0)
     check_group_rewards(rewards, baseline, scale)
-    if rewards.dtype in (torch.float16, torch.bfloat16):  # whose sums and squares overflow
+    if rewards.dtype in (torch.float16, torch.bfloat16):  # overflow, or lose digits, in sums
         return group_advantages(rewards.float(), baseline=baseline, scale=scale,
                                 std_eps=std_eps, counted=counted).to(rewards.dtype)
     advantages = rewards - BASELINES[baseline](rewards, counted)
@@ -109,13 +109,13 @@ def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
         advantages = advantages / (divisor(rewards, counted) + std_eps)
     if scale == "mean":
         advantages = advantages.masked_fill(group_mean(rewards, counted) == 0, 0.0)
-    by_group = baseline in ("mean", "leave_one_out") or scale == "group"
-    if by_group:
+    zero_without_spread = baseline in ("mean", "leave_one_out") or scale == "group"
+    if zero_without_spread:
         advantages = advantages.masked_fill(~spread[:, None], 0.0)
     if counted is not None:
-        within = by_group or scale == "mean"
-        others = counted.sum(1, keepdim=True) if within else counted.sum()
-        alone = (others < 2) & (within or "batch" in (baseline, scale))
+        per_group = zero_without_spread or scale == "mean"
+        peers = counted.sum(1, keepdim=True) if per_group else counted.sum()
+        alone = (peers < 2) & (per_group or "batch" in (baseline, scale))
         advantages = advantages.masked_fill(~counted | alone, 0.0)
     if not advantages.isfinite().all():
         raise ValueError(f"std_eps: got {std_eps} with rewards that differ too little to be "
@@ -124,9 +124,9 @@ def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
 
 
 def check_group_rewards(rewards: Tensor, baseline: Baseline, scale: Scale) -> None:
-    """ValueError where rewards (N, G) cannot be compared as ``baseline`` and ``scale`` want."""
-    by_group = baseline in ("mean", "leave_one_out") or scale in ("group", "mean")
-    if rewards.shape[1] == 1 and by_group:
+    """ValueError where rewards (N, G) do not suit ``baseline`` and ``scale``."""
+    needs_peers = baseline in ("mean", "leave_one_out") or scale in ("group", "mean")
+    if rewards.shape[1] == 1 and needs_peers:
         raise ValueError("rewards: got groups of 1; a completion can only be compared with others "
                          "of its group, so allowed is a group size of 2 or more (or "
                          "baseline='none' with scale='none')")
@@ -144,8 +144,7 @@ def check_group_rewards(rewards: Tensor, baseline: Baseline, scale: Scale) -> No
 
 
 def mean_of(rewards: Tensor, counted: Tensor | None, *dim: int) -> Tensor:
-    """Mean over ``dim`` (all if none is given), kept; of those that are counted, the others being
-    0."""
+    """Mean over ``dim`` (all if none is given), with keepdim; uncounted rewards are 0 already."""
     if counted is None:
         return rewards.mean(dim or None, keepdim=True)
     return rewards.sum(dim or None, keepdim=True) / counted.sum(dim or None, keepdim=True).clamp(
@@ -153,7 +152,7 @@ def mean_of(rewards: Tensor, counted: Tensor | None, *dim: int) -> Tensor:
 
 
 def std_of(rewards: Tensor, counted: Tensor | None, *dim: int) -> Tensor:
-    """The unbiased standard deviation, as ``mean_of``; 0 of a single number."""
+    """The sample standard deviation (n - 1), as ``mean_of``; 0 where a single one is counted."""
     if counted is None:
         return rewards.std(dim or None, keepdim=True)
     squares = (rewards - mean_of(rewards, counted, *dim)).masked_fill(~counted, 0.0).square()
@@ -171,7 +170,7 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Te
         raise TypeError(f"lengths: got a {type(lengths).__name__}, allowed is a tensor")
     max_length = check_whole("max_length", max_length, 1)
     cache = check_whole("cache", cache, 1, f" to max_length = {max_length}", most=max_length)
-    if not lengths.is_floating_point():  # small whole numbers would run over
+    if not lengths.is_floating_point():  # int8 would overflow
         lengths = lengths.to(torch.get_default_dtype())
     return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0)
 
@@ -180,9 +179,8 @@ def informative_groups(rewards: Tensor, counted: Tensor | None = None) -> Tensor
     """Which groups can teach something: rewards (N, G) -> bool (N,).
 
     A group has no spread if its rewards differ by at most 8 machine epsilons of its largest
-    |reward|: 0.1 + 0.2 equals 0.3 here. Only its mean could be learned from, and the group
-    baseline has subtracted that. ``counted`` (N, G) bool: False where a reward abstained, whose
-    number is not looked at. ValueError: not (N, G), or not finite.
+    |reward|: 0.1 + 0.2 equals 0.3 here. All its advantages are 0. ``counted`` (N, G) bool: False
+    where a reward abstained, whose number is ignored. ValueError: not (N, G), or not finite.
     """
     check_floating("rewards", rewards)
     if rewards.dim() != 2 or rewards.numel() == 0:

@@ -1,7 +1,7 @@
 """What GRPO did away with: a value model, which PPO trains beside the policy.
 
-Left out of production codes: value clipping, a critic of another size than the policy, and
-warm-up of the critic alone.
+What production codes have and this does not: value clipping, a critic of another size than the
+policy, and warm-up of the critic alone.
 """
 
 from __future__ import annotations

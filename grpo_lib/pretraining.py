@@ -2,7 +2,7 @@
 
 First the skill (worked traces), then the habit that buries it (answering at once, skipping
 steps). RL is to bring the skill out again; ``one_step_accuracy`` is the evidence that it is
-there. Left out of real pre-training: a corpus that is not about the task.
+there. Real pre-training has a corpus that is not about the task.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A word tokenizer: one token for each word of a small, fixed vocabulary.
 
-Left out of a real tokenizer: sub-words, bytes, merges. Every text of the built-in
-tasks is a sequence of vocabulary words, so a token is something you can read.
+What a real tokenizer has and this one does not: sub-words, bytes, merges. Every text of the
+built-in tasks is a sequence of vocabulary words, so a token is something you can read.
 """
 
 from __future__ import annotations

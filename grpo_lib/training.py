@@ -1,9 +1,10 @@
-"""The GRPO training loop: sample groups, score them, take a few gradient steps, again.
+"""The GRPO training loop: sample groups, score them, take a few gradient steps, and repeat.
 
 Which algorithm of the family it runs is the config's ``choices``, a row of ``algorithms``.
 
-Left out of production trainers: weights spread over devices, learning-rate schedules, and
-rollouts by a separate engine. One process, unless ``torchrun`` starts several (``processes``).
+What production trainers have and this one does not: weights spread over devices, learning-rate
+schedules, and rollouts by a separate engine. One process, unless ``torchrun`` starts several
+(``processes``).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ from grpo_lib.support.trainer_state import (
 from grpo_lib.tasks.base import Problem, Task
 from grpo_lib.update import NoGradientError, gradient_step, update
 
-BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # settings that stay
+BUILT_WITH = ("seed", "device", "eval_every", "eval_problems")  # cannot change after construction
 
 
 class GRPOTrainer:
@@ -68,13 +69,12 @@ class GRPOTrainer:
         for metrics in GRPOTrainer(policy, task, GRPOConfig(steps=10)).run():
             print(metrics.step, metrics.reward_mean)
 
-    ``ref_policy`` is what KL is measured to; None: a frozen copy of the policy as given.
+    ``ref_policy`` is what the KL is measured against; None: a frozen copy of the policy as given.
     ``value_model``: what an algorithm with a critic (``algorithm="ppo"``) trains beside it.
     ``sampler``: ``sample_groups``, or another of its kind (``huggingface.generate_groups``).
-    ``processes``: those that share the work, each with a trainer like this one.
-    After a step, ``problems``, ``rollouts``, ``rewards`` (N, G) hold what it was made of,
-    ``advantages`` (N, G), or (N * G, T) where the tokens of a completion differ, and
-    ``history`` all metrics so far.
+    ``processes``: those of a distributed run; each has its own trainer.
+    After a step, ``problems``, ``rollouts``, ``rewards`` (N, G) and ``advantages`` hold its batch,
+    the last (N, G), or (N * G, T) where each token has its own; ``history`` all metrics so far.
     """
 
     def __init__(self, policy: Policy, task: Task, config: GRPOConfig,
@@ -103,7 +103,7 @@ class GRPOTrainer:
         check_processes(config, self.processes.size)
         self.device = usable_device(config.device)
         self.policy = policy.to(self.device)
-        self.wrapped = self.processes.wrap(self.policy)  # which gives all the first one's weights
+        self.wrapped = self.processes.wrap(self.policy)  # copies process 0's weights to all
         if ref_policy is None or unwrapped(ref_policy) is unwrapped(policy):
             ref_policy = copy.deepcopy(unwrapped(policy))
         check_apart(policy, ref_policy)
@@ -116,7 +116,7 @@ class GRPOTrainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.held_out = task.held_out(config.eval_problems) if config.eval_every else []
         self.step_count = 0
-        self.half_updated = False  # an update was broken off: weights belong to no step
+        self.half_updated = False  # an update was interrupted: do not save its weights
         self.stepped = False  # a gradient step of the newest update has been taken
         self.history: list[StepMetrics] = []
         self.tell: Callable[[str], None] = warn  # how a person hears what is odd about a step
@@ -133,7 +133,7 @@ class GRPOTrainer:
 
         Ctrl-C, or a notebook's stop button, takes effect between steps: KeyboardInterrupt
         comes after the step's metrics, and calling ``run`` again goes on as if nothing had
-        happened. (Twice means at once.)
+        happened. (Press twice to stop at once.)
         """
         if steps is None:
             steps = self.config.steps - self.step_count
@@ -154,8 +154,8 @@ class GRPOTrainer:
         """
         for name in BUILT_WITH:
             if getattr(config, name) != getattr(self.config, name):
-                raise ValueError(f"{name}: got {getattr(config, name)!r}, allowed in a trainer "
-                                 f"that is built is {getattr(self.config, name)!r}")
+                raise ValueError(f"{name}: got {getattr(config, name)!r}, cannot change "
+                                 f"after construction; allowed is {getattr(self.config, name)!r}")
         if config.choices.critic != self.algorithm.critic:
             raise ValueError(f"algorithm: got {config.algorithm!r}, allowed are rows "
                              f"{'with' if self.algorithm.critic else 'without'} a critic, as the "
@@ -168,19 +168,20 @@ class GRPOTrainer:
             self.critic.change(config.value_learning_rate, config.max_grad_norm)
 
     def step(self) -> StepMetrics:
-        """Sample, score, update, measure. An error before the update leaves no trace.
+        """Sample, score, update, measure.
 
-        FloatingPointError: something is nan or inf; it says what, and at which step. If no
-        gradient step of the update had been taken, that leaves no trace either.
+        FloatingPointError: something is nan or inf; it says what, and at which step. After an error
+        before the first gradient step, the generator stands where it stood before the step.
         """
         check_gradients_on("step")
+        # eval mode: with dropout the ratio would not be 1 at the first gradient step
         with (explain_out_of_memory(partial(doing, self)), locate_nonfinite(self),
               eval_mode(*self.modules().values())):
             return self._step()
 
     def _step(self) -> StepMetrics:
         clock = Stopwatch("rollout", "scoring", "update", "evaluation")
-        with self.no_trace():
+        with self.restore_generator_on_error():
             everything, batch = collect(self, clock)
             with clock("scoring"):
                 advantages = self.advantages_of(batch)
@@ -188,14 +189,14 @@ class GRPOTrainer:
         self.rewards, self.counted = batch.scores.rewards, batch.counted
         self.advantages = advantages if advantages.dim() == 2 else advantages.view_as(self.rewards)
         self.half_updated, self.stepped = True, False
-        with clock("update"), self.no_trace_until_stepped():
+        with clock("update"), self.restore_until_first_gradient_step():
             updates = self.update(batch.rollouts, self.advantages, batch.ref_log_probs)
         with clock("evaluation"):
             held_out = self.held_out_accuracy()
         seconds: dict[str, Any] = {f"seconds_{name}": s for name, s in clock.seconds.items()}
         metrics = StepMetrics(step=self.step_count + 1, held_out_accuracy=held_out,
                               **batch_metrics(everything), **updates, **seconds)
-        # together, so that a step that is counted has its metrics, whatever evaluation met with
+        # set together at the end, so that every counted step has its metrics
         self.half_updated, self.step_count = False, self.step_count + 1
         self.history.append(metrics)
         self.say_once(**notices_of(metrics, self.rewards, self.advantages,
@@ -203,8 +204,8 @@ class GRPOTrainer:
         return metrics
 
     @contextmanager
-    def no_trace(self) -> Iterator[None]:
-        """An error leaves the generator as it was."""
+    def restore_generator_on_error(self) -> Iterator[None]:
+        """Put the generator back after an error."""
         state = self.state_before = self.generator.get_state()
         try:
             yield
@@ -213,8 +214,8 @@ class GRPOTrainer:
             raise
 
     @contextmanager
-    def no_trace_until_stepped(self) -> Iterator[None]:
-        """An error before the first gradient step leaves no trace of the whole step."""
+    def restore_until_first_gradient_step(self) -> Iterator[None]:
+        """Put the generator back after an error before the first gradient step."""
         try:
             yield
         except (FloatingPointError, NoGradientError):

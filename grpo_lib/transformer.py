@@ -1,7 +1,7 @@
 """The policy that the course trains: the Llama block (RMSNorm, rotary positions, SwiGLU) with
 Llama's weight names.
 
-Left out of Llama: grouped-query attention, tied embeddings, biases, dropout.
+What Llama has and this does not: grouped-query attention, tied embeddings, biases, dropout.
 """
 
 from __future__ import annotations

@@ -773,7 +773,7 @@ def test_many_tokens_are_counted_in_half_precision_too():
 def test_a_mask_that_weighs_is_refused_by_the_loss():
     zeros = torch.zeros(2, 3)
     for value in (0.5, 2.0, math.nan):
-        with pytest.raises(ValueError, match=r"^mask: got other numbers than 0 and 1"):
+        with pytest.raises(ValueError, match=r"^mask: got other numbers, allowed are only 0 and 1"):
             grpo_lib.grpo_loss(zeros, zeros, torch.ones(2), torch.full((2, 3), value))
 
 

@@ -54,7 +54,7 @@ def test_interleaved_groups_compare_across_prompts(stepped):
     trainer, (_, right, _) = stepped
     rewards = trainer.rewards.flatten().tolist()
     wrong = changed(stepped, "interleaved groups")[1]
-    assert wrong.shape == right.shape and not torch.allclose(wrong, right)
+    assert wrong.shape == right.shape and not torch.allclose(wrong.to(right), right)
     flat = wrong.flatten()
     for start in range(3):  # rows start, start + 3, ...: a group of four
         members = torch.tensor([rewards[start + 3 * i] for i in range(4)])

@@ -44,7 +44,7 @@ class LossChoices:
     gradients flow (DeepSeek-V3.2, 2512.02556; TRL's name, and its default since 1.16): with k1 or
     k3 the expected gradient is then that of KL(pi || pi_ref), where plain k3's is that of
     KL(pi_ref || pi). ``off_policy_mask_threshold`` and ``top_entropy_quantile`` multiply the
-    surrogate, not the KL (``corrections``).
+    surrogate by 0 or 1, not the KL (``corrections``).
 
     ValueError: a choice that is not allowed, or two that contradict each other.
     """
@@ -59,13 +59,13 @@ class LossChoices:
                                           checked=False)
     delta: float | None = setting(None, "cap on the unclipped ratio where the advantage is "
                                        "negative, the dual clip (none: no cap)", checked=False)
-    sapo_temperature_pos: float = setting(1.0, "of SAPO's gate where the advantage is positive",
+    sapo_temperature_pos: float = setting(1.0, "temperature of SAPO's gate for positive advantages",
                                           above=0)
-    sapo_temperature_neg: float = setting(1.05, "of SAPO's gate where it is not", above=0)
+    sapo_temperature_neg: float = setting(1.05, "the same for the others", above=0)
     beta: float = setting(0.0, "weight of the KL distance to the base model", least=0)
     kl: KLEstimator = setting("k3", "estimator of that distance: k1, k2 or k3", among=KLS)
-    kl_in_reward: bool = setting(False, "take beta times the distance from the reward, not into "
-                                        "the loss")
+    kl_in_reward: bool = setting(False, "subtract beta times the KL distance from the reward "
+                                        "instead of adding it to the loss")
     use_bias_correction_kl: bool = setting(False, "weigh each token's estimate by its ratio, true "
                                                  "or false")
     aggregation: Aggregation = setting(
@@ -75,8 +75,8 @@ class LossChoices:
     top_entropy_quantile: float = setting(1.0, "train only on this share of the tokens, those of "
                                               "the highest entropy", above=0, most=1)
     off_policy_mask_threshold: float | None = setting(
-        None, "drop rows with a negative advantage that the policy has moved away from by more, "
-              "nats a token (none: keep all)")
+        None, "drop completions with a negative advantage whose log-probs have moved by more than "
+              "this, in nats per token (none: keep all)")
 
     def __post_init__(self):
         if not callable(self.surrogate):
@@ -91,7 +91,7 @@ class LossChoices:
 
     @property
     def kl_weight(self) -> float:
-        """What the loss weighs the KL estimates by: beta, unless the reward has them already."""
+        """The weight of the KL in the loss: beta, or 0 where the KL is in the reward."""
         return 0.0 if self.kl_in_reward else self.beta
 
     @property
@@ -117,20 +117,20 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
 
     Args:
         log_probs: (B, T), under the policy being trained. Gradients flow into these, and for the
-            entropy bonus into ``entropies``, alone.
+            entropy bonus into ``entropies``, and into nothing else.
         old_log_probs: (B, T), under the policy that sampled.
         advantages: (B,) or (B, T).
         mask: (B, T), the tokens that count; None: every token.
-        choices: epsilon, beta, aggregation and so on (``LossChoices``); an ``Algorithm`` or a
-            ``GRPOConfig`` is one. ``changes`` to it by name: grpo_loss(..., epsilon=0.1).
+        choices: epsilon, beta, aggregation and so on (``LossChoices``); an ``Algorithm`` is
+            one. Keywords override single choices: grpo_loss(..., epsilon=0.1).
         ref_log_probs: (B, T), under the policy to stay close to; needed if beta > 0.
         entropies: (B, T); needed by entropy_coef and top_entropy_quantile.
         correction: (B, T) or (B, 1), multiplies the surrogate but not the KL, as
             ``corrections.sampler_weights`` do where another engine has sampled.
-        weights: (B, T), w for these rows of a larger batch (``token_weights``); None: made of
-            this mask.
+        weights: (B, T), w for these rows of a larger batch (``token_weights``); None: computed
+            from ``mask``.
         max_length: the limit of a completion, needed by aggregation="constant".
-        check: False leaves out the look at the tensors' values, which torch.func.vmap cannot take.
+        check: False skips the checks of the tensors' values, which torch.func.vmap cannot take.
 
     stats: ``clip_fraction`` of tokens where the bound of "clip" or "gmpo" binds (their gradient
     is 0) or that of "cispo" (their weight is capped), and its parts ``clip_fraction_low``
@@ -138,7 +138,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
     surrogates without bounds; ``ratio_min``, ``ratio_max``; ``kl`` by k3 where ref_log_probs
     is given; ``policy_loss``, the loss without KL and entropy. ValueError names what does not fit.
     """
-    c = replace(choices, **changes) if choices and changes else choices or LossChoices(**changes)
+    c = LossChoices(**changes) if choices is None else replace(choices, **changes)
     check_loss_inputs(c, log_probs, old_log_probs, advantages, mask, check, entropies=entropies,
                       ref_log_probs=ref_log_probs, correction=correction, weights=weights)
     log_probs = at_least_float32(log_probs)
@@ -162,12 +162,12 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
                                       c.off_policy_mask_threshold)
     if correction is not None:
         gain = gain * correction.detach()
-    left = mask if c.surrogate == "gmpo" else counted  # its mean has left the others out already
-    loss = policy_loss = -(gain.masked_fill(~left, 0.0) * w).sum()
+    included = mask if c.surrogate == "gmpo" else counted  # GMPO's mean skips the others itself
+    loss = policy_loss = -(gain.masked_fill(~included, 0.0) * w).sum()
 
-    bounded = c.surrogate in CLIPPING
-    stats = clip_stats(ratio.detach(), advantages if bounded else 0 * advantages, mask,
-                       c.epsilon, c.epsilon_high)
+    # with advantages of 0 no token counts as clipped
+    clipped = advantages if c.surrogate in CLIPPING else 0 * advantages
+    stats = clip_stats(ratio.detach(), clipped, mask, c.epsilon, c.epsilon_high)
     stats["policy_loss"] = policy_loss.detach()
     if ref_log_probs is not None:
         ref = ref_log_probs.detach().masked_fill(~mask, 0.0)
@@ -178,9 +178,10 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
                 distance = ratio * distance  # neither detached nor capped by delta
             loss = loss + c.kl_weight * (distance.masked_fill(~mask, 0.0) * w).sum()
     if entropies is not None and c.entropy_coef != 0:
-        of_part = weights is not None and c.aggregation == "token_mean" and counted is mask
-        over = w if of_part else token_weights(counted, "token_mean", dtype=log_probs.dtype)
-        loss = loss - c.entropy_coef * (entropies.masked_fill(~counted, 0.0) * over).sum()
+        # where w is the mean over the tokens of a larger batch, the bonus is too
+        same = c.aggregation == "token_mean" and counted is mask
+        v = w if same else token_weights(counted, "token_mean", dtype=log_probs.dtype)
+        loss = loss - c.entropy_coef * (entropies.masked_fill(~counted, 0.0) * v).sum()
     return LossOutput(loss, stats)
 
 
@@ -197,7 +198,7 @@ name_the_choices(grpo_loss)
 
 
 def check_loss_inputs(choices: LossChoices, log_probs, old_log_probs, advantages, mask,
-                      values: bool, **optional) -> None:
+                      check_values: bool, **optional) -> None:
     """ValueError with the argument's name if the tensors do not belong together, or one is missing
     that the choices need."""
     if mask is not None:
@@ -221,9 +222,9 @@ def check_loss_inputs(choices: LossChoices, log_probs, old_log_probs, advantages
         raise ValueError(f"surrogate: got 'gmpo' with ratio={choices.ratio!r} and advantages of "
                          f"{advantages.dim()} dimensions; it makes its own ratio of each row, so "
                          f"allowed are ratio='token' and advantages (B,)")
-    if not values:
+    if not check_values:
         return
     if not advantages.isfinite().all():
         raise ValueError("advantages: got nan or inf, allowed are finite numbers")
     if mask is not None and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError("mask: got other numbers than 0 and 1, which alone are allowed")
+        raise ValueError("mask: got other numbers, allowed are only 0 and 1")

@@ -1,7 +1,8 @@
 """Sampling groups of completions.
 
-Left out of production engines: paged memory, continuous batching of new prompts, top-p and
-top-k (they would make the sampled distribution differ from the one whose log-probs we keep).
+What production engines have and this one does not: paged memory, continuous batching of new
+prompts, top-p and top-k (they would make the sampled distribution differ from the one whose
+log-probs we keep).
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from grpo_lib.support.modules import eval_mode, unwrapped
 def completion_outputs(model: Callable[..., Tensor], rollouts: Rollouts) -> Tensor:
     """What a model says just before each completion token: (N*G, T, ...).
 
-    The one place where the shift by one is made: the token in column P + t is scored by the
-    output at column P + t - 1, the last place that has not seen it. Where padding stands inside
+    The shift by one is the last line: the token in column P + t is scored by the output at
+    column P + t - 1, the last place that has not seen it. (``fast.packing`` makes the same shift
+    in its own layout.) Where padding stands inside
     completions (``attention_mask``), it is moved behind them first.
     """
     there = rollouts.attended
