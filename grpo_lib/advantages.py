@@ -76,7 +76,7 @@ def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
     """A_ng = (r_ng - baseline_n) / (std + std_eps): rewards (N, G) -> advantages (N, G).
 
     ``baseline``: the "mean" of the group (GRPO); "leave_one_out", the mean of the *other*
-    members (RLOO, 2402.14740), which gives the first times G / (G - 1); "batch", the mean of all
+    members (RLOO, 2402.14740), which is the first times G / (G - 1); "batch", the mean of all
     rewards; "none".
     ``scale``: divide by the std of the "group" (GRPO, 2402.03300 section 4.1.2), of the
     "batch" (2508.08221), or by nothing, "none" (Dr. GRPO, 2503.20783). TRL's name is
@@ -85,7 +85,7 @@ def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
     Dr. GRPO's.
     ``counted`` (N, G) bool: False where a reward abstained. The other advantages are then those
     of the rewards without these, whatever number stands there, and theirs is 0. A completion that
-    is left alone, with nobody to be compared with, has 0 too.
+    has no other to be compared with gets 0 too.
 
     With a group baseline or a group std, a group without spread (``informative_groups``)
     gets exactly 0; with scale="mean" a group without any reward does.
@@ -165,7 +165,8 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Te
     """What is added to the reward of a long completion, from 0 down to -1: (B,) -> (B,).
 
     0 up to max_length - cache tokens, then falling in a line to -1 at max_length, and -1
-    beyond (DAPO, 2503.14476 Eq. 13; TRL: ``get_soft_overlong_punishment``).
+    beyond (DAPO, 2503.14476 Eq. 13; TRL: ``get_soft_overlong_punishment``). ValueError: a cache
+    that is not from 1 to max_length.
     """
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: got a {type(lengths).__name__}, allowed is a tensor")

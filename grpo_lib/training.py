@@ -133,7 +133,7 @@ class GRPOTrainer:
 
         Ctrl-C, or a notebook's stop button, takes effect between steps: KeyboardInterrupt
         comes after the step's metrics, and calling ``run`` again goes on as if nothing had
-        happened. (Twice means at once.)
+        happened. (Pressed twice, it stops at once.)
         """
         if steps is None:
             steps = self.config.steps - self.step_count

@@ -130,7 +130,7 @@ def grpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
         weights: (B, T), w for these rows of a larger batch (``token_weights``); None: made of
             this mask.
         max_length: the limit of a completion, needed by aggregation="constant".
-        check: False leaves out the look at the tensors' values, which torch.func.vmap cannot take.
+        check: False leaves out the checks of values, which torch.func.vmap cannot run.
 
     stats: ``clip_fraction`` of tokens where the bound of "clip" or "gmpo" binds (their gradient
     is 0) or that of "cispo" (their weight is capped), and its parts ``clip_fraction_low``
