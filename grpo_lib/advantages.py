@@ -164,7 +164,8 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, cache: int) -> Te
     """What is added to the reward of a long completion, from 0 down to -1: (B,) -> (B,).
 
     0 up to max_length - cache tokens, then falling in a line to -1 at max_length, and -1
-    beyond (DAPO, 2503.14476 Eq. 13; TRL: ``get_soft_overlong_punishment``).
+    beyond (DAPO, 2503.14476 Eq. 13; TRL: ``get_soft_overlong_punishment``). ValueError: a cache
+    that is not from 1 to max_length.
     """
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: got a {type(lengths).__name__}, allowed is a tensor")

@@ -73,8 +73,8 @@ class Algorithm(LossChoices, AdvantageChoices):
         return rewards + punishment.view_as(rewards).to(rewards)
 
     def loss_mask(self, mask: Tensor, finished: Tensor) -> Tensor:
-        """The tokens (B, T) that the loss counts; ``finished`` (B,) completions ended by
-        themselves."""
+        """The tokens (B, T) that the loss counts; ``finished`` (B,): whether a completion ended
+        with end-of-sequence."""
         return mask * finished[:, None] if self.mask_truncated_completions else mask
 
     def advantages(self, rewards: Tensor, mask: Tensor, *, kl: Tensor | None = None,

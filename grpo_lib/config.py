@@ -26,8 +26,8 @@ class GRPOConfig:
     means the row's, or override it. ``choices`` is the row with the overrides. Without an
     algorithm: the row "grpo" with aggregation="token_mean", as TRL's trainer has it.
 
-    ValueError: what is not allowed, or contradicts itself. A choice that is given and changes
-    nothing, or that has a side effect few expect, is told by a warning.
+    ValueError: what is not allowed, or contradicts itself. A warning: a choice that
+    changes nothing, or that has a side effect few expect.
 
     TRL's names where they differ: group_size is num_generations, scale is scale_rewards,
     micro_batch_size is per_device_train_batch_size, ratio is importance_sampling_level,
@@ -165,8 +165,8 @@ def metric(about: str):
 class StepMetrics:
     """What one step did. It describes the completions that the step sampled, so the policy
     *before* the step's update; entropy, ratios, clip fractions, loss and gradient are read
-    during the update, and held_out_accuracy after it. A number that is not finite stands as null
-    in files."""
+    during the update, and held_out_accuracy after it. A number that is not finite is
+    written as null in files."""
 
     step: int = metric("number of the step, from 1")
     reward_mean: float | None = metric("mean reward of the step's completions; here and in kl, "
@@ -214,6 +214,7 @@ class StepMetrics:
         return values | parts
 
     def to_json(self) -> str:
+        """The same as a line of JSON, rounded to six digits."""
         return json_text({name: round(value, 6) if isinstance(value, float) else value
                           for name, value in self.to_dict().items()})
 

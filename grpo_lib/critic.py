@@ -69,7 +69,7 @@ class Critic:
         self.optimizer = adamw(value_model.parameters(), learning_rate)
 
     def change(self, learning_rate: float, max_grad_norm: float) -> None:
-        """Other settings from the next update on."""
+        """Use these settings from the next update on."""
         self.max_grad_norm = max_grad_norm
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -80,7 +80,8 @@ class Critic:
         return completion_values(self.value_model, rollouts)
 
     def update(self, rollouts: Rollouts, returns: Tensor) -> float:
-        """One gradient step towards ``returns`` (N*G, T); the value loss before it."""
+        """One gradient step towards ``returns`` (N*G, T); returns the value loss before it.
+        FloatingPointError, and no step: a loss that is nan or inf."""
         check_gradients_on("update")
         loss = value_loss(completion_values(self.value_model, rollouts), returns, rollouts.mask)
         if not loss.isfinite():

@@ -54,5 +54,5 @@ def at_step(step: int) -> Iterator[None]:
         yield
     except (RewardError, TypeError, ValueError) as error:
         if type(error) not in (RewardError, TypeError, ValueError):
-            raise  # one of another making
+            raise  # a subclass, whose constructor may take something else
         raise type(error)(f"{error}, at step {step}") from error.__cause__

@@ -38,7 +38,8 @@ def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """log pi(tokens[b, t]) under logits[b, t]: (B, T, V), (B, T) -> (B, T), in nats.
 
     logits[:, t] scores tokens[:, t]: the caller has made the shift by one
-    (``rollout.completion_logits`` is the one place that does).
+    (``rollout.completion_logits`` is the one place that does). ValueError: shapes that do not
+    match, or ids outside 0 to V - 1.
     """
     check_floating("logits", logits)
     if not isinstance(tokens, Tensor):
@@ -82,6 +83,7 @@ class TinyPolicy(nn.Module):
                                  nn.Linear(d_model, vocab_size))
 
     def new_cache(self, batch: int, length: int) -> None:
+        """None: without context there is nothing to keep."""
         return None
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: None = None) -> Tensor:

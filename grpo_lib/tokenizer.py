@@ -20,8 +20,8 @@ Side = Literal["left", "right"]  # where padding goes
 class Tokenizer:
     """Turns text into token ids and back; ids 0 and 1 are ``<pad>`` and ``<eos>``.
 
-    ``words`` are the vocabulary, in id order. White space between words is free when
-    encoding ("s1=4" and "s1= 4" are the same two tokens); the longest word wins.
+    ``words`` are the vocabulary, in id order. White space between words may be left
+    out when encoding ("s1=4" and "s1= 4" are the same two tokens); the longest word wins.
     """
 
     pad_id, eos_id = PAD, EOS
@@ -75,6 +75,7 @@ def pad(sequences: Sequence[Sequence[int]], side: Side) -> tuple[Tensor, Tensor]
     """Stack token lists of unequal length: tokens (B, L) and mask (B, L), 1 on real tokens.
 
     ``side``: "left" for prompts that will be continued, "right" for finished texts.
+    ValueError: no sequence, an empty one, or ids that are not whole numbers.
     """
     if side not in ("left", "right"):
         raise ValueError(f"side: got {side!r}, allowed are 'left' and 'right'")

@@ -174,6 +174,8 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Self-attention of several heads (1706.03762), with rotary positions."""
+
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.n_heads = config.n_heads
@@ -214,6 +216,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then the SwiGLU, each added to its input: (..., d_model) -> (..., d_model)."""
+
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
@@ -261,6 +265,7 @@ class TransformerPolicy(nn.Module):
                     parameter.normal_(0, config.init_std, generator=generator)
 
     def new_cache(self, batch: int, length: int) -> KVCache:
+        """See ``Policy``. ValueError: a length above context_length."""
         if length > self.config.context_length:
             raise ValueError(f"length: prompt and completion need {length} tokens, allowed are "
                              f"{self.config.context_length} (the policy's context_length)")
@@ -268,7 +273,8 @@ class TransformerPolicy(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None,
                 packed=None) -> Tensor:
-        """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``.
+        """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``. ValueError: other shapes,
+        or more tokens than context_length.
 
         ``packed``: the same tokens as ``packing.pack`` puts them. Then only the logits that score
         their completions are returned, in less work.

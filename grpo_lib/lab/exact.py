@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from grpo_lib.algorithms import Algorithm
-from grpo_lib.objective import importance_ratio, kl_estimate
+from grpo_lib.objective import KLEstimator, importance_ratio, kl_estimate
 from grpo_lib.policy import Policy, token_entropy
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits
 from grpo_lib.support.checks import (
@@ -63,7 +63,7 @@ def kl_divergence_gradient(logits: Tensor, ref_logits: Tensor) -> Tensor:
     return log_probs.exp() * (log_probs - ref - kl_divergence(log_probs, ref)[..., None])
 
 
-def kl_estimator_moments(logits: Tensor, ref_logits: Tensor, kl: str = "k3") -> Moments:
+def kl_estimator_moments(logits: Tensor, ref_logits: Tensor, kl: KLEstimator = "k3") -> Moments:
     """Mean and std of ``kl_estimate`` at one token v drawn from pi: (...), (...).
 
     mean = sum_v pi_v e_v and std = sqrt(sum_v pi_v (e_v - mean)^2), e_v the estimate at v. The
@@ -77,7 +77,7 @@ def kl_estimator_moments(logits: Tensor, ref_logits: Tensor, kl: str = "k3") -> 
     return Moments(mean, (probs * (estimates - mean[..., None]).square()).sum(-1).sqrt())
 
 
-def kl_estimator_slope(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3",
+def kl_estimator_slope(log_probs: Tensor, ref_log_probs: Tensor, kl: KLEstimator = "k3",
                        use_bias_correction_kl: bool = False) -> Tensor:
     """d estimate / d log pi(v) at sampled tokens, with pi = pi_old: any shape -> that shape.
 
@@ -96,7 +96,7 @@ def kl_estimator_slope(log_probs: Tensor, ref_log_probs: Tensor, kl: str = "k3",
         return torch.autograd.grad(estimates.sum(), leaf)[0]
 
 
-def kl_estimator_gradient(logits: Tensor, ref_logits: Tensor, kl: str = "k3",
+def kl_estimator_gradient(logits: Tensor, ref_logits: Tensor, kl: KLEstimator = "k3",
                           use_bias_correction_kl: bool = False) -> Moments:
     """Gradient with respect to the logits that one sampled token gives, if the estimate
     stands in the loss: its mean (..., V), and its std (...), both exact.

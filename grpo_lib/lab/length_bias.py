@@ -12,6 +12,7 @@ All sums are over all groups and lengths, with no sampling; float64.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from grpo_lib.advantages import group_advantages
 from grpo_lib.objective import PAPER_AGGREGATIONS
 from grpo_lib.support.checks import check_choice, check_number, check_whole, one_number
 
-GROUP_SCALES = ("group", "mean", "none")  # a std of the batch would be of all groups there are
+PaperAggregation = Literal["sequence_mean", "token_mean", "constant"]
+GroupScale = Literal["group", "mean", "none"]
+GROUP_SCALES = get_args(GroupScale)  # a std of the batch would be of all groups there are
 
 
 def length_distribution(stop: float, max_length: int) -> Tensor:
@@ -53,9 +56,9 @@ def length_score(stop: float, max_length: int) -> Tensor:
     return score
 
 
-def expected_push(aggregation: str, *, group_size: int, max_length: int, stop_right: float,
-                  stop_wrong: float, share_right: float = 0.5, prompts: int = 1,
-                  scale: str = "group") -> tuple[float, float]:
+def expected_push(aggregation: PaperAggregation, *, group_size: int, max_length: int,
+                  stop_right: float, stop_wrong: float, share_right: float = 0.5, prompts: int = 1,
+                  scale: GroupScale = "group") -> tuple[float, float]:
     """Expected gradient, at ratio 1, of what GRPO maximises: (right, wrong) stop logit.
 
     E sum_i w_i A_i d log P(L_i) / d logit, with w the ``token_weights`` of ``aggregation`` for a
@@ -82,7 +85,7 @@ def expected_push(aggregation: str, *, group_size: int, max_length: int, stop_ri
 
 @lru_cache(maxsize=256)
 def expected_advantages(group_size: int, share_right: float,
-                        scale: str) -> tuple[Tensor, Tensor]:
+                        scale: GroupScale) -> tuple[Tensor, Tensor]:
     """P(k right) times the summed advantage of the right ones, and of the wrong ones, for
     k = 0 .. group_size: two (group_size + 1,)."""
     right = torch.arange(group_size + 1, dtype=torch.float64)
@@ -119,9 +122,9 @@ def token_mean_push(right: Tensor, wrong: Tensor, chances: list[Tensor], scores:
     return tuple(pushes.tolist())
 
 
-def follow_push(aggregation: str, steps: int, rate: float, *, group_size: int, max_length: int,
-                stop: float, share_right: float = 0.5, prompts: int = 1,
-                scale: str = "group") -> Tensor:
+def follow_push(aggregation: PaperAggregation, steps: int, rate: float, *, group_size: int,
+                max_length: int, stop: float, share_right: float = 0.5, prompts: int = 1,
+                scale: GroupScale = "group") -> Tensor:
     """Mean length of right and of wrong completions while both stop logits, equal at first,
     climb the expected push in steps of ``rate``: (steps + 1, 2)."""
     stop = check_stop("stop", stop)

@@ -10,11 +10,12 @@ from grpo_lib.support.checks import check_beside, check_clip, check_not_empty, c
 
 def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
                        epsilon_high: float | None = None, delta: float | None = None) -> Tensor:
-    """d clipped_surrogate / d r: A where the gradient flows, 0 where it is blocked.
+    """d clipped_surrogate / d r: A where the gradient flows, 0 where it is blocked. Shape of ratio.
 
     Blocked are A > 0 with r > 1 + epsilon_high, A < 0 with r < 1 - epsilon, and A < 0 with
     r > delta. On an edge itself it flows, as in autograd up to torch 2.13; later ones block half
-    of it there, or all. By log pi it is r times this.
+    of it there, or all. The derivative with respect to log pi is r times this. ValueError: a nan
+    ratio.
     """
     epsilon, epsilon_high, delta = check_clip(epsilon, epsilon_high, delta)
     check_beside(ratio=ratio, advantages=advantages)
@@ -29,9 +30,9 @@ def surrogate_gradient(ratio: Tensor, advantages: Tensor, epsilon: float,
 
 def clip_binds(ratio: Tensor, advantages: Tensor, epsilon: float,
                epsilon_high: float | None = None) -> tuple[Tensor, Tensor]:
-    """Where the clip cuts off the gradient, bool: at 1 - epsilon (A < 0), and at
-    1 + epsilon_high (A > 0). A ratio exactly on the edge, or
-    nan, does not bind (as in TRL)."""
+    """Where the clip cuts off the gradient, two bool tensors of the ratio's shape: at 1 - epsilon
+    (A < 0), and at 1 + epsilon_high (A > 0). A ratio exactly on the edge, or nan, does not bind (as
+    in TRL)."""
     epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_beside(ratio=ratio, advantages=advantages)
     return ((advantages < 0) & (ratio < 1 - epsilon),
@@ -42,8 +43,8 @@ def outside_fraction(ratio: Tensor, mask: Tensor, epsilon: float,
                      epsilon_high: float | None = None) -> Tensor:
     """Share of tokens with r outside 1 - epsilon to 1 + epsilon_high, whatever the sign of A.
 
-    Some codes log this as the clip fraction. It is never below ``clip_stats``'s, since it
-    also counts tokens whose gradient flows. ValueError: a nan among the tokens that count.
+    Some trainers log this as the clip fraction. It is never below that of ``clip_stats``, since
+    it also counts tokens whose gradient flows. ValueError: a nan among the tokens that count.
     """
     epsilon, epsilon_high, _ = check_clip(epsilon, epsilon_high)
     check_shapes("B T", ratio=ratio, mask=mask)
@@ -55,8 +56,9 @@ def outside_fraction(ratio: Tensor, mask: Tensor, epsilon: float,
 
 def clip_stats(ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float,
                epsilon_high: float | None = None) -> dict[str, Tensor]:
-    """Share of tokens whose gradient the clip cuts off, and the extremes of the ratio.
+    """Share of tokens whose gradient the clip cuts off, and the extremes of the ratio: scalars.
 
+    mask (B, T); ratio and advantages (B, T), or (B, 1) where all tokens of a row share one.
     Counted by the sign of A, since each sign binds on one side; |r - 1| > epsilon alone
     would overstate it. A nan advantage never counts as clipped; a nan ratio shows in ``ratio_min``
     and ``ratio_max``.

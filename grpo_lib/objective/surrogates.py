@@ -41,7 +41,8 @@ def cispo_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, epsilo
     """sg(clip(r, 1 - epsilon, 1 + epsilon_high)) A log pi: the weight is clipped, no gradient
     is cut off (CISPO, MiniMax-M1, 2506.13585). sg: no gradient flows through the weight.
 
-    epsilon 1 is no lower bound, as in the paper and TRL; verl clips below too. TRL's
+    Shape of ``log_probs``. epsilon 1 is no lower bound, as in the paper and TRL; verl clips below
+    too. TRL's
     ``epsilon_high`` is the cap itself, 1 + epsilon_high here (its 5.0 is 4.0; its default
     would cap at 0.2).
     """
@@ -53,8 +54,8 @@ def cispo_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, epsilo
 def sapo_surrogate(ratio: Tensor, advantages: Tensor, temperature_pos: float = 1.0,
                    temperature_neg: float = 1.05) -> Tensor:
     """A sigmoid(tau (r - 1)) 4 / tau: a gate that closes softly on both sides, with tau =
-    temperature_pos where A > 0, else temperature_neg (SAPO, 2511.20347). At r = 1 its slope
-    by r is A, as the clip's is; its value there, 2 A / tau, is not."""
+    temperature_pos where A > 0, else temperature_neg (SAPO, 2511.20347). At r = 1 its
+    derivative with respect to r is A, as the clip's is, but its value is 2 A / tau."""
     for name, value in (("sapo_temperature_pos", temperature_pos),
                         ("sapo_temperature_neg", temperature_neg)):
         check_number(name, value, above=0)

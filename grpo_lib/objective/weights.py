@@ -68,7 +68,7 @@ def token_weights(mask: Tensor, aggregation: Aggregation, max_length: int | None
 
     A part of a batch takes its rows of the *whole* batch's weights; the losses of the parts then
     add up to the loss of the whole. Weights made anew for each part would not: the mean of the
-    parts' means is another number wherever parts hold unlike numbers of tokens (the bug of many
+    parts' means differs wherever the parts hold different numbers of tokens (the bug of many
     trainers: unsloth.ai/blog/gradient, transformers #34191). ``dtype``: None is the mask's where
     it is floating-point, else torch's default.
     """

@@ -36,12 +36,13 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     CPU ``generator`` (None: a fresh one, seeded by the system), one for each row and column:
     what a row samples does not depend on which other rows are still running.
 
-    Each prompt is encoded once and shared by its group; a finished row stops costing. The policy
-    is in eval mode meanwhile; a compiled one, or one of several processes', is called without its
-    wrapper (rows and columns change from token to token).
+    Each prompt is encoded once and shared by its group; a finished row costs nothing more. The
+    policy is in eval mode meanwhile; a compiled one, or one of several processes', is called
+    without its wrapper (rows and columns change from token to token).
     ``use_cache=False`` encodes everything again for every token: same result, slowly.
     ``eos_id``: the token that ends a completion, or several. ``part=(k, n)``: of n nearly equal
     parts of the prompts only the k-th, from 0, with the tokens that it has in the whole.
+    TypeError, ValueError: a bad argument, or logits of a wrong shape. FloatingPointError: nan.
     """
     policy = unwrapped(policy)
     group_size, max_new_tokens, temperature = check_sampling(policy, prompts, group_size,

@@ -79,8 +79,8 @@ def offset_log_probs(policy: Policy, rollouts: Rollouts, offset: int) -> Tensor:
     """log pi of every completion token by the logits ``offset`` columns away: (N*G, T).
 
     The token in column c is scored by the logits at column c + offset. Offset -1 is right and
-    equals ``completion_log_probs``; every other is a mistake to look at. 0 where mask is 0;
-    nan where there is no such column.
+    equals ``completion_log_probs``; every other offset is a mistake, made to be looked
+    at. 0 where mask is 0; nan where there is no such column.
     """
     width, start = rollouts.tokens.shape[1], rollouts.prompt_length
     offset = check_whole("offset", offset, -start, f" to {width - start}", most=width - start)

@@ -12,9 +12,12 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable)
 
 
 def unwrapped(policy):
@@ -76,7 +79,7 @@ def eval_mode(*models) -> Iterator[None]:
             module.training = True
 
 
-def in_eval_mode(function: Callable) -> Callable:
+def in_eval_mode(function: F) -> F:
     """A function whose first argument is a policy, which is in eval mode meanwhile."""
 
     @functools.wraps(function)
@@ -84,7 +87,7 @@ def in_eval_mode(function: Callable) -> Callable:
         with eval_mode(policy):
             return function(policy, *arguments, **options)
 
-    return called
+    return cast(F, called)
 
 
 def check_policy(policy) -> None:

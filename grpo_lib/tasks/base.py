@@ -151,7 +151,7 @@ class Task:
     def rewards(self, problems: Sequence[Problem], completions: Sequence[str],
                 finished: Sequence[bool]) -> Tensor:
         """Rewards (N, G) of N problems' completions, given row by row (n * G + g); nan where the
-        reward abstained. Of several rewards: the sum of those that did not, times their weights.
+        reward abstained. With several rewards: the weighted sum of those that did not.
 
         A completion that was cut off (no end-of-sequence) has no final answer: 0. (So a
         task with negative rewards teaches never to finish; keep rewards from 0 up.)

@@ -56,7 +56,7 @@ class ChainTask(Task):
         return Problem(prompt, str(chain_values(prompt)[-1]))
 
     def correct(self, problem: Problem, completion: str) -> bool:
-        """Nothing but the right digit after the first ``=>``; before it may stand anything."""
+        """Whether nothing but the right digit follows the first ``=>``, whatever precedes it."""
         return completion.partition("=>")[2] == f" {problem.answer}"
 
     def example(self, problem: Problem, rng: random.Random, style: Style) -> str:
