@@ -47,27 +47,27 @@ TESTS = {
     "advantages": "tests/test_advantages.py", "returns": "tests/test_advantages.py",
     "algorithms": "tests/test_algorithms.py",
     "config": "tests/test_config.py", "corrections": "tests/test_corrections.py",
-    "critic": "tests/test_critic.py", "fast/decoding": "tests/test_packing.py",
+    "critic": "tests/test_critic.py", "fast/decoding": "tests/fast/test_packing.py",
     "evaluation": "tests/test_evaluation.py",
-    "lab/exact": "tests/test_exact.py tests/test_exact_sequences.py",
-    "lab/length_bias": "tests/test_length_bias.py",
+    "lab/exact": "tests/lab/test_exact.py tests/lab/test_exact_sequences.py",
+    "lab/length_bias": "tests/lab/test_length_bias.py",
     **{f"objective/{name}": "tests/test_objective.py tests/test_surrogates.py" for name in (
         "diagnostics", "kl", "loss", "ratio", "surrogates", "weights")},
-    "fast/packing": "tests/test_packing.py", "policy": "tests/test_policy.py",
+    "fast/packing": "tests/fast/test_packing.py", "policy": "tests/test_policy.py",
     "pretraining": "tests/test_pretraining.py",
     **{f"rollout/{name}": "tests/test_rollout.py tests/test_joined_batches.py" for name in (
         "rollouts", "sampling", "shift")},
     "tasks/base": "tests/test_tasks.py", "tasks/chain": "tests/test_tasks.py",
-    "support/rewards": "tests/test_tasks.py tests/test_rewards.py",
+    "support/rewards": "tests/test_tasks.py tests/support/test_rewards.py",
     "tasks/sorting": "tests/test_tasks.py", "tokenizer": "tests/test_tokenizer.py",
     "training": "tests/test_training.py", "update": "tests/test_training.py",
     "batches": "tests/test_joined_batches.py tests/test_training.py",
     "dynamic_sampling": "tests/test_training.py tests/test_joined_batches.py",
     "transformer": "tests/test_policy.py",
     "lab/statistics": "tests/test_evaluation.py tests/test_advantages.py",
-    "lab/xray": "tests/test_xray.py"}
+    "lab/xray": "tests/lab/test_xray.py"}
 MORE = ("tests/test_every_function.py", "tests/test_training.py", "tests/test_several_turns.py",
-        "tests/test_joined_batches.py", "tests/test_critic.py", "tests/test_rewards.py")
+        "tests/test_joined_batches.py", "tests/test_critic.py", "tests/support/test_rewards.py")
 # A fork of a process that has loaded what is slow to load, where there is such a thing.
 PROCESSES = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
@@ -239,8 +239,8 @@ def run_pytest(place: Path, arguments: Sequence[str], output: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(place)
-    mine = (ROOT, ROOT / "tools", ROOT / "tests")
-    sys.path[:] = [str(place), *(p for p in sys.path if Path(p).resolve() not in mine)]
+    sys.path[:] = [str(place), *(p for p in sys.path if Path(p).resolve() != ROOT and not any(
+        Path(p).resolve().is_relative_to(ROOT / mine) for mine in ("tools", "tests")))]
     for name in [name for name in sys.modules if name.partition(".")[0] == "grpo_lib"]:
         del sys.modules[name]  # not the copy's
     os.environ["PYTHONPATH"] = str(place)  # for what tests start in processes of their own

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_plans import in_class, sections_of
+from class_plans import in_class, sections_of
 
 from benchmarks.browser import NotebookPage, browser, jupyterlab, why_not
 

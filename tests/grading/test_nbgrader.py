@@ -14,15 +14,12 @@ import sys
 import venv
 from pathlib import Path
 
+import exercises as writer
 import nbformat
 import pytest
 from outside import run
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import exercises as writer  # noqa: E402
-
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nbgrader") is None,
                                 reason="nbgrader is not installed")
 LESSONS = ("03_advantages", "07_training_run")

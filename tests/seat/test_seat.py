@@ -41,7 +41,7 @@ def test_thirty_seats_without_thirty_downloads(tmp_path):
     subprocess.run(["git", "clone", "-q", str(ROOT), str(seat)], check=True, timeout=PATIENCE)
     status, said = in_checkout(
         seat, "test", "--wheels", str(stick), "-q", "-p", "no:cacheprovider",
-        "notebooks/01_policy.ipynb", "tests/test_package.py",
+        "notebooks/01_policy.ipynb", "tests/repository/test_package.py",
         PIP_INDEX_URL=NOWHERE, PIP_EXTRA_INDEX_URL=NOWHERE, PIP_CONFIG_FILE=os.devnull,
         http_proxy=NOWHERE, https_proxy=NOWHERE, PIP_NO_CACHE_DIR="1")
     assert status == 0, said

@@ -7,17 +7,13 @@ import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import slides as maker
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import slides as maker  # noqa: E402
-
 PACKAGES = ("nbconvert", "sphinx_revealjs", "sphinx-mathjax-offline")
 missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 pytestmark = [pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed"),

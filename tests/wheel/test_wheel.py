@@ -132,8 +132,8 @@ def test_the_source_distribution_passes_its_own_tests(built, tmp_path):
     [unpacked] = tmp_path.iterdir()
     pytests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run(*pytests, "--collect-only", "tests", cwd=unpacked)  # everything that they import is there
-    said = run(*pytests, "tests/test_package.py", "tests/test_metadata.py", "tests/test_front.py",
-               "tests/test_rollout.py", cwd=unpacked)
+    said = run(*pytests, "tests/repository/test_package.py", "tests/repository/test_metadata.py",
+               "tests/repository/test_front.py", "tests/test_rollout.py", cwd=unpacked)
     assert " passed" in said and " failed" not in said
     where = run(sys.executable, "-c", "import grpo_lib; print(grpo_lib.__file__)", cwd=unpacked)
     assert Path(where).is_relative_to(unpacked)

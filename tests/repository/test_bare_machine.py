@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from waiting import PATIENCE
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 JUPYTER = {"ipywidgets", "IPython", "ipykernel", "jupyter_client", "jupyterlab", "nbclient",
            "nbformat", "nbval", "traitlets", "matplotlib", "PIL", "hypothesis", "xdist",
            "playwright", "tqdm"}

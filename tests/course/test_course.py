@@ -13,7 +13,7 @@ from waiting import PATIENCE
 
 from grpo_lib import course
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LOADED = """
 import atexit, gc, importlib, json, locale, logging, os, pkgutil, random, signal, sys, threading
 import warnings

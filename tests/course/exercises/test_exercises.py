@@ -35,7 +35,7 @@ from grpo_lib.course.exercises.comparing import Answer, alike
 from grpo_lib.course.exercises.running import limited
 from grpo_lib.objective import surrogate_gradient, token_weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 FUNCTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Exercise)}
 CURVES = [e for e in EXERCISES.values() if isinstance(e, CurveQuestion)]
 QUESTIONS = [e for e in EXERCISES.values() if isinstance(e, Question)]

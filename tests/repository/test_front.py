@@ -6,18 +6,14 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import front
 import nbformat
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import front  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 PATHS = front.notebooks()
 PLACE, TAGGED = front.Place("someone/grpo"), front.Place("someone/grpo", "v1.2")
 NOWHERE = front.Place()

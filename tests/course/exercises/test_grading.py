@@ -13,12 +13,9 @@ import sys
 import types
 from pathlib import Path
 
+import exercises as writer
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-
-import exercises as writer
 
 from grpo_lib.course.exercises import EXERCISES, CurveQuestion, Question, grading
 from grpo_lib.course.exercises.base import Verdict

@@ -19,30 +19,14 @@ from pathlib import Path
 import cells
 import nbformat
 import pytest
+from class_plans import NOTEBOOKS, in_class, path_of, plans, sections_of
 from nbformat.v4 import new_code_cell, new_notebook
-from test_teaching import NOTEBOOKS, lessons_of_the_day, plans
+from test_teaching import lessons_of_the_day
 from waiting import PATIENCE
 
+PATHS = Path(__file__).parents[1] / "helpers" / "paths.py"
 LLM = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))  # for lesson 09
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-
-
-def sections_of(stem):
-    """[(the section that a code cell stands in, its source)], in the notebook's order."""
-    found, section = [], None
-    for cell in json.loads(NOTEBOOKS[stem].read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "code":
-            found.append((section, source))
-        else:
-            for heading in re.findall(r"(?m)^#{1,3} (.*)$", source):
-                section = heading.strip()
-    return found
-
-
-def path_of(stem, sections):
-    """The places of the code cells that a plan runs."""
-    return tuple(at for at, (section, _) in enumerate(sections_of(stem)) if section in sections)
 
 
 def every_path():
@@ -52,11 +36,6 @@ def every_path():
     for stem, (_, sections) in lessons_of_the_day().items():
         found[f"{stem[:2]}, the day"] = (stem, path_of(stem, sections))
     return found
-
-
-def in_class(stem):
-    """The path of a lesson's plan for 50 minutes."""
-    return every_path()[f"{stem[:2]}, 50 minutes"][1]
 
 
 def not_run_elsewhere(paths, elsewhere):
@@ -136,8 +115,8 @@ def test_what_an_optional_section_imports_others_import_for_themselves(stem):
 
 
 def run_paths(notebook, paths):
-    """(exit status, what was said) of tests/paths.py."""
-    script = [sys.executable, Path(__file__).with_name("paths.py"), notebook, json.dumps(paths)]
+    """(exit status, what was said) of tests/helpers/paths.py."""
+    script = [sys.executable, PATHS, notebook, json.dumps(paths)]
     done = subprocess.run(script, cwd=notebook.parent, stdout=subprocess.PIPE, timeout=PATIENCE,
                           stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
                           check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})

@@ -1,6 +1,6 @@
 """Runs several paths through a notebook's cells, in a process without a kernel.
 
-    python tests/paths.py LESSON.ipynb "[[0, 1, 2], [0, 1, 4]]"
+    python tests/helpers/paths.py LESSON.ipynb "[[0, 1, 2], [0, 1, 4]]"
 
 Cells that paths begin with together run once; where they part, each goes on in a fork. Exit status
 1: a cell failed, and its error is the last that was printed. There must be no GPU: torch cannot use

@@ -14,7 +14,7 @@ from waiting import PATIENCE, until
 
 from grpo_lib.cli import environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 METADATA = '''\
 requires-python = ">=3.10"
 classifiers = ["Programming Language :: Python :: 3", "Programming Language :: Python :: 3.9",

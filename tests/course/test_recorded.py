@@ -15,7 +15,7 @@ from waiting import PATIENCE
 
 from grpo_lib.course import recorded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = recorded.names()
 
 

@@ -9,7 +9,7 @@ from grpo_lib import ALGORITHMS
 from grpo_lib.algorithms import CHOICES
 from grpo_lib.objective import AGGREGATIONS, RATIOS, SURROGATES
 
-TEXT = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 

@@ -14,7 +14,7 @@ from grpo_lib.config import GRPOConfig
 from grpo_lib.course.explorers import LiveCurves, clip_explorer, cockpit_explorer
 from grpo_lib.course.explorers.outputs import LIVE, MARK, VIEW
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 SPEC = importlib.util.spec_from_file_location("grpo_assets", ROOT / "tools" / "assets.py")
 assets = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(assets)

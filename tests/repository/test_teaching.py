@@ -4,34 +4,23 @@ import importlib.util
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from class_plans import KIT, NOTEBOOKS, ROOT, cells_of, plans, text_of
 
 from grpo_lib.advantages import group_advantages, informative_share
 from grpo_lib.course.exercises.policy import COMPLETION_MASK
 from grpo_lib.objective import aggregate, clip_binds, kl_estimate, token_weights
 from grpo_lib.policy import token_log_probs
 
-ROOT = Path(__file__).parents[1]
-KIT = ROOT / "docs" / "teaching"
-NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
 SPEC = importlib.util.spec_from_file_location("grpo_predictions", ROOT / "tools" / "predictions.py")
 predictions = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(predictions)
 
 
-def text_of(name):
-    return (KIT / name).read_text(encoding="utf-8")
-
-
 def flat(text):
     return " ".join(text.split())
-
-
-def cells_of(line):
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
 def headings(stem):
@@ -41,17 +30,6 @@ def headings(stem):
 
 
 # plans -----------------------------------------------------------------------------------------
-
-
-def plans():
-    """[(lesson, minutes promised, [(minutes, section, what to do)])]"""
-    found = []
-    for part in re.split(r"(?m)^## ", text_of("plans.md"))[1:]:
-        for promised, table in re.findall(r"\*\*(\d+) minutes\*\*\n\n((?:\|.*\n)+)", part):
-            rows = [cells_of(line) for line in table.splitlines()[2:]]
-            found.append((part.split("\n")[0], int(promised),
-                          [(int(minutes), section, what) for minutes, section, what in rows]))
-    return found
 
 
 SLACK = 5  # minutes of each class that no plan fills

@@ -1,8 +1,8 @@
 """Cells run twice, alone and backwards: what a class does that a notebook's author never does.
 
-    python tests/cells.py                      the ten lessons in all four ways (half an hour)
-    python tests/cells.py alone 03 04          some lessons in one way
-    python tests/cells.py --list               the ways
+    python tools/cells.py                      the ten lessons in all four ways (half an hour)
+    python tools/cells.py alone 03 04          some lessons in one way
+    python tools/cells.py --list               the ways
 
 Each lesson has a kernel of its own. An error is allowed only where it says what to run first: a
 NameError, of a name that an earlier cell makes, with the advice of ``grpo_lib.course``, or an
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
-from waiting import PATIENCE
 
 from grpo_lib.course import ADVICE
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))
+LONGEST = 1800.0  # seconds of one cell; one that takes more hangs
 SET_UP = 2  # the first cells: set-up and device
 WAYS = {"twice": "each cell twice in a row, from top to bottom",
         "alone": "each cell alone, after nothing but the set-up cells",
@@ -111,7 +111,7 @@ class Kernel:
 
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
 
-    def run(self, source: str, longest: float = PATIENCE) -> tuple[str, str] | None:
+    def run(self, source: str, longest: float = LONGEST) -> tuple[str, str] | None:
         """None, or (the error's name, its message)."""
         reply = self.client.execute_interactive(source, timeout=longest, allow_stdin=False,
                                                 output_hook=lambda message: None)["content"]

@@ -1,6 +1,6 @@
 """A run that is killed, whose disk is full or read-only, or that is not alone in its folder.
 
-What is slow is in ``killed.py``: thirty kills, and a full disk at every write in turn.
+What is slow is in ``tools/killed.py``: thirty kills, and a full disk at every write in turn.
 """
 
 import json
@@ -22,7 +22,7 @@ from grpo_lib.support.checkpoint import CheckpointError
 from grpo_lib.support.locks import LOCKS, lock, unlock
 from grpo_lib.support.run_folder import RunFolder
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")
 
 
@@ -218,7 +218,7 @@ def test_one_process_may_lock_a_folder_twice_and_lets_go_of_it(tmp_path):
 def test_a_process_that_ends_leaves_no_lock_open(tmp_path):
     code = "import sys; from pathlib import Path; from grpo_lib.support.locks import lock; " \
            "lock(Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], cwd=HERE.parent,
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], cwd=ROOT,
                           capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stderr == ""
 

@@ -1,15 +1,10 @@
 """Lessons hold the catalogue's exercises, empty; their solutions the same ones, solved."""
 
 import copy
-import sys
-from pathlib import Path
-
-import nbformat
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import exercises as writer
+import nbformat
+import pytest
 
 from grpo_lib.course.exercises import EXERCISES
 

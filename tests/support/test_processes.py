@@ -27,7 +27,7 @@ from grpo_lib.objective import AGGREGATIONS
 from grpo_lib.rollout import Rollouts, shard
 from grpo_lib.support.processes import Processes, SeveralProcesses, joined
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 ALONE = {"OMP_NUM_THREADS": "1"}
 
 
@@ -54,13 +54,13 @@ def torchrun(processes, *arguments, **options):
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
          "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *map(str, arguments)],
         env=os.environ | ALONE | options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, cwd=HERE.parent))
+        text=True, cwd=ROOT))
     return STARTED[-1]
 
 
 def cli(*arguments):
     return subprocess.run([sys.executable, "-m", "grpo_lib", *map(str, arguments)],
-                          env=os.environ | ALONE, cwd=HERE.parent, capture_output=True, text=True)
+                          env=os.environ | ALONE, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def found(tmp_path_factory):
     folder, results = tmp_path_factory.mktemp("runs"), {}
     for processes in (1, 2, 3):
         out = folder / f"{processes}.json"
-        script = [HERE / "processes_run.py", out]
+        script = [ROOT / "tests" / "helpers" / "processes_run.py", out]
         process = (torchrun(processes, *script) if processes > 1 else subprocess.Popen(
             [sys.executable, *map(str, script)], env=os.environ | ALONE, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT))

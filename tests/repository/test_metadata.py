@@ -1,18 +1,14 @@
 """What stands in pyproject.toml, and what is made from it: requirements, links, versions."""
 
 import re
-import sys
 from pathlib import Path
 
+import metadata
 import pytest
 
 import grpo_lib
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import metadata  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PROJECT = metadata.tomllib.loads(TEXT)["project"]
 URL = "https://github.com/somebody/a-fork"

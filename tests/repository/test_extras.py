@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from waiting import PATIENCE
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 POLICY = ("from grpo_lib.bridges.huggingface import HuggingFacePolicy as P; "
           "P.from_pretrained('x/y'{})")
 NEEDS = {  # extra: (what it brings, what asks for it)

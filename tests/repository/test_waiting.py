@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from waiting import PATIENCE, until
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+# the tests, and the tools that run in them
+FILES = [*sorted((ROOT / "tests").rglob("*.py")),
+         *(ROOT / "tools" / name for name in ("cells.py", "killed.py"))]
 LIMITED = ("communicate", "join", "wait", "set_default_timeout")
 CLOCKS = ("monotonic", "perf_counter", "time")
 
@@ -31,7 +34,7 @@ def name_of(node):
     return getattr(function, "attr", getattr(function, "id", ""))
 
 
-@pytest.mark.parametrize("path", sorted(HERE.rglob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_limits_of_time_are_the_one_in_waiting(path):
     found = list(limits_in(path.read_text(encoding="utf-8")))
     assert found == [], f"{path.name}: (line, seconds); waiting.PATIENCE is the limit"

@@ -1,13 +1,8 @@
 """The faults by hand fit the repository, and the command that tries faults tells the truth."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import mutants
+import pytest
 from faults import FAULTS, Fault
 from mutants import ROOT, TESTS, Change, OutOfDate
 

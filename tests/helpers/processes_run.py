@@ -1,5 +1,5 @@
-"""What tests/test_processes.py starts by torchrun: many short runs; the first process writes
-what came of them. Without torchrun: the same on one process."""
+"""What tests/support/test_processes.py starts by torchrun: many short runs; the first process
+writes what came of them. Without torchrun: the same on one process."""
 
 import json
 import sys

@@ -23,7 +23,7 @@ from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.support.signals import finish_step_first
 from grpo_lib.training import GRPOTrainer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = GRPOConfig(steps=3, prompts_per_step=4, group_size=4, eval_every=0, learning_rate=0.01)
 STOPPING = "stopping after this step; press Ctrl-C again to stop now"
 LONGEST = 600  # seconds, for a machine with much else to do

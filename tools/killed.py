@@ -1,8 +1,8 @@
 """Kill -9 at random moments of a run, and the resumed run compared with one never stopped.
 
-    python tests/killed.py                 30 kills, about three minutes
-    python tests/killed.py 100 --seed 1    more of them, at other moments
-    python tests/killed.py --full          a disk that is full from each write of a run on, in turn
+    python tools/killed.py                 30 kills, about three minutes
+    python tools/killed.py 100 --seed 1    more of them, at other moments
+    python tools/killed.py --full          a disk that is full from each write of a run on, in turn
 
 Half of the kills come from outside after a random time, half from the process itself at a random
 one of the points that ``watch`` puts between the things it does: before and after a file is
@@ -85,8 +85,8 @@ def watch(log: Path, stop_at: int | tuple[str, int], full: bool = False) -> None
         if count == least and not full:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def opened(path, mode="r", **options):
-        file = open(path, mode, **options)  # noqa: SIM115  its caller closes it
+    def opened(path, mode="r", encoding=None, **options):
+        file = open(path, mode, encoding=encoding, **options)  # noqa: SIM115  its caller closes it
         return Halves(file, kind_of(path), point) if mode in ("wb", "a") else file
 
     def around(module, name: str, before: str, after: str | None = None):
@@ -127,7 +127,8 @@ class Forks:
 
     def __enter__(self):
         self.server = subprocess.Popen([sys.executable, __file__, "--serve"], text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       encoding="utf-8")
         return self
 
     def __exit__(self, *_):
@@ -190,11 +191,11 @@ def command(folder: Path) -> list[str]:
 
 def traces(folder: Path) -> dict:
     """What must be the same in the end."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    about = json.loads((folder / "run.json").read_text())
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     last = max((folder / "checkpoints").iterdir())
     return {"metrics": [{k: v for k, v in row.items() if not k.startswith("seconds")}
-                        for row in rows],
+                        for row in map(json.loads, lines)],
             "policy": (folder / "policy.safetensors").read_bytes(), "last": last.read_bytes(),
             "scores": (about["before"], about["after"]),
             "files": sorted(p.name for p in folder.rglob("*"))}

@@ -11,7 +11,7 @@ import pytest
 
 from grpo_lib.course.explorers.outputs import MARK, VIEW
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 PATHS = [p for p in sorted(FOLDER.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 IGNORED = "nbval-ignore-output"
 
@@ -115,7 +115,7 @@ def test_no_cell_builds_on_what_it_made_itself(path):
 
 @pytest.mark.slow
 def test_a_lesson_from_its_last_cell_to_its_first_says_what_to_run_first():
-    """One lesson here; tests/cells.py runs them all, in four ways."""
+    """One lesson here; tools/cells.py runs them all, in four ways."""
     [path] = [p for p in cells.LESSONS if p.name.startswith("06")]
     ran, told, failures = cells.try_out(path, "reverse")
     assert failures == []
