@@ -16,7 +16,7 @@ from grpo_lib.cli import environment
 ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9/simple"  # nobody listens there
 OUTSIDE = {k: v for k, v in os.environ.items()
-           if not k.startswith(("PIP_", "PYTHON", "VIRTUAL_ENV", "GRPO_"))}
+           if not k.startswith(("PIP_", "UV_", "PYTHON", "VIRTUAL_ENV", "GRPO_"))}
 
 
 def in_checkout(folder, *arguments, **environment):
