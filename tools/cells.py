@@ -21,10 +21,12 @@ from typing import NamedTuple
 
 import nbformat
 
-from grpo_lib.course import ADVICE
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-LESSONS = sorted(FOLDER.glob("0*.ipynb"))
+from grpo_lib.course import ADVICE  # noqa: E402
+
+LESSONS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 LONGEST = 1800.0  # seconds of one cell; one that takes more hangs
 SET_UP = 2  # the first cells: set-up and device
 WAYS = {"twice": "each cell twice in a row, from top to bottom",

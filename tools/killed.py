@@ -28,6 +28,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # grpo_lib, installed or not
+
 SETTINGS = ["--steps", "8", "--prompts-per-step", "4", "--group-size", "4", "--eval-every", "3",
             "--eval-problems", "10", "--held-out", "20", "--save-every", "2", "--threads", "1"]
 A_RUN = 5  # kills of one run
