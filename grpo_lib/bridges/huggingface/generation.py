@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from grpo_lib.bridges.huggingface.policy import HuggingFacePolicy
-from grpo_lib.rollout import Rollouts, check_sampling, shard
+from grpo_lib.rollout import Rollouts, shard
+from grpo_lib.rollout.sampling import check_sampling
 from grpo_lib.support.modules import in_eval_mode, unwrapped
 from grpo_lib.tokenizer import PAD, pad
 
