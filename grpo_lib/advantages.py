@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,12 +46,9 @@ def batch_std(rewards: Tensor, counted: Tensor | None) -> Tensor:
 
 Baseline = Literal["mean", "leave_one_out", "batch", "none"]
 Scale = Literal["group", "batch", "mean", "none"]
-# name: (rewards (N, G), counted) -> what each reward is compared with, or divided by
-BASELINES: dict[Baseline, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "mean": group_mean, "leave_one_out": leave_one_out_mean, "batch": batch_mean,
-    "none": lambda rewards, counted: torch.zeros_like(rewards)}
-SCALES: dict[Scale, Callable[[Tensor, Tensor | None], Tensor] | None] = {
-    "group": group_std, "batch": batch_std, "mean": group_mean, "none": None}
+BASELINES = {"mean": group_mean, "leave_one_out": leave_one_out_mean, "batch": batch_mean,
+             "none": lambda rewards, counted: torch.zeros_like(rewards)}
+SCALES = {"group": group_std, "batch": batch_std, "mean": group_mean, "none": None}
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,8 @@ class AdvantageChoices:
     gae_lambda: float = setting(0.95, "lambda of a critic's GAE", least=0, most=1)
 
 
-def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean",
-                     scale: Scale = "group", std_eps: float = 1e-4,
-                     counted: Tensor | None = None) -> Tensor:
+def group_advantages(rewards: Tensor, *, baseline: Baseline = "mean", scale: Scale = "group",
+                     std_eps: float = 1e-4, counted: Tensor | None = None) -> Tensor:
     """A_ng = (r_ng - baseline_n) / (scale_n + std_eps): rewards (N, G) -> advantages (N, G).
 
     ``baseline``: the "mean" of the group (GRPO); "leave_one_out", the mean of the *other*

@@ -88,9 +88,8 @@ def pad(sequences: Sequence[Sequence[int]], side: Side) -> tuple[Tensor, Tensor]
     tokens = torch.full((len(sequences), length), PAD)
     mask = torch.zeros(len(sequences), length, dtype=torch.long)
     for row, sequence in enumerate(sequences):
-        size = len(sequence)
-        columns = slice(length - size, None) if side == "left" else slice(size)
         ids = torch.as_tensor(sequence)
+        columns = slice(length - len(ids), None) if side == "left" else slice(len(ids))
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"sequences: got {ids.dtype} in row {row}, allowed are token ids, "
                              f"which are whole numbers")

@@ -3,11 +3,14 @@
 import json
 import math
 from dataclasses import FrozenInstanceError, fields, replace
+from typing import get_args, get_type_hints
 
 import pytest
 
+from grpo_lib.advantages import BASELINES, SCALES
 from grpo_lib.algorithms import ALGORITHMS, CHOICES
 from grpo_lib.config import GRPOConfig, StepMetrics, describe_fields
+from grpo_lib.objective import KLS, RATIOS, SURROGATES, WEIGHTS
 
 WHOLE = {"steps": 0, "prompts_per_step": 1, "group_size": 2, "num_iterations": 1,
          "minibatches": 1, "eval_every": 0, "eval_problems": 1, "seed": 0}
@@ -169,3 +172,11 @@ def test_metrics_are_one_line_of_json_rounded_to_six_places():
                              "rewards/short/mean", "rewards/short/std"]
     assert (content["rewards/short/mean"], content["rewards/short/std"]) == (0.333333, None)
     assert (content["step"], content["held_out_accuracy"], content["loss"]) == (4, None, 0.333333)
+
+
+@pytest.mark.parametrize("name, table", {
+    "baseline": BASELINES, "scale": SCALES, "ratio": RATIOS, "surrogate": SURROGATES, "kl": KLS,
+    "aggregation": WEIGHTS}.items())
+def test_an_editor_completes_the_names_of_each_table(name, table):
+    names, _none = get_args(get_type_hints(GRPOConfig)[name])
+    assert get_args(names) == tuple(table)

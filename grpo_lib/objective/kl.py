@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -10,12 +9,10 @@ from torch import Tensor
 from grpo_lib.support.checks import check_choice, check_shapes
 
 KLEstimator = Literal["k1", "k2", "k3"]
-KLS: dict[KLEstimator, Callable[[Tensor], Tensor]] = {
-    "k1": lambda d: -d, "k2": lambda d: d.square() / 2, "k3": lambda d: d.expm1() - d}
+KLS = {"k1": lambda d: -d, "k2": lambda d: d.square() / 2, "k3": lambda d: d.expm1() - d}
 
 
-def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor,
-                kl: KLEstimator = "k3") -> Tensor:
+def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kl: KLEstimator = "k3") -> Tensor:
     """Per-token estimate of KL(pi || pi_ref) at sampled tokens: (B, T), (B, T) -> (B, T).
 
     With d = log pi_ref - log pi:  k1 = -d;  k2 = d^2 / 2;  k3 = exp(d) - d - 1, never below 0.

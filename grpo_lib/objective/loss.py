@@ -14,13 +14,7 @@ from grpo_lib.corrections import off_policy_mask, top_entropy_mask
 from grpo_lib.objective.diagnostics import clip_stats
 from grpo_lib.objective.kl import KLS, KLEstimator, kl_estimate
 from grpo_lib.objective.ratio import RATIOS, RatioLevel, importance_ratio
-from grpo_lib.objective.surrogates import (
-    CLIPPING,
-    SURROGATES,
-    Surrogate,
-    Tokens,
-    surrogate_gain,
-)
+from grpo_lib.objective.surrogates import CLIPPING, SURROGATES, Surrogate, Tokens, surrogate_gain
 from grpo_lib.objective.weights import WEIGHTS, Aggregation, aggregate, token_weights
 from grpo_lib.support.checks import (
     at_least_float32,

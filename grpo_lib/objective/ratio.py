@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -34,9 +33,8 @@ def sequence_sum_ratio(difference: Tensor, mask: Tensor) -> Tensor:
 
 
 RatioLevel = Literal["token", "sequence", "sequence_token", "sequence_sum"]
-RATIOS: dict[RatioLevel, Callable[[Tensor, Tensor], Tensor]] = {
-    "token": token_ratio, "sequence": sequence_ratio, "sequence_token": sequence_token_ratio,
-    "sequence_sum": sequence_sum_ratio}
+RATIOS = {"token": token_ratio, "sequence": sequence_ratio, "sequence_token": sequence_token_ratio,
+          "sequence_sum": sequence_sum_ratio}
 
 
 def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -96,7 +95,7 @@ class Tokens(NamedTuple):
 
 Surrogate = Literal["clip", "cispo", "sapo", "gmpo", "log_prob"]
 # name: (tokens, choices) -> (B, T) or (B, 1)
-SURROGATES: dict[Surrogate, Callable[[Tokens, LossChoices], Tensor]] = {
+SURROGATES = {
     "clip": lambda t, c: clipped_surrogate(t.ratio, t.advantages, c.epsilon, c.epsilon_high,
                                            c.delta),
     "cispo": lambda t, c: cispo_surrogate(t.log_probs, t.ratio, t.advantages, c.epsilon,

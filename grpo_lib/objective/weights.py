@@ -6,7 +6,6 @@ the limit of a completion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -54,9 +53,8 @@ def nonempty_sequence_mean(counts: Tensor, max_length: int | None) -> Tensor:
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant", "sequence_sum",
                       "nonempty_sequence_mean"]
-WEIGHTS: dict[Aggregation, Callable[[Tensor, int | None], Tensor]] = {
-    "sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant,
-    "sequence_sum": sequence_sum, "nonempty_sequence_mean": nonempty_sequence_mean}
+WEIGHTS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant,
+           "sequence_sum": sequence_sum, "nonempty_sequence_mean": nonempty_sequence_mean}
 AGGREGATIONS = tuple(WEIGHTS)
 PAPER_AGGREGATIONS = AGGREGATIONS[:3]  # GRPO's, DAPO's and Dr. GRPO's, which lessons compare
 

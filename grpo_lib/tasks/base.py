@@ -8,13 +8,13 @@ may return: ``support/rewards.py``.
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import random
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -217,8 +217,7 @@ class Task:
             return changed
         changed.reward_funcs = reward_functions(reward)
         changed.reward_weights = check_weights(reward_weights, list(changed.reward_funcs))
-        changed.reward = functools.partial(  # type: ignore[method-assign]  # as above
-            Task.reward, changed)
+        changed.reward = partial(Task.reward, changed)  # type: ignore[method-assign]  # as above
         return changed
 
 
