@@ -409,8 +409,8 @@ CASES = {
         lambda lengths, max_length, cache: over_all(
             lambda x: min(0.0, max(-1.0, (max_length - cache - x) / cache)), lengths, 0)),
     "top_entropy_mask": Case(
-        lambda rng: batch(rng, "entropies") | {"quantile": 0.37},  # 0.63 (n - 1) is no whole number: no token stands on the threshold
-        top_entropy_by_hand),
+        # 0.63 (n - 1) is no whole number, so that no token stands on the threshold
+        lambda rng: batch(rng, "entropies") | {"quantile": 0.37}, top_entropy_by_hand),
     "off_policy_mask": Case(
         lambda rng: batch(rng, "log_probs", "old_log_probs", advantages=one_a_row)
         | {"threshold": 0.1}, off_policy_by_hand),
