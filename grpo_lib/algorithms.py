@@ -129,11 +129,11 @@ class Algorithm(LossChoices, AdvantageChoices):
 
     def idle_choices(self) -> dict[str, str]:
         """Choices that differ from the default and yet change nothing: name -> why."""
-        bounded = callable(self.surrogate) or self.surrogate in CLIPPING
         idle: dict[str, str] = {}
         for names, works, why in (
-                (("epsilon", "epsilon_high"), bounded,
-                 f"surrogate={self.surrogate!r} has no bounds"),
+                (("epsilon", "epsilon_high"), self.surrogate in CLIPPING,
+                 f"surrogate={shown(self.surrogate)!r} has "
+                 f"{'its own' if callable(self.surrogate) else 'no'} bounds"),
                 (("delta",), self.surrogate == "clip", "only surrogate='clip' has it"),
                 (("sapo_temperature_pos", "sapo_temperature_neg"), self.surrogate == "sapo",
                  "only surrogate='sapo' has it"),

@@ -8,6 +8,7 @@ import zlib
 import pytest
 import torch
 
+import grpo_lib
 from grpo_lib import pretraining
 from grpo_lib.config import GRPOConfig
 from grpo_lib.policy import TinyPolicy
@@ -363,3 +364,10 @@ def test_a_task_of_ones_own_is_short_and_trains(make_policy):
 def test_what_a_task_leaves_out_is_named(call, missing):
     with pytest.raises(NotImplementedError, match=missing):
         call(Task())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_built_in_task_has_its_name_in_the_package(name):
+    """The scripts that ``handover`` writes make it by that name."""
+    kind = TASKS[name]
+    assert getattr(grpo_lib, kind.__name__, None) is kind, f"add {kind.__name__} to _MODULES"

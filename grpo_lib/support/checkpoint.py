@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from grpo_lib.policy import Policy
-from grpo_lib.support.checks import check_choice, one_number
+from grpo_lib.support.checks import one_number
 from grpo_lib.support.modules import (
     check_policy,
     load_weights,
@@ -234,5 +234,9 @@ def base_model_path(task_name: str) -> Path:
 
 def load_base_model(task_name: str = "chain") -> TransformerPolicy:
     """The pre-trained policy that comes with the package. ValueError names those there are."""
-    check_choice("task_name", task_name, sorted(p.stem for p in BASE_MODELS.glob("*.safetensors")))
+    shipped = sorted(path.stem for path in BASE_MODELS.glob("*.safetensors"))
+    if task_name not in shipped:
+        raise ValueError(f"task_name: got {task_name!r}, allowed are {', '.join(shipped)}; for "
+                         f"another task, python -m grpo_lib pretrain --task {task_name} makes one, "
+                         f"which load_policy loads")
     return load_policy(base_model_path(task_name), task_name)
