@@ -227,7 +227,7 @@ class GRPOTrainer:
             self.counted = None
 
     def advantages_of(self, batch: Batch) -> Tensor:
-        """The algorithm's advantages of a batch: (N * G,), or (N * G, T) where tokens differ."""
+        """The algorithm's advantages of a batch: (N * G,), or (N * G, T), one for each token."""
         rollouts, counted = batch.rollouts, batch.counted.to(batch.rollouts.mask.device)
         rewards = batch.scores.rewards.to(counted.device).masked_fill(~counted, 0.0)
         rewards = rewards.to(torch.promote_types(rewards.dtype, rollouts.log_probs.dtype))
@@ -294,7 +294,7 @@ class GRPOTrainer:
 
     def update(self, rollouts: Rollouts, advantages: Tensor, ref_log_probs: Tensor | None) -> dict:
         """The gradient steps on one batch (``update.update``); its share of the metrics.
-        Advantages are (N, G), or (N * G, T) where tokens differ."""
+        Advantages are (N, G), or (N * G, T) where each token has its own."""
         return update(self, rollouts, advantages, ref_log_probs)
 
     def gradient_step(self, *batch, **options) -> dict[str, float]:

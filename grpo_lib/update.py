@@ -41,7 +41,7 @@ def update(trainer: GRPOTrainer, rollouts: Rollouts, advantages: Tensor,
         trainer.counted.flatten().nonzero().flatten())
     counted = counted.to(trainer.device)
     minibatches, groups = config.minibatches, len(rollouts.tokens) // rollouts.group_size
-    if groups < config.prompts_per_step:  # dynamic sampling left few: one group a minibatch
+    if groups < config.prompts_per_step:  # dynamic sampling left few: a group or more each
         minibatches = min(minibatches, groups)
     minibatches = min(minibatches, len(counted) // trainer.processes.size)
     if minibatches == 0:  # the reward abstained from everything
