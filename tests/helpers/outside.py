@@ -1,6 +1,7 @@
 """Commands as a person gives them who has installed the package and has no checkout."""
 
 import os
+import shutil
 import subprocess
 
 from waiting import PATIENCE
@@ -16,3 +17,10 @@ def run(*command, cwd, **environment) -> str:
                           env={**OUTSIDE, **environment})
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def install(python, *what) -> None:
+    """Packages into an environment, by uv where there is one: it takes a tenth of pip's time."""
+    uv = shutil.which("uv")
+    run(*([uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]),
+        "--quiet", *what, cwd=os.path.dirname(python))

@@ -6,6 +6,7 @@ which is large and is borrowed from the environment of the tests.
 
 import importlib.metadata
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from outside import OUTSIDE, run
+from outside import OUTSIDE, install, run
 from waiting import PATIENCE
 
 pytest.importorskip("build")
@@ -31,7 +32,8 @@ LARGE = ("torch", "nvidia", "triton", "cuda")
 def built(tmp_path_factory):
     """(wheel, source distribution); the wheel is made from the unpacked source distribution."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    installer = ["--installer", "uv"] if shutil.which("uv") else []
+    run(sys.executable, "-m", "build", *installer, "--outdir", folder, ROOT, cwd=folder)
     [wheel], [source] = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, source
 
@@ -59,7 +61,7 @@ def seat(built, tmp_path_factory):
     library = run(commands / "python", "-c", "import sysconfig; print(sysconfig.get_path("
                   "'purelib'), end='')", cwd=place)
     Path(library, "large.pth").write_text(str(place / "large"))
-    run(commands / "python", "-m", "pip", "install", "--quiet", built[0], cwd=place)
+    install(commands / "python", built[0])
     (place / "home").mkdir()
     return commands, {"HOME": str(place / "home"), "USERPROFILE": str(place / "home")}
 
