@@ -3,7 +3,8 @@
     python tools/save.py            all of them
     python tools/save.py 00 07      those whose names start so
 
-Nothing is saved of a notebook in which a cell fails.
+Nothing is saved of a notebook in which a cell fails. Each explorer's picture brings the pictures of
+all its states, for pages without a kernel (grpo_lib's ``explorers/frames.py``).
 """
 
 import os
@@ -21,9 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 def run(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs, and nothing in it that differs from run to run."""
+    from grpo_lib.course.explorers import frames
+
     notebook = nbformat.read(path, as_version=4)
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ[frames.WANTED] = "1"
     NotebookClient(notebook, timeout=600, store_widget_state=False, record_timing=False,
                    resources={"metadata": {"path": str(path.parent)}}).execute()
     notebook.metadata = {

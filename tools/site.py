@@ -2,9 +2,9 @@
 
     python tools/site.py [FOLDER]      needs the ``site`` extra; FOLDER is site/ below here
 
-Nothing is run and nothing is fetched, neither when the pages are made nor when they are looked
-at: they can be opened from a stick. At the end every internal link and every picture is looked
-up: exit status 1 if one is missing.
+Explorers move there as they do in a notebook. Nothing is run and nothing is fetched, neither when
+the pages are made nor when they are looked at: they can be opened from a stick. At the end every
+internal link and every picture is looked up: exit status 1 if one is missing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import alive
 from assets import copy_mathjax, keep_pictures, need
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,7 @@ SETTINGS = {
     "nb_mime_priority_overrides": [("html", "image/png", 5)],  # pictures, not dead widgets
     "myst_enable_extensions": ["dollarmath"], "myst_heading_anchors": 4,
     "mathjax_path": MATHJAX, "exclude_patterns": ["**/.ipynb_checkpoints"],
+    "html_css_files": ["alive.css"], "html_js_files": [("alive.js", {"defer": "defer"})],
     "html_show_sourcelink": False, "html_copy_source": False,
     "suppress_warnings": ["myst.header", "misc.highlighting_failure"],
 }
@@ -71,6 +74,7 @@ def gather(folder: Path) -> None:
     for page in folder.rglob("*.ipynb"):
         notebook = json.loads(page.read_text(encoding="utf-8"))
         keep_pictures(notebook)
+        alive.enliven(notebook, f"explorer-{page.stem[:2]}")
         page.write_text(json.dumps(notebook), encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     intro = readme.partition("\n## ")[0].replace("](recordings/results.md)", "](docs/results.md)")
@@ -124,6 +128,8 @@ def build(target: Path) -> list[str]:
             app.build()
         shutil.copytree(pages, target, dirs_exist_ok=True)
         copy_mathjax(target / "_static" / MATHJAX)
+        for file in alive.FILES:
+            shutil.copy(file, target / "_static")
         found = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in
                  warnings.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [line.replace(str(source), "") for line in found] + broken_links(target)

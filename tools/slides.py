@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import copy
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import alive
 from assets import copy_mathjax, copy_reveal, keep_pictures, need
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +44,7 @@ MathJax = {tex: {inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], processE
 <script src="assets/mathjax.js"></script>
 {%- endblock -%}
 {%- block body_header -%}
+<link rel="stylesheet" href="assets/alive.css">
 <style>
 .reveal, .reveal .slides section, .jp-Notebook { font-size: 28px; line-height: 1.35; }
 .reveal .slides { text-align: left; }
@@ -58,12 +62,15 @@ MathJax = {tex: {inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], processE
 .reveal .jp-OutputArea-output { overflow: visible; }
 .reveal img { max-height: 640px; max-width: 1200px; width: auto; height: auto; margin: 0; }
 .reveal .jp-Cell, .reveal .jp-Notebook { padding: 2px; }
+.reveal .grpo-alive { margin: 0; border: 0; padding: 0 8px; font-size: 22px; }
+.reveal .grpo-view > svg { max-height: 430px; width: auto; }
 </style>
 {{ super() }}
 {%- endblock -%}
 {%- block footer_js -%}
 <script src="assets/reveal/dist/reveal.js"></script>
 <script src="assets/reveal/plugin/notes/notes.js"></script>
+<script src="assets/alive.js"></script>
 <script>
 Reveal.initialize({controls: true, progress: true, hash: true, transition: "none",
                    slideNumber: "h.v", center: false, width: WIDTH, height: HEIGHT, margin: 0.03,
@@ -129,10 +136,11 @@ def paragraphs(text: str) -> list[str]:
     return [p.rstrip("\n") for p in found if p.strip()]
 
 
-def slides_of(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def slides_of(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
     """The notebook's cells cut into slides."""
     notebook, cells, set_up = copy.deepcopy(notebook), [], 0
     keep_pictures(notebook)
+    alive.enliven(notebook, f"explorer-{name[:2]}")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for text in parts_of_text(cell.source):
@@ -158,7 +166,8 @@ def slides_of_code(cell) -> list:
             output.data.pop("text/plain", None)
     if not result.outputs:
         return [slide(code, "subslide")]
-    picture = any("image/png" in output.get("data", {}) for output in result.outputs)
+    picture = any("image/png" in output.get("data", {}) or alive.moves(output)
+                  for output in result.outputs)
     printed = sum(1 + len(line) // CODE_COLUMNS for output in result.outputs for line in (
         output.get("text") or output.get("data", {}).get("text/plain", "")).splitlines())
     fits = not picture and len(cell.source.splitlines()) + printed < CODE_LINES - 2
@@ -174,7 +183,7 @@ def page(notebook: nbformat.NotebookNode, title: str) -> str:
         "SlidesExporter": {"reveal_url_prefix": "assets/reveal", "reveal_theme": "white",
                            "exclude_input_prompt": True, "exclude_output_prompt": True},
         "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"result"}}}))
-    notebook = slides_of(notebook)
+    notebook = slides_of(notebook, title)
     notebook.metadata["title"] = title
     return exporter.from_notebook_node(notebook)[0]
 
@@ -187,6 +196,8 @@ def build(target: Path, lesson: str = "") -> list[Path]:
                          f"{', '.join(p.stem for p in sorted(NOTEBOOKS.glob('[0-9]*.ipynb')))}")
     copy_mathjax(target / "assets" / "mathjax.js")
     copy_reveal(target / "assets" / "reveal")
+    for file in alive.FILES:
+        shutil.copy(file, target / "assets")
     written = []
     for path in paths:
         text = page(nbformat.read(path, as_version=4), path.stem)

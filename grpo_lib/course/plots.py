@@ -214,24 +214,6 @@ def boxes(axis, corners: Sequence[tuple], linewidth: float = 0.7) -> None:
         autolim=False)
 
 
-def group_bars(rewards: Sequence[float], advantages: Sequence[float], title: str) -> Figure:
-    """A group's rewards beside the advantages made of them."""
-    figure, (left, right) = new_figure(2, width=9.4, height=3.7)
-    members = range(1, len(rewards) + 1)
-    bars(left, members, rewards, SKY)
-    left.axhline(sum(rewards) / len(rewards), color=BLACK, linestyle="--",
-                 label=f"mean {sum(rewards) / len(rewards):.3f}")
-    left.set_ylim(0, max(1.25, 1.25 * max(rewards)))
-    bars(right, members, advantages, [RIGHT if a > 0 else WRONG for a in advantages])
-    right.axhline(0, color=BLACK, linewidth=1)
-    label(left, "Rewards of one group", "completion", "reward")
-    panel(right, "Their advantages", "completion", "advantage")
-    for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    figure.suptitle(title, fontsize=FONT + 1)
-    return figure
-
-
 def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str, x_label: str,
           y_label: str, *, marks: Mapping[str, float] | None = None, percent: bool = False,
           log_x: bool = False, colors: Sequence[str] = (BLUE, VERMILION, GREEN, PURPLE),

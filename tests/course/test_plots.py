@@ -136,13 +136,6 @@ def test_svg_carries_its_text_and_png_is_a_png():
     assert plots.to_png(figure).startswith(b"\x89PNG")
 
 
-def test_group_bars_draw_both_sides():
-    figure = plots.group_bars([1.0, 0.0], [0.7, -0.7], "a group")
-    left, right = figure.axes
-    assert [bar[1].tolist() for bar in left.collections[0].get_segments()] == [[1, 1], [2, 0]]
-    assert [bar[1].tolist() for bar in right.collections[0].get_segments()] == [[1, 0.7], [2, -0.7]]
-
-
 # --- pictures in HTML ---------------------------------------------------------------------
 
 def a_figure(title="a < title"):
@@ -214,7 +207,6 @@ def test_keep_layout_puts_axes_where_those_of_the_old_figure_stand():
 
 @pytest.mark.parametrize("old", [
     plots.Figure(), plots.lines([0, 1], {"y": [0, 1]}, "t", "x", "y", width=5.0),
-    plots.group_bars([1.0, 0.0], [0.7, -0.7], "two axes"),
 ], ids=["empty", "another_size", "other_axes"])
 def test_keep_layout_leaves_a_figure_that_does_not_correspond(old):
     plots.to_svg(old, "")

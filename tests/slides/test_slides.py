@@ -52,7 +52,7 @@ class TestLesson:
             assert heading.split()[0] in page
 
     def test_no_slide_has_too_much_text(self, path):
-        for cell in maker.slides_of(nbformat.read(path, as_version=4)).cells:
+        for cell in maker.slides_of(nbformat.read(path, as_version=4), path.stem).cells:
             if cell.cell_type == "markdown":
                 assert len(cell.source.splitlines()) <= maker.LINES + 12, cell.source
 
@@ -71,7 +71,7 @@ def test_a_question_stands_before_its_answer():
         "this\n</details>\n\nmore\n\n### Below\n\nlast")
     run = nbformat.v4.new_code_cell("print(1)", outputs=[
         nbformat.v4.new_output("stream", text="1\n")])
-    made = maker.slides_of(nbformat.v4.new_notebook(cells=[cell, run])).cells
+    made = maker.slides_of(nbformat.v4.new_notebook(cells=[cell, run]), "x").cells
     kinds = [(c.metadata.slideshow.slide_type, c.source.split("\n")[0]) for c in made]
     assert kinds[:4] == [("slide", "## 1. One"), ("subslide", "**What to see**"),
                          ("subslide", "more"), ("subslide", "### Below")]

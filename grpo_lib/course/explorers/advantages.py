@@ -40,7 +40,9 @@ def advantages_explorer(rewards: Sequence[float] = (1.0, 0.1, 1.0, 0.2),
     controls = {f"r{i + 1}": slider(f"reward {i + 1}", r, 0.0, 1.0, 0.1)
                 for i, r in enumerate(rewards)}
     scales = [(f"batch (with a group {other})" if s == "batch" else s, s) for s in SCALES]
-    return Explorer(draw, **controls, baseline=choice("baseline", "mean", BASELINES),
+    shown = {name: sorted({0.0, 0.5, 1.0, control.value}) if control.value in (0, 1)
+             else [0.0, control.value, 1.0] for name, control in controls.items()}
+    return Explorer(draw, shown, **controls, baseline=choice("baseline", "mean", BASELINES),
                     scale=choice("scale", "group", scales))
 
 

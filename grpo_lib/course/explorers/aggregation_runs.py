@@ -45,7 +45,8 @@ def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explor
                         f"{len(runs[names[0]])} runs): {said}")
 
     return Explorer(
-        draw, setting=choice("setting", setting, [(v[0], k) for k, v in SETTINGS.items()]),
+        draw, {"step": sorted({1, steps, *range(5, steps, 5)})},
+        setting=choice("setting", setting, [(v[0], k) for k, v in SETTINGS.items()]),
         aggregation=choice("aggregation", "all three", ("all three", *PAPER_AGGREGATIONS)),
         step=slider("step", steps, 1, steps, 1))
 

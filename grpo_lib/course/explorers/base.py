@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import ipywidgets
@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from traitlets import TraitError
 
 from grpo_lib.config import StepMetrics
-from grpo_lib.course.explorers import outputs
-from grpo_lib.course.explorers.controls import ends
+from grpo_lib.course.explorers import frames, outputs
+from grpo_lib.course.explorers.controls import ends, player
 from grpo_lib.course.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
@@ -79,11 +79,17 @@ class Explorer(Shown):
     ``draw(**values)`` returns (Figure, text), or (Figure, text, HTML to show in place of the
     figure where a kernel runs); ``controls`` are ipywidgets with a ``value``,
     by the name of the argument they set. ``explorer.set(epsilon=0.4)`` moves them from code.
+
+    Pages without a kernel show the pictures of all states (``frames``). ``page`` names the stops
+    that they have of a control, as values or (name, value), where all would be too many;
+    None leaves the control out.
     """
 
-    def __init__(self, draw: Callable[..., tuple], **controls: ipywidgets.Widget):
+    def __init__(self, draw: Callable[..., tuple], page: Mapping[str, Sequence] | None = None, /,
+                 **controls: ipywidgets.Widget):
         super().__init__(list(controls.values()))
         self.draw, self.controls, self._lock = draw, controls, threading.Lock()
+        self.page = dict(page or {})
         self._error: Exception | None = None
         self.refresh()
         for control in controls.values():
@@ -96,6 +102,9 @@ class Explorer(Shown):
             if not view:  # a figure that is not drawn yet has no layout to keep
                 keep_layout(self.figure, figure)
             self.show(figure, text, *view)
+
+    def _to_display(self) -> tuple[dict, dict]:
+        return self._repr_mimebundle_(), frames.metadata_of(self)
 
     def set(self, **values) -> Explorer:
         """Move controls by name; the figure follows."""
@@ -210,11 +219,26 @@ class LiveCurves(Growing):
             self.redraw()
         super().keep_picture()
 
-    def describe(self) -> str:
-        """The newest numbers, in a line."""
-        if not self.history:
+    def _to_display(self) -> tuple[dict, dict]:
+        data, metadata = super()._to_display()
+        if self.history and frames.wanted():
+            metadata |= frames.metadata_of(self.played())
+        return data, metadata
+
+    def played(self) -> Explorer:
+        """The run so far, as an explorer of its steps."""
+        def draw(step: int):
+            return (training_curves(self.history[:step], self.panels, self.steps, self.title),
+                    self.describe(step))
+
+        return Explorer(draw, step=player("step", len(self.history), len(self.history)))
+
+    def describe(self, step: int | None = None) -> str:
+        """The numbers of a step (None: the newest), in a line."""
+        seen = self.history[:step]
+        if not seen:
             return f"0 of {self.steps} steps"
-        last = self.history[-1]
+        last = seen[-1]
         return (f"step {last['step']} of {self.steps}: reward {last['reward_mean']:.2f}, "
                 f"accuracy {last['accuracy']:.0%}, length {last['length']:.1f} tokens, "
                 f"entropy {last['entropy']:.2f} nats")

@@ -58,6 +58,8 @@ def clip_explorer(epsilon: float = 0.2) -> Explorer:
                 f"A = +1 blocked above {high_edge:.2f}, {blocked}\n{'; '.join(said)}")
         return figure, text
 
-    return Explorer(draw, epsilon=slider("epsilon", epsilon, 0.0, 0.9, 0.05),
+    shown = {"epsilon": sorted({0.0, 0.1, 0.2, 0.3, 0.5, 0.9, epsilon}),
+             "epsilon_high": (SAME, 0.08, 0.2, 0.28, 0.4, 0.6, 1.0)}
+    return Explorer(draw, shown, epsilon=slider("epsilon", epsilon, 0.0, 0.9, 0.05),
                     epsilon_high=stops("epsilon_high", SAME, HIGHS),
                     delta=stops("delta (cap for A < 0)", NONE, DELTAS))

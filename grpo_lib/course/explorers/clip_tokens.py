@@ -63,6 +63,8 @@ def clip_tokens_explorer(words: Sequence[Sequence[str]], rows: Sequence[int], ra
                 f"whatever the sign of A: {naive:.1%}")
         return figure, text
 
-    return Explorer(draw, epsilon=slider("epsilon", epsilon, 0.05, 0.9, 0.05),
+    shown = {"epsilon": sorted({0.05, 0.1, 0.2, 0.3, 0.5, 0.9, epsilon}),
+             "epsilon_high": (SAME, 0.08, 0.2, 0.28, 0.4, 0.6, 1.0)}
+    return Explorer(draw, shown, epsilon=slider("epsilon", epsilon, 0.05, 0.9, 0.05),
                     epsilon_high=stops("epsilon_high", SAME, HIGHS),
                     updates=slider("updates taken", len(ratios) - 1, 0, len(ratios) - 1, 1))

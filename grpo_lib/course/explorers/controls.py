@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import ipywidgets
+import traitlets
 
 WIDE = {"description_width": "190px"}
 EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)  # from GSPO's to hardly a clip
+PLAYED = "grpo-played"  # marks a slider over time
 CHOICE = "grpo-choice"  # marks a slider over names, which has no order
 
 
@@ -44,6 +46,13 @@ def choice(label: str, value, options: Sequence) -> ipywidgets.Widget:
     return control
 
 
+def player(label: str, value: int, last: int) -> ipywidgets.Widget:
+    """A slider from 0 to ``last`` that a page offers with a button to play it."""
+    control = slider(label, value, 0, last, 1)
+    control.add_class(PLAYED)
+    return control
+
+
 def switch(label: str, value: bool) -> ipywidgets.Widget:
     """On or off."""
     return ipywidgets.Checkbox(value=value, description=label, indent=False,
@@ -56,12 +65,37 @@ def words(label: str, value: str) -> ipywidgets.Widget:
                            layout=ipywidgets.Layout(width="560px"))
 
 
+class Again(ipywidgets.Button):
+    """A button whose ``value`` counts its presses, and begins anew after ``count`` of them."""
+
+    value = traitlets.Int(0)
+
+    def __init__(self, count: int, **options):
+        super().__init__(**options)
+        self.count = count
+        self.on_click(lambda _: self.set_trait("value", (self.value + 1) % count))
+
+    @traitlets.validate("value")
+    def _one_of_them(self, proposal):
+        if not 0 <= proposal["value"] < self.count:
+            raise traitlets.TraitError(f"got {proposal['value']}")
+        return proposal["value"]
+
+
+def again(label: str, count: int) -> ipywidgets.Widget:
+    """A button that shows the next of ``count`` things: its value is 0, 1, ..., count - 1."""
+    return Again(count, description=label, icon="refresh",
+                 layout=ipywidgets.Layout(width="220px", margin="2px 0 2px 190px"))
+
+
 def ends(control: ipywidgets.Widget) -> list:
     """The values at a control's ends (of a choice or switch: all of them), to drive it to."""
     if isinstance(control, (ipywidgets.IntSlider, ipywidgets.FloatSlider)):
         return [control.min, control.max]
     if isinstance(control, ipywidgets.Checkbox):
         return [False, True]
+    if isinstance(control, Again):
+        return [0, control.count - 1]
     if isinstance(control, ipywidgets.Text):
         return ["", control.value]
     values = [o[1] if isinstance(o, tuple) else o for o in control.options]

@@ -32,6 +32,7 @@ def estimator_explorer(p: float = 0.12, samples: int = 16, k: int = 8) -> Explor
                          for name, (mean, spread) in zip(NAMES, moments))
         return figure, f"p = {p:.2f}, n = {samples}, k = {k}: truth {truth:.1%}; {said}"
 
-    return Explorer(draw, p=slider("true share right p", p, 0.0, 1.0, 0.02),
+    shown = {"p": sorted({0.02, 0.06, *(i / 10 for i in range(11)), p})}
+    return Explorer(draw, shown, p=slider("true share right p", p, 0.0, 1.0, 0.02),
                     samples=stops("samples n", samples, (8, 16, 32, 64)),
                     k=stops("k", k, (1, 2, 4, 8)))

@@ -57,7 +57,9 @@ def gradient_lab_explorer(policies: Sequence[Policy],
                 f"{step_noise(chosen, group_size):.2f}")
         return two_panels(curves, group_size, algorithm), text
 
-    return Explorer(draw, algorithm=choice("algorithm", algorithm, list(algorithms)),
+    shown = {"group_size": sorted({2, 4, group_size}), "epsilon": (OWN, 0.05, 0.2, NONE),
+             "stale": sorted({0, len(policies) // 2, len(policies) - 1})}
+    return Explorer(draw, shown, algorithm=choice("algorithm", algorithm, list(algorithms)),
                     group_size=stops("group size G", group_size, SIZES),
                     stale=stops("rollouts are old (updates)", 0, range(len(policies))),
                     epsilon=stops("epsilon, both sides", OWN, EPSILONS))

@@ -46,7 +46,10 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
                 f"{'; '.join(said)}")
         return figure, text
 
-    return Explorer(draw, group_size=stops("group size G", group_size, (2, 4, 8, 16)),
+    shown = {"group_size": sorted({2, 8, group_size}), "stop": sorted({0.05, 0.15, 0.3, 0.5, stop}),
+             "max_length": sorted({5, 10, 20, LONGEST, max_length}),
+             "share_right": (0.1, 0.3, 0.5, 0.7, 0.9)}
+    return Explorer(draw, shown, group_size=stops("group size G", group_size, (2, 4, 8, 16)),
                     stop=slider("chance to stop", stop, 0.05, 0.5, 0.05),
                     max_length=slider("max length (tokens)", max_length, 5, LONGEST, 5),
                     share_right=slider("share of right answers", 0.5, 0.1, 0.9, 0.1))

@@ -49,7 +49,9 @@ def next_token_explorer(policies: Mapping[str, Policy], rollouts: Rollouts, word
             f"likeliest {names[0]} with {warm[likeliest[0]]:.1%}; "
             f"here it went on with {tokens[start + position]}, {warm[ids[position]]:.1%}")
 
-    return Explorer(draw, temperature=slider("temperature", temperature, 0.1, 3.0, 0.1),
+    shown = {"temperature": sorted({0.1, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 3.0, temperature})}
+    return Explorer(draw, shown,
+                    temperature=slider("temperature", temperature, 0.1, 3.0, 0.1),
                     position=slider("position (token)", position, 0, len(ids) - 1, 1),
                     policy=choice("policy", next(iter(policies)), list(policies)))
 

@@ -62,7 +62,8 @@ def token_weights_explorer(words: Sequence[Sequence[str]], mask: Tensor, rewards
         return figure, text
 
     return Explorer(
-        draw, aggregation=choice("aggregation", "sequence_mean", PAPER_AGGREGATIONS),
+        draw, {"max_length": sorted({*range(10, 61, 10), max_length})},
+        aggregation=choice("aggregation", "sequence_mean", PAPER_AGGREGATIONS),
         mode=choice("shown", "weight", [("weight", "weight"), ("weight x advantage", "push")]),
         group_size=stops("group size G", SIZES[-1], SIZES),
         max_length=slider("max_length of constant", max_length, 10, 60, 1))

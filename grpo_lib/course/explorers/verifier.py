@@ -60,7 +60,7 @@ def verifier_explorer(problem: Problem,
                 f"{', '.join(wrong[False]) or 'none'}")
         return picture(shown, problem.answer, verifiers, said), line
 
-    explorer = Explorer(draw, completion=text)
+    explorer = Explorer(draw, {"completion": examples, "example": None}, completion=text)
     explorer.controls["example"] = example  # draws by way of the text, so only once
     explorer.box.children = (text, example, explorer.view, explorer.caption)
     return explorer
