@@ -7,6 +7,7 @@ policy, and warm-up of the critic alone.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +27,25 @@ class ValueModel(nn.Module):
     It starts from the policy's weights, as is usual, and with a head of 0: every value 0.
     """
 
-    packs = True
-
     def __init__(self, policy: TransformerPolicy):
         super().__init__()
         policy = unwrapped(policy)
         if not isinstance(policy, TransformerPolicy):
             raise TypeError(f"policy: got a {type(policy).__name__}, allowed is a "
                             f"TransformerPolicy, whose transformer the value model copies")
+        self.config = policy.config
         self.transformer = copy.deepcopy(policy).requires_grad_(True)
         head = self.transformer.lm_head
         self.transformer.lm_head = nn.Linear(head.in_features, 1, bias=False).to(head.weight)
         nn.init.zeros_(self.transformer.lm_head.weight)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: None = None,
-                packed=None) -> Tensor:
-        """tokens (B, T), mask (B, T) -> values (B, T): of the state after each token.
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: None = None) -> Tensor:
+        """tokens (B, T), mask (B, T) -> values (B, T): of the state after each token."""
+        return self.transformer(tokens, mask, cache).squeeze(-1)
 
-        ``packed``: see ``TransformerPolicy.forward``."""
-        return self.transformer(tokens, mask, cache, packed).squeeze(-1)
+    def outputs_at(self, tokens: Tensor, positions: Tensor, attend: Callable) -> Tensor:
+        """Values (...); see ``TransformerPolicy.outputs_at``."""
+        return self.transformer.outputs_at(tokens, positions, attend).squeeze(-1)
 
 
 def completion_values(value_model: ValueModel, rollouts: Rollouts) -> Tensor:

@@ -27,7 +27,7 @@ from grpo_lib.dynamic_sampling import collect
 from grpo_lib.evaluation import evaluate
 from grpo_lib.objective import kl_estimate
 from grpo_lib.policy import Policy
-from grpo_lib.rollout import Rollouts, completion_log_probs, sample_groups
+from grpo_lib.rollout import CompletionLogits, Rollouts, completion_log_probs, sample_groups
 from grpo_lib.support.batch_metrics import batch_metrics
 from grpo_lib.support.checks import check_whole, explain_out_of_memory, usable_device
 from grpo_lib.support.modules import (
@@ -103,7 +103,8 @@ class GRPOTrainer:
         check_processes(config, self.processes.size)
         self.device = usable_device(config.device)
         self.policy = policy.to(self.device)
-        self.wrapped = self.processes.wrap(self.policy)  # copies process 0's weights to all
+        self.completion_logits = self.processes.wrap(  # copies process 0's weights to all
+            CompletionLogits(self.policy))
         if ref_policy is None or unwrapped(ref_policy) is unwrapped(policy):
             ref_policy = copy.deepcopy(unwrapped(policy))
         check_apart(policy, ref_policy)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from grpo_lib.fast.decoding import Decoder
 from grpo_lib.support.checks import check_number, check_whole, settle
 
 LONGEST_CONTEXT = 2**20  # tokens, for which the table of rotary angles is made at once
@@ -65,7 +64,6 @@ class KVCache:
         self.positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.filled, self.widened = 0, False
         self.config = config
-        self.decoder: Decoder | None = None  # the policy's weights for sampling; see ``decoding``
 
     def extend(self, mask: Tensor | None) -> Tensor:
         """Make room for mask.shape[1] more tokens (None: one in every row): their positions
@@ -112,7 +110,7 @@ class KVCache:
         copy.memory.unflatten(2, (batch, times))[..., : self.filled, :] = old
         copy.mask[:, : self.filled] = self.mask[:, : self.filled].repeat_interleave(times, 0)
         copy.positions = self.positions.repeat_interleave(times, 0)
-        copy.filled, copy.decoder = self.filled, self.decoder
+        copy.filled = self.filled
         return copy
 
     def keep(self, rows: Tensor) -> None:
@@ -247,7 +245,6 @@ class TransformerPolicy(nn.Module):
     matrices N(0, init_std); without one they differ from call to call.
     """
 
-    packs = True  # ``forward`` takes ``packed``
     rotary: Tensor  # (context_length, head_width / 2, 2)
 
     def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None):
@@ -271,29 +268,18 @@ class TransformerPolicy(nn.Module):
                              f"{self.config.context_length} (the policy's context_length)")
         return KVCache(self.config, batch, length, self.lm_head.weight)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None,
-                packed=None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
         """tokens (B, T), mask (B, T) -> logits (B, T, V); see ``Policy``. ValueError: other shapes,
-        or more tokens than context_length.
-
-        ``packed``: the same tokens as ``packing.pack`` puts them. Then only the logits that score
-        their completions are returned, in less work.
-        """
+        or more tokens than context_length."""
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, allowed is (B, T), T >= 1")
         if mask is not None and mask.shape != tokens.shape:
             raise ValueError(f"mask: got shape {tuple(mask.shape)}, allowed is that of tokens, "
                              f"{tuple(tokens.shape)}")
-        if tokens.shape[1] - (packed is not None) > self.config.context_length:
+        if tokens.shape[1] > self.config.context_length:
             raise ValueError(f"tokens: got {tokens.shape[1]} a row, allowed are "
                              f"{self.config.context_length} (the policy's context_length)")
-        if packed is not None:
-            return packed.in_rows(self.lm_head(
-                self.hidden(packed.tokens, packed.positions, packed.attend)))
-        if (cache is not None and mask is None and tokens.shape[1] == 1
-                and not torch.is_grad_enabled()):
-            cache.decoder = cache.decoder or Decoder(self)
-            return cache.decoder.step(tokens[:, 0], cache)[:, None]
         if cache is not None:
             positions = cache.extend(torch.ones_like(tokens) if mask is None else mask)
             attend = cache.attention(tokens.shape[1])
@@ -302,12 +288,13 @@ class TransformerPolicy(nn.Module):
         else:  # no padding: one row of positions serves all, and attention is plain causal
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
             attend = attention(None)
-        return self.lm_head(self.hidden(tokens, positions, attend))
+        return self.outputs_at(tokens, positions, attend)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Callable) -> Tensor:
-        """What the head reads: tokens (...), their positions (...) -> (..., d_model)."""
+    def outputs_at(self, tokens: Tensor, positions: Tensor, attend: Callable) -> Tensor:
+        """tokens (...), in any order, at their positions (...) -> logits (..., V). ``attend`` knows
+        who may look at whom; see ``attention``."""
         turns = torch.view_as_complex(self.rotary[positions])[..., None, :]
         x = self.model.embed_tokens(tokens)
         for layer, block in enumerate(self.model.layers):
             x = block(x, turns, partial(attend, layer))
-        return self.model.norm(x)
+        return self.lm_head(self.model.norm(x))

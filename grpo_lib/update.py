@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpo_lib.objective import LossOutput, aggregate, token_weights
 from grpo_lib.policy import token_entropy, token_log_probs
-from grpo_lib.rollout import Rollouts, completion_logits
+from grpo_lib.rollout import Rollouts
 from grpo_lib.support.batch_metrics import NO_UPDATE, update_metrics
 from grpo_lib.support.off_policy import off_policy
 from grpo_lib.support.optim import clip_grad_norm, nonfinite_names
@@ -84,7 +84,7 @@ def gradient_step(trainer: GRPOTrainer, rollouts: Rollouts, rows: Tensor, advant
         part_advantages = advantages[part, :width] if advantages.dim() == 2 else advantages[part]
         ref = None if ref_log_probs is None else ref_log_probs[part, :width]
         with processes.sync_gradients(last=number == len(parts)):
-            logits = completion_logits(trainer.wrapped, batch)
+            logits = trainer.completion_logits(batch)
             output = algorithm.loss(
                 token_log_probs(logits, batch.completions), batch.log_probs, part_advantages,
                 loss_mask[part, :width], weights=weights[positions, :width], ref_log_probs=ref,

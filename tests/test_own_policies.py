@@ -5,7 +5,7 @@ Everything that the end of a run needs is asked for at its beginning."""
 import copy
 import re
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from grpo_lib.pretraining import PretrainConfig, pretrain
 from grpo_lib.rollout import completion_log_probs, offset_log_probs, sample_groups
 from grpo_lib.support.checkpoint import CheckpointError, load_policy, load_tensors, save_policy
 from grpo_lib.support.modules import eval_mode, unwrapped
+from grpo_lib.support.processes import SeveralProcesses
 from grpo_lib.support.rewards import RewardError
 from grpo_lib.support.run_folder import RunFolder
 from grpo_lib.training import GRPOTrainer
@@ -164,6 +165,20 @@ def test_a_wrapped_policy_is_sampled_scored_evaluated_and_saved_as_without(
     again = load_policy(tmp_path / "policy")  # in float32
     assert (completion_log_probs(again, one) - one.log_probs).abs().max() < 1e-4
     load_policy(tmp_path / "policy", policy=wrap(make_policy(len(task.tokenizer), seed=3)))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_gradients_go_through_one_parallel_wrapper_given_or_made(make_policy, task, in_parallel,
+                                                                 given):
+    config = replace(SETTINGS, micro_batch_size=5, eval_every=0)
+    plain, policy = (make_policy(len(task.tokenizer)) for _ in range(2))
+    trainer = GRPOTrainer(in_parallel(policy) if given else policy, task, config,
+                          processes=SeveralProcesses())
+    parts = list(trainer.completion_logits.modules())
+    assert sum(isinstance(part, in_parallel) for part in parts) == 1
+    wanted, got = (timeless(list(t.run(2))) for t in (GRPOTrainer(plain, task, config), trainer))
+    for one, other in zip(wanted, got, strict=True):
+        assert one == pytest.approx(other, abs=1e-9)
 
 
 def test_a_checkpoint_with_a_wrappers_names_is_read(make_policy, task, tmp_path):

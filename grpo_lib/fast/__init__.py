@@ -1,1 +1,1 @@
-"""The same numbers sooner: packed rows and a decoder. Policies do not know it."""
+"""The same numbers sooner: packed rows and a decoder. ``rollout`` chooses; policies do not know."""

@@ -1,9 +1,9 @@
 """One token more for every row, in as few operations as it takes: what sampling spends its time on.
 
-The same numbers as ``policy(tokens, None, cache)``, which calls this where no gradient is kept.
-Sampling takes many small steps, in which starting an operation costs as much as its work. So the
-weights are put together once for a whole rollout: queries, keys and values in one matrix, with
-the norm before it multiplied in; the same for the SwiGLU.
+The same numbers as ``policy(tokens, None, cache)``, without gradient. Sampling takes many small
+steps, in which starting an operation costs as much as its work. So the weights are put together
+once for a whole rollout: queries, keys and values in one matrix, with the norm before it multiplied
+in; the same for the SwiGLU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from grpo_lib.support.modules import offers
+from grpo_lib.transformer import KVCache, TransformerPolicy
+
 FEWEST = 400  # numbers in a row's keys, below which torch multiplies batches of them by a slow loop
 
 
@@ -19,7 +22,7 @@ class Decoder:
     """The weights of a ``TransformerPolicy`` as they are when it is made, ready for decoding."""
 
     @torch.no_grad()
-    def __init__(self, policy):
+    def __init__(self, policy: TransformerPolicy):
         config = policy.config
         width = config.d_model // config.n_heads
         self.blocks = []
@@ -37,7 +40,7 @@ class Decoder:
         wide = torch.promote_types(self.embedding.dtype, torch.float32)
         self.least = self.embedding.new_tensor(config.d_model * config.norm_eps, dtype=wide) ** 0.5
 
-    def step(self, tokens: Tensor, cache) -> Tensor:
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """tokens (B,), each after what the cache holds -> logits (B, V)."""
         count, start = len(tokens), cache.filled
         turns = torch.view_as_complex(F.embedding(cache.extend(None), self.rotary).unflatten(
@@ -63,6 +66,14 @@ class Decoder:
         x / sqrt(|x|^2 + width * eps)."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.least.dtype)
         return (x / torch.hypot(length, self.least)).to(x.dtype)
+
+
+def decoder_of(policy) -> Decoder | None:
+    """A decoder with a policy's weights of now. None: it is no ``TransformerPolicy``, or calling it
+    may do something else."""
+    if type(policy) is not TransformerPolicy or not offers(policy, "outputs_at"):
+        return None
+    return Decoder(policy)
 
 
 def after_norm(norm, weight: Tensor) -> Tensor:

@@ -12,18 +12,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from grpo_lib.support.modules import offers
 from grpo_lib.transformer import attention_mask, token_positions
 
 ROW = 24  # tokens for which a row of completions has room, where none is longer; as measured
 
 
+def packs(model, width: int) -> bool:
+    """Whether ``packed_outputs`` are a model's: it offers ``outputs_at``, as ``TransformerPolicy``
+    does, and rows of ``width`` tokens fit its context. (Called with longer ones, it says so.)"""
+    return offers(model, "outputs_at") and width <= model.config.context_length
+
+
+def packed_outputs(model, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
+    """What a model says before each completion token, (B, T, ...), by its ``outputs_at``:
+    ``model(tokens, mask)[:, start - 1 : -1]`` wherever ``mask[:, start:]`` is 1, 0 elsewhere."""
+    packed = pack(tokens, mask, start)
+    return packed.in_rows(model.outputs_at(packed.tokens, packed.positions, packed.attend))
+
+
 def pack(tokens: Tensor, mask: Tensor, start: int) -> Packed:
     """tokens, mask (B, start + T): prompts, padded on the left, then completions, padded on the
-    right, for ``policy(tokens, mask, None, packed)``.
-
-    That is what the head says before each completion token, (B, T, V):
-    ``policy(tokens, mask)[:, start - 1 : -1]`` wherever ``mask[:, start:]`` is 1.
-    """
+    right."""
     texts = torch.stack((tokens[:, :start], mask[:, :start].to(tokens.dtype)), 1)
     texts, prompt_of = torch.unique(texts, dim=0, return_inverse=True)
     return Packed(texts[:, 0], texts[:, 1] > 0, prompt_of, tokens[:, start:], mask[:, start:] > 0)

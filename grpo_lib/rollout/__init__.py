@@ -3,12 +3,13 @@
 from grpo_lib.rollout.rollouts import Rollouts, up_to_last
 from grpo_lib.rollout.sampling import choose, compact, sample_groups, shard
 from grpo_lib.rollout.shift import (
+    CompletionLogits,
     completion_log_probs,
     completion_logits,
     completion_outputs,
     offset_log_probs,
 )
 
-__all__ = ["Rollouts", "choose", "compact", "completion_log_probs", "completion_logits",
-           "completion_outputs", "offset_log_probs", "sample_groups", "shard",
+__all__ = ["CompletionLogits", "Rollouts", "choose", "compact", "completion_log_probs",
+           "completion_logits", "completion_outputs", "offset_log_probs", "sample_groups", "shard",
            "up_to_last"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from grpo_lib.fast.decoding import decoder_of
 from grpo_lib.policy import Policy
 from grpo_lib.rollout.rollouts import Rollouts
 from grpo_lib.support.checks import check_number, check_whole
@@ -60,6 +61,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     logits = logits[:, -1].repeat_interleave(group_size, 0)
     if cache is not None:
         cache = cache.repeat(group_size, width + max_new_tokens)
+    decoder = None if cache is None else decoder_of(policy)
     prompt_tokens, prompt_mask = (t.repeat_interleave(group_size, 0)
                                   for t in (prompt_tokens, prompt_mask))
 
@@ -79,12 +81,14 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
             rows, chosen, ended = rows[kept], chosen[kept], ended[kept]
             if cache is not None:
                 cache.keep(kept)
-        if cache is not None:
-            logits = policy(chosen[:, None], None, cache)[:, -1]
-        else:
+        if cache is None:
             seen = torch.cat((prompt_tokens[rows], completions[rows, : step + 1]), 1)
             seen_mask = torch.cat((prompt_mask[rows], torch.ones_like(seen[:, width:])), 1)
             logits = policy(seen, seen_mask)[:, -1]
+        elif decoder is None:
+            logits = policy(chosen[:, None], None, cache)[:, -1]
+        else:
+            logits = decoder.step(chosen, cache)
     completions, log_probs = completions[:, : step + 1], log_probs[:, : step + 1]
     is_end = torch.isin(completions, ends)
     after = is_end.cumsum(1) > is_end  # what a row in work drew after its end

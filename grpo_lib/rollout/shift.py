@@ -6,23 +6,23 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from grpo_lib.fast.packing import pack
+from grpo_lib.fast.packing import packed_outputs, packs
 from grpo_lib.policy import Policy, token_log_probs
 from grpo_lib.rollout.rollouts import Rollouts
 from grpo_lib.support.checks import check_whole
-from grpo_lib.support.modules import eval_mode, unwrapped
+from grpo_lib.support.modules import eval_mode
 
 
 def completion_outputs(model: Callable[..., Tensor], rollouts: Rollouts) -> Tensor:
     """What a model says just before each completion token: (N*G, T, ...).
 
     The shift by one is the last line: the token in column P + t is scored by the output at
-    column P + t - 1, the last place that has not seen it. (``fast.packing`` makes the same shift
-    in its own layout.) Where padding stands inside
-    completions (``attention_mask``), it is moved behind them first.
+    column P + t - 1, the last place that has not seen it. Where padding stands inside completions
+    (``attention_mask``), it is moved behind them first. Where ``packs`` says so, padding is
+    not computed at all (``fast.packing`` makes the same shift in its own layout).
     """
     there = rollouts.attended
     if rollouts.attention_mask is not None and (there[:, 1:] & ~there[:, :-1]).any():
@@ -30,9 +30,8 @@ def completion_outputs(model: Callable[..., Tensor], rollouts: Rollouts) -> Tens
         return completion_outputs(model, closed)[torch.arange(len(back))[:, None], back]
     mask = torch.cat((rollouts.prompt_mask, there), 1).long()
     with eval_mode(model):
-        if getattr(unwrapped(model), "packs", False):  # leaves out padding (packing)
-            return model(rollouts.tokens, mask, None,
-                         pack(rollouts.tokens, mask, rollouts.prompt_length))
+        if packs(model, mask.shape[1] - 1):
+            return packed_outputs(model, rollouts.tokens, mask, rollouts.prompt_length)
         return model(rollouts.tokens[:, :-1], mask[:, :-1])[:, rollouts.prompt_length - 1 :]
 
 
@@ -55,6 +54,18 @@ def completion_logits(policy: Callable[..., Tensor], rollouts: Rollouts) -> Tens
         raise ValueError(f"rollouts: sampled at temperature {rollouts.temperature}; only a "
                          f"temperature above 0 has log-probs to score")
     return completion_outputs(policy, rollouts) / rollouts.temperature
+
+
+class CompletionLogits(nn.Module):
+    """``completion_logits`` of a policy as the forward of a module, for DistributedDataParallel,
+    which adds up only the gradients of what went through a module's forward."""
+
+    def __init__(self, policy: nn.Module):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, rollouts: Rollouts) -> Tensor:
+        return completion_logits(self.policy, rollouts)
 
 
 def completion_log_probs(policy: Callable[..., Tensor], rollouts: Rollouts,

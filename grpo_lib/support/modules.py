@@ -33,6 +33,17 @@ def unwrapped(policy):
     return policy
 
 
+def offers(model, method: str) -> bool:
+    """Whether a module has a method that may stand for calling it. What calling it does may have
+    been changed: by a subclass, a wrapper, a hook, or a forward set on the object; in the module
+    itself, or in a part of it that has the method too."""
+    return isinstance(model, nn.Module) and hasattr(model, method) and all(
+        method in vars(type(part)) and "forward" not in vars(part)
+        and not any((part._forward_pre_hooks, part._forward_hooks,
+                     part._backward_pre_hooks, part._backward_hooks))
+        for part in model.modules() if hasattr(part, method))
+
+
 def plain_name(name: str) -> str:
     """The name of a weight, whether parts of its module are compiled or not."""
     return name.replace("_orig_mod.", "")

@@ -69,10 +69,11 @@ class SeveralProcesses(Processes):
         self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def wrap(self, module):
+        several = nn.parallel.DistributedDataParallel
+        given = next((part for part in module.modules() if isinstance(part, several)), None)
         with lost_processes():
-            several = nn.parallel.DistributedDataParallel
-            self._wrapped = module if isinstance(module, several) else several(module)
-        return self._wrapped
+            self._wrapped = given or several(module)
+        return module if given else self._wrapped
 
     @contextmanager
     def sync_gradients(self, last):

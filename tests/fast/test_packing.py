@@ -1,6 +1,7 @@
 """Scoring without padding, and decoding with weights put together: the numbers of the plain way,
 gradients included, in float64."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from grpo_lib import ValueModel, grpo_loss
 from grpo_lib.critic import completion_values
-from grpo_lib.fast.packing import ROW, into_rows, pack
+from grpo_lib.fast.decoding import Decoder, decoder_of
+from grpo_lib.fast.packing import ROW, into_rows, pack, packed_outputs
 from grpo_lib.policy import token_log_probs
 from grpo_lib.rollout import Rollouts, completion_log_probs, completion_logits, completion_outputs
+from grpo_lib.transformer import TransformerPolicy
 
 ROWS = [list(range(12)), [7, 2, 9, 3], [5], [11, 0], "shortest"]
 
@@ -82,9 +85,9 @@ def test_completions_of_one_token_have_only_their_prompts(uneven, sample):
 
 
 def test_each_prompt_is_computed_once_and_no_padding_at_all(uneven, sample, prompts, monkeypatch):
-    rollouts, seen, hidden = sample(uneven), [], uneven.hidden
-    monkeypatch.setattr(uneven, "hidden", lambda tokens, *rest: seen.append(tokens.tolist())
-                        or hidden(tokens, *rest))
+    rollouts, seen, outputs = sample(uneven), [], uneven.outputs_at
+    monkeypatch.setattr(uneven, "outputs_at", lambda tokens, *rest: seen.append(tokens.tolist())
+                        or outputs(tokens, *rest))
     completion_log_probs(uneven, rollouts)
     completions = [row[:n - 1].tolist() for row, n in zip(rollouts.completions,
                                                           rollouts.lengths.long().tolist())]
@@ -96,7 +99,7 @@ def test_each_prompt_is_computed_once_and_no_padding_at_all(uneven, sample, prom
 def test_prompts_that_differ_in_their_padding_alone_are_different(uneven):
     tokens = torch.tensor([[0, 3, 5, 6], [0, 3, 5, 6]])
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-    packed = uneven(tokens, mask, None, pack(tokens, mask, 2))
+    packed = packed_outputs(uneven, tokens, mask, 2)
     assert (packed - uneven(tokens, mask)[:, 1:-1]).abs().max() < 1e-12
     assert (packed[0] - packed[1]).abs().max() > 1e-3
 
@@ -105,7 +108,7 @@ def test_what_stands_in_the_padding_is_never_seen(uneven, sample):
     rollouts = sample(uneven)
     everything = torch.cat((rollouts.prompt_mask, rollouts.mask.long()), 1)
     other = torch.where(everything > 0, rollouts.tokens, 7)
-    one, two = (uneven(tokens, everything, None, pack(tokens, everything, rollouts.prompt_length))
+    one, two = (packed_outputs(uneven, tokens, everything, rollouts.prompt_length)
                 for tokens in (rollouts.tokens, other))
     assert torch.allclose(one, two, rtol=0, atol=1e-12)
 
@@ -125,6 +128,7 @@ def test_decoding_gives_the_numbers_of_the_plain_way(uneven, rows):
     mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]])
     cache = uneven.new_cache(3, 6)
     cache.memory.fill_(torch.nan)  # what new memory may hold
+    decoder = decoder_of(uneven)
     with torch.no_grad():
         uneven(prompts, mask, cache)
         cache.keep(torch.tensor(rows))
@@ -133,24 +137,82 @@ def test_decoding_gives_the_numbers_of_the_plain_way(uneven, rows):
             new = torch.full((len(rows), 1), token)
             texts = torch.cat((texts, new), 1)
             masks = torch.cat((masks, torch.ones_like(new)), 1)
-            logits = uneven(new, None, cache)
-            assert logits.shape == (len(rows), 1, 12)
-            assert (logits[:, 0] - uneven(texts, masks)[:, -1]).abs().max() < 1e-12
+            logits = decoder.step(new[:, 0], cache)
+            assert logits.shape == (len(rows), 12)
+            assert (logits - uneven(texts, masks)[:, -1]).abs().max() < 1e-12
         with pytest.raises(ValueError, match="cache: 7 tokens do not fit its length 6"):
-            uneven(new, None, cache)
+            decoder.step(new[:, 0], cache)
 
 
-def test_a_new_cache_has_the_weights_of_now(uneven):
-    def decoded():
-        cache = uneven.new_cache(1, 3)
-        uneven(torch.tensor([[3, 4]]), None, cache)
-        return uneven(torch.tensor([[5]]), None, cache)[0, 0]
-
+def test_every_rollout_has_the_weights_of_now(uneven, sample):
+    before = sample(uneven)
     with torch.no_grad():
-        decoded()
         for weight in uneven.parameters():
             weight.mul_(1.1)
-        assert (decoded() - uneven(torch.tensor([[3, 4, 5]]))[0, -1]).abs().max() < 1e-12
+    now = sample(uneven)
+    assert (completion_log_probs(uneven, now) - now.log_probs).abs().max() < 1e-12
+    assert (completion_log_probs(uneven, before) - before.log_probs).abs().max() > 0.01
+
+
+class Doubled(TransformerPolicy):
+    """One whose forward has been changed, and nothing else."""
+
+    def forward(self, tokens, mask=None, cache=None):
+        return 2 * super().forward(tokens, mask, cache)
+
+
+def doubled_by_its_class(policy):
+    policy.__class__ = Doubled
+
+
+def doubled_by_a_hook(policy):
+    policy.register_forward_hook(lambda module, given, logits: 2 * logits)
+
+
+def doubled_on_the_object(policy):
+    forward = policy.forward
+    policy.forward = lambda tokens, mask=None, cache=None: 2 * forward(tokens, mask, cache)
+
+
+@pytest.mark.parametrize("change", [doubled_by_its_class, doubled_by_a_hook,
+                                    doubled_on_the_object])
+def test_a_policy_that_was_changed_is_called(uneven, sample, change):
+    twice, values = copy.deepcopy(uneven), ValueModel(uneven)
+    change(twice)
+    drawn = sample(twice)
+    for found in (completion_outputs(twice, drawn), 2 * completion_outputs(uneven, drawn)):
+        log_probs = token_log_probs(found, drawn.completions)
+        assert (log_probs - drawn.log_probs)[drawn.mask].abs().max() < 1e-12
+    torch.nn.init.ones_(values.transformer.lm_head.weight)
+    before = completion_values(values, drawn)
+    change(values.transformer)
+    assert (completion_values(values, drawn) - 2 * before).abs().max() < 1e-12
+    if change is not doubled_by_its_class:
+        change(values)
+        assert (completion_values(values, drawn) - 4 * before).abs().max() < 1e-12
+
+
+def test_sampling_decodes_and_scoring_packs(uneven, sample, monkeypatch):
+    calls = []
+    for kind, name in ((Decoder, "step"), (TransformerPolicy, "forward")):
+        right = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, tokens, *rest, name=name, right=right:
+                            calls.append((name, tokens.dim())) or right(self, tokens, *rest))
+    drawn = sample(uneven)
+    assert calls == [("forward", 2)] + [("step", 1)] * (drawn.mask.shape[1] - 1)
+    completion_log_probs(uneven, drawn)
+    assert len(calls) == drawn.mask.shape[1]
+
+
+def test_completions_too_long_for_the_context_are_named(make_policy, sample):
+    drawn = sample(make_policy())
+    width = drawn.tokens.shape[1]
+    completion_log_probs(make_policy(context_length=width - 1), drawn)  # the last scores nothing
+    short = make_policy(context_length=width - 2)
+    for score in (completion_log_probs, lambda policy, drawn: completion_values(
+            ValueModel(policy), drawn)):
+        with pytest.raises(ValueError, match=f"tokens: got {width - 1} a row, allowed are "):
+            score(short, drawn)
 
 
 def test_scoring_in_parts_gives_the_same(uneven, sample):
@@ -189,7 +251,8 @@ def test_a_long_prompt_makes_no_rows_of_completions_longer(uneven):
     mask = torch.ones_like(tokens)
     packed = pack(tokens, mask, 26)
     assert sum(queries.numel() for queries, _, _ in packed.seen) == 26 + 2 * ROW  # 8 x 5 tokens
-    assert (uneven(tokens, mask, None, packed) - uneven(tokens, mask)[:, 25:-1]).abs().max() < 1e-12
+    outputs = packed_outputs(uneven, tokens, mask, 26)
+    assert (outputs - uneven(tokens, mask)[:, 25:-1]).abs().max() < 1e-12
 
 
 def test_a_nan_reaches_no_other_prompts_completions(uneven):
@@ -197,7 +260,7 @@ def test_a_nan_reaches_no_other_prompts_completions(uneven):
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
     with torch.no_grad():
         uneven.model.embed_tokens.weight[3] = torch.nan
-        found = uneven(tokens, mask, None, pack(tokens, mask, 2))
+        found = packed_outputs(uneven, tokens, mask, 2)
     assert found[0].isnan().all() and found[1, :2].isnan().all()
     assert found[2].isfinite().all()
 
@@ -218,7 +281,7 @@ def test_decoding_in_half_precision_survives_long_activations(make_policy):
         policy.model.embed_tokens.weight[5] = (7e4 * long / long.norm()).half()
         cache = policy.new_cache(1, 3)
         policy(torch.tensor([[3, 4]]), None, cache)
-        decoded = policy(torch.tensor([[5]]), None, cache)[0, 0]
+        decoded = decoder_of(policy).step(torch.tensor([5]), cache)[0]
         plain = policy(torch.tensor([[3, 4, 5]]))[0, -1]
     assert policy.model.embed_tokens.weight[5].double().norm() > 65504
     assert plain.abs().max() > 0.01 and (decoded - plain).abs().max() < 0.02 * plain.abs().max()

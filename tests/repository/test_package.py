@@ -12,8 +12,8 @@ import grpo_lib
 
 PACKAGE = Path(grpo_lib.__file__).parent
 # each module may use those before it
-CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "fast.decoding",
-        "policy", "transformer", "support.rewards", "tasks", "fast.packing", "rollout",
+CORE = ["support.threads", "support.checks", "support.modules", "tokenizer", "policy",
+        "transformer", "support.rewards", "tasks", "fast.decoding", "fast.packing", "rollout",
         "advantages", "returns", "corrections", "objective", "lab.length_bias", "algorithms",
         "support.optim", "critic", "support.checkpoint", "evaluation", "lab.statistics", "config",
         "support.notices", "support.off_policy", "support.processes", "support.signals",
@@ -128,6 +128,11 @@ def test_a_folder_imports_nothing_from_those_above_it(path):
     _, used = imports_of(path)
     folders = {module.split(".")[0] for module in used}
     assert folders.isdisjoint(ABOVE[module_of(path).split(".")[0]])
+
+
+def test_rollout_alone_chooses_what_is_fast():
+    assert {module_of(path) for path in FILES
+            if {"fast.packing", "fast.decoding"} & imports_of(path)[1]} == {"rollout"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
