@@ -198,13 +198,6 @@ def running_median(values: Sequence[float], width: int = 5) -> list[float]:
     return [statistics.median(values[max(0, i - width + 1): i + 1]) for i in range(len(values))]
 
 
-def bars(axis, x: Sequence[float], heights: Sequence[float], colors) -> None:
-    """Bars at x = 1, 2, ..., as thick lines: with many bars much quicker than ``axis.bar``."""
-    wide = axis.get_position().width * axis.figure.get_size_inches()[0] * 72  # points
-    axis.vlines(x, 0, heights, colors=colors, linewidth=0.62 * wide / (len(heights) + 1))
-    axis.set_xlim(0.2, len(heights) + 0.8)
-
-
 def boxes(axis, corners: Sequence[tuple], linewidth: float = 0.7) -> None:
     """Boxes with an edge, (x, y, x of the other corner, its y, colour) each: one collection for
     all of them, which is much quicker than a patch for each."""

@@ -207,6 +207,7 @@ def test_keep_layout_puts_axes_where_those_of_the_old_figure_stand():
 
 @pytest.mark.parametrize("old", [
     plots.Figure(), plots.lines([0, 1], {"y": [0, 1]}, "t", "x", "y", width=5.0),
+    plots.new_figure(2)[0],
 ], ids=["empty", "another_size", "other_axes"])
 def test_keep_layout_leaves_a_figure_that_does_not_correspond(old):
     plots.to_svg(old, "")
