@@ -231,7 +231,9 @@ class LiveCurves(Growing):
             return (training_curves(self.history[:step], self.panels, self.steps, self.title),
                     self.describe(step))
 
-        return Explorer(draw, step=player("step", len(self.history), len(self.history)))
+        last = len(self.history)
+        shown = sorted({*range(0, last, max(1, last // 20)), last})
+        return Explorer(draw, {"step": shown}, step=player("step", last, last))
 
     def describe(self, step: int | None = None) -> str:
         """The numbers of a step (None: the newest), in a line."""
