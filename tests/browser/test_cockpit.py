@@ -73,6 +73,7 @@ def test_it_is_steered_while_it_trains_and_other_cells_run(page, box):
     wait(page, box, "running, step 2")
     now, steps, *_ = state(page)
     assert now == "running" and 2 <= steps < 30, "a cell ran beside it"
+    box.get_by_text("More: the algorithm").click()
     slider(box, "epsilon_high").focus()
     press("ArrowRight")
     wait(page, box, "epsilon_high 0.05")

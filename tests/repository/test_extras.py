@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 POLICY = ("from grpo_lib.bridges.huggingface import HuggingFacePolicy as P; "
           "P.from_pretrained('x/y'{})")
 NEEDS = {  # extra: (what it brings, what asks for it)
-    "site": (["sphinx", "myst_nb", "furo", "sphinx-mathjax-offline"], ["tools/site.py", "{}"]),
+    "site": (["sphinx", "myst_nb", "furo", "sphinx-mathjax-offline"], ["tools/website.py", "{}"]),
     "slides": (["sphinx_revealjs", "sphinx-mathjax-offline"], ["tools/slides.py", "{}"]),
     "projector": (["voila"], ["-m", "grpo_lib", "project"]),
     "llm": (["transformers"], ["-c", POLICY.format("")]),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("grpo_site", ROOT / "tools" / "site.py")
+SPEC = importlib.util.spec_from_file_location("grpo_site", ROOT / "tools" / "website.py")
 maker = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(maker)
 missing = [name for name in ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from grpo_lib.course.explorers.base import Explorer, LiveCurves
 
-_SHARED = {"__init__", "base", "controls", "frames", "outputs", "tokens"}
+_SHARED = {"__init__", "base", "cockpit_view", "controls", "frames", "outputs", "tokens"}
 _FILES = sorted(f.stem for f in Path(__file__).parent.glob("*.py") if f.stem not in _SHARED)
 
 __all__ = ["Explorer", "LiveCurves", *(f"{name}_explorer" for name in _FILES)]

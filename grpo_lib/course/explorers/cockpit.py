@@ -7,32 +7,33 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 
 import ipywidgets
 
-from grpo_lib.algorithms import ALGORITHMS
-from grpo_lib.config import GRPOConfig, StepMetrics, measured
+from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.course.explorers.base import Growing, caption
-from grpo_lib.course.explorers.controls import EPSILONS, choice, stops
+from grpo_lib.course.explorers.cockpit_view import (
+    DEFAULT,
+    OF_ROW,
+    ROW,
+    Curves,
+    close_all,
+    controls_of,
+    described,
+    live_group,
+    of_row,
+)
 from grpo_lib.course.explorers.outputs import running_cell, what_waits
 from grpo_lib.course.explorers.token_xray import token_xray_explorer
-from grpo_lib.course.plots import keep_layout, training_curves
+from grpo_lib.course.plots import GREEN, GREY, ORANGE, VERMILION, keep_layout, training_curves
 from grpo_lib.course.replay import Export
-from grpo_lib.course.steering import CLOSED, FAILED, RUNNING, SteeredRun
+from grpo_lib.course.steering import CLOSED, FAILED, PAUSED, RUNNING, SteeredRun
 from grpo_lib.training import GRPOTrainer
 
 PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
-DRAW_SHARE = 0.025  # of the time at most, while the run goes on
-ROW, DEFAULT = "the row's", "default"
-STOPS = {  # setting: (its label, where its slider stops)
-    "group_size": ("group size (answers)", (2, 4, 8, 16, 32, 64)),
-    "epsilon": ("epsilon", EPSILONS),
-    "epsilon_high": ("epsilon_high", (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)),
-    "beta": ("beta", (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)),
-    "learning_rate": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
-    "temperature": ("temperature", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0))}
-OF_ROW = ("epsilon", "epsilon_high", "beta")  # may be what the algorithm's row says
+REDRAW_SECONDS = 0.25  # the live curves are drawn at most so often while the run goes on
+COLORS = {RUNNING: GREEN, PAUSED: ORANGE, FAILED: VERMILION}  # of the state; others are grey
+IN_VIEW = ("group_size", "epsilon", "learning_rate")  # the others are below "More"
 BUTTONS = {
     "start": ("Start", "go on until the settings' last step"),
     "pause": ("Pause", "stop after the step that is being taken"),
@@ -77,7 +78,7 @@ class Cockpit(Growing):
 
     def __init__(self, make_trainer, config, compare=None, checkpoint_every: int = 5):
         self._drawing, self._quiet = threading.Lock(), None
-        self._drawn, self._cost, self._steps = 0.0, 0.0, 0
+        self._drawn, self._curves = 0.0, None
         self._message = ""
         self.compare, self.replaced = compare, None
         self.about = f"A run of {config.steps} steps to steer: {', '.join(PANELS)}"
@@ -87,7 +88,7 @@ class Cockpit(Growing):
         self.buttons = {name: ipywidgets.Button(
             description=label, tooltip=about, layout=ipywidgets.Layout(width="auto"))
             for name, (label, about) in BUTTONS.items()}
-        self.controls = self._controls(config)
+        self.controls = controls_of(config)
         self.checkpoint = ipywidgets.IntSlider(
             value=0, min=0, max=0, step=checkpoint_every, description="back to step",
             style={"description_width": "100px"}, layout=ipywidgets.Layout(width="360px"))
@@ -96,9 +97,14 @@ class Cockpit(Growing):
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         for control in self.controls.values():  # two in a row, on a laptop too
             control.layout.width, control.style.description_width = "440px", "150px"
+        others = [control for name, control in self.controls.items() if name not in IN_VIEW]
+        more = ipywidgets.Accordion([ipywidgets.HBox(others, layout=row)], selected_index=None)
+        more.set_title(0, "More: the algorithm, its other settings")
         super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
-                          ipywidgets.HBox([*self.controls.values()], layout=row), self.said])
-        self.box.children = (*self.box.children, self.exported)
+                          ipywidgets.HBox([self.controls[name] for name in IN_VIEW], layout=row),
+                          self.said])
+        self.group = ipywidgets.HTML()
+        self.box.children = (*self.box.children, self.group, more, self.exported)
         self.box.add_class("grpo-cockpit")
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: me() and me()._press(name))
@@ -107,17 +113,6 @@ class Cockpit(Growing):
                             "value")
         self._replace_old()
         self.redraw()
-
-    def _controls(self, config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
-        made = {}
-        for name, (label, values) in STOPS.items():
-            value = getattr(config, name)
-            options = [(f"{v:g}", v) for v in sorted({*values, value} - {None})]
-            made[name] = stops(label, ROW if value is None else value,
-                               [(ROW, ROW), *options] if name in OF_ROW else options)
-        rows = [name for name, row in ALGORITHMS.items() if row.critic == config.choices.critic]
-        return made | {"algorithm": choice("algorithm", config.algorithm or DEFAULT,
-                                           [DEFAULT, *rows])}
 
     # --- what a learner does -----------------------------------------------------------------
 
@@ -202,6 +197,8 @@ class Cockpit(Growing):
             return
         try:
             self.run.set(**{name: None if value in (ROW, DEFAULT) else value})
+            if name == "algorithm":  # whose own values the sliders name
+                self._show_settings()
             self.say("")
         except (ValueError, RuntimeError) as error:
             self._show_settings()
@@ -215,21 +212,27 @@ class Cockpit(Growing):
                 value = getattr(self.run.wanted, name)
                 if value is None:
                     value = DEFAULT if name == "algorithm" else ROW
-                if name != "algorithm" and value not in [o[1] for o in control.options]:
-                    control.options = sorted(
-                        (*control.options, (f"{value:g}", value)),
-                        key=lambda o: -1.0 if o[1] == ROW else o[1])
+                if name == "algorithm":
+                    control.value = value
+                    continue
+                options = {o[1]: o for o in control.options} | {value: (f"{value:g}", value)
+                                                                if value != ROW else None}
+                if name in OF_ROW:
+                    options[ROW] = of_row(self.run.wanted, name)
+                options = sorted(options.values(), key=lambda o: -1.0 if o[1] == ROW else o[1])
+                if options != list(control.options):
+                    control.options = options
                 control.value = value
         finally:
             self._quiet = None
 
     def follow(self) -> None:
-        """Show what the run did: a line at each step, the curves as often as they may cost."""
+        """Show what the run did: a line at each step, and the curves."""
         with self._drawing:
-            pause = max(1.0, self._cost / DRAW_SHARE)
-            new = len(self.run.history) != self._steps
-            if self.run.state != RUNNING or (new and time.monotonic() - self._drawn > pause):
+            if self.run.state != RUNNING:
                 self._draw()
+            elif time.monotonic() - self._drawn > REDRAW_SECONDS:
+                self._draw_live()
             self._say()
 
     def redraw(self) -> None:
@@ -246,22 +249,42 @@ class Cockpit(Growing):
             self._say()
 
     def _draw(self) -> None:
-        start = time.perf_counter()
+        """The live view, and the picture that the notebook keeps, with all panels."""
         run = self.run
         figure = training_curves([m.to_dict() for m in run.history], PANELS, run.wanted.steps,
                                  compare=self.compare, marks=sorted({m.step for m in run.moves}),
                                  columns=3)
         keep_layout(self.figure, figure)
-        self.show(figure, self.describe())
+        self.show(figure, self.describe(), self._live())
+        self._after_drawing(run.state != RUNNING)
+        if run.state != RUNNING:  # while it goes on, the notebook's file needs no picture
+            self.keep_picture()
+
+    def _draw_live(self) -> None:
+        """In the run's own thread, between two steps."""
+        self.view.value = self._live()
+        self._after_drawing(True)
+
+    def _live(self) -> str:
+        run = self.run
+        history = [m.to_dict() for m in run.history]
+        longest = max([run.trainer.task.max_new_tokens, *(m["length"] for m in history)])
+        if self._curves is None or self._curves.made_for != (run.wanted.steps, longest,
+                                                             id(self.compare)):
+            self._curves = Curves(run.wanted.steps, longest, self.compare)
+        return self._curves.with_run(history, run.moves, self.describe())
+
+    def _after_drawing(self, between_steps: bool) -> None:
+        """What else follows the run: a group, the slider of checkpoints."""
+        run = self.run
+        if between_steps:
+            self.group.value = live_group(run.trainer) if run.history else ""
         last = max(run.checkpoints, default=0)
         newest = self.checkpoint.value == self.checkpoint.max
         self.checkpoint.max = last
         if newest:  # the slider stays at the newest, unless it was moved away
             self.checkpoint.value = last
-        self._steps = len(run.history)
-        self._drawn, self._cost = time.monotonic(), time.perf_counter() - start
-        if run.state != RUNNING:  # while it goes on, the notebook's file needs no picture
-            self.keep_picture()
+        self._drawn = time.monotonic()
 
     def _say(self) -> None:
         run = self.run
@@ -275,30 +298,21 @@ class Cockpit(Growing):
                          "again for a new one.")
         else:
             lines.append(what_waits())
-        self.said.value = caption("\n".join(lines), "min-height:5.6em;")
+        color = COLORS.get(run.state, GREY)
+        self.said.value = caption("\n".join(lines), f"min-height:4.2em;padding-left:10px;"
+                                                    f"border-left:6px solid {color};")
+        going, over = run.state == RUNNING, run.state == CLOSED
+        self.buttons["start"].layout.display = "none" if going else ""
+        self.buttons["pause"].layout.display = "" if going else "none"
+        for name, useless in (("pause", run.pausing), ("step", going), ("start", over),
+                              ("back", not run.history), ("keep", not run.history),
+                              ("export", not run.history)):
+            self.buttons[name].disabled = over or useless
         self.caption.value = ""
 
     def describe(self) -> str:
         """State, newest numbers, moves and what will change at the next step."""
-        run = self.run
-        history, now = run.history, run.trainer.config
-        state = "pausing after this step" if run.pausing else run.state
-        text = f"{state}, step {len(history)} of {run.wanted.steps}"
-        if history:
-            last = history[-1]
-            text += (f": reward {measured(last.reward_mean, '.2f')}, right {last.accuracy:.0%}, "
-                     f"length {last.length:.1f}, entropy {measured(last.entropy, '.2f')}, KL "
-                     f"{measured(last.kl, '.3f')}, clipped "
-                     f"{last.clip_fraction_low + last.clip_fraction_high:.1%}, silent groups "
-                     f"{last.zero_variance_groups:.0%}")
-        if run.moves:
-            text += "\nmoved: " + "; ".join(
-                f"{m.field} {shown(m.value)} from step {m.step}" for m in run.moves)
-        waiting = [f"{name} {shown(getattr(run.wanted, name))}" for name in asdict(now)
-                   if getattr(run.wanted, name) != getattr(now, name)]
-        if waiting:
-            text += f"\nfrom the next step on: {', '.join(waiting)}"
-        return text
+        return described(self.run)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         if self.run.state != CLOSED:
@@ -326,16 +340,3 @@ class Cockpit(Growing):
             close_all(old.box)
         _made[cell] = [(e, c) for e, c in made if e == execution] + [
             (execution, weakref.ref(self))]
-
-
-def close_all(widget: ipywidgets.Widget) -> None:
-    """Close a widget and all that belongs to it."""
-    for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None),
-                 getattr(widget, "style", None)):
-        if isinstance(part, ipywidgets.Widget):
-            close_all(part)
-    widget.close()
-
-
-def shown(value) -> str:
-    return ROW if value is None else f"{value:g}" if isinstance(value, float) else str(value)

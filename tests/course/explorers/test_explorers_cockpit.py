@@ -21,6 +21,7 @@ from grpo_lib import ALGORITHMS, GRPOConfig
 from grpo_lib.course import explorers
 from grpo_lib.course.explorers import cockpit as room
 from grpo_lib.course.explorers import cockpit_explorer
+from grpo_lib.course.explorers.cockpit_view import Curves
 from grpo_lib.course.steering import steered
 
 CONFIG = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0)
@@ -187,28 +188,68 @@ def test_the_xray_is_of_the_last_step(cockpit):
         explorer.controls["when"].options)
 
 
-def test_drawing_takes_its_share_of_the_time_at_most(cockpit, monkeypatch):
-    drawn, now = [], [0.0]
-    figure = cockpit.figure
+def test_each_step_has_its_picture_while_the_run_goes_on(cockpit, monkeypatch):
+    monkeypatch.setattr(room, "REDRAW_SECONDS", 0.0)
+    seen = []
+    cockpit.view.observe(lambda change: seen.append(change["new"]), "value")
+    cockpit.steps()
+    points = [len(re.findall(r'<polyline points="([^"]*)"', svg)[0].split()) for svg in seen
+              if "<polyline" in svg]
+    assert {1, 2, 3, 4, 5, 6} <= {*points} and points == sorted(points)
+    last = cockpit.run.history[-1]
+    assert f"A {cockpit.run.trainer.advantages.flatten()[0]:+.2f}" in cockpit.group.value or (
+        "A group of this step" in cockpit.group.value)
+    assert f"right {last.accuracy:.0%}" in html.unescape(cockpit.view.value)
 
-    def slow(*_, **__):
-        now[0] += 0.1
-        drawn.append(now[0])
-        return figure
 
-    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: now[0],
-                                                      perf_counter=lambda: now[0]))
-    monkeypatch.setattr(room, "training_curves", slow)
+def test_a_point_stands_where_matplotlib_puts_it():
+    curves = Curves(10, 20.0)
+    history = [{"step": 5, "accuracy": 0.5, "length": 10.0, "zero_variance_groups": 0.25}]
+    drawn = curves.with_run(history, [], "text")
+    ticks = [float(y) for y in re.findall(r'id="ytick_\d+".*?y="([\d.]+)"', curves.svg, re.DOTALL)]
+    centres = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    assert len(centres) == 3 and any(abs(centres[0][1] - tick) < 25 for tick in ticks)
+    for field, x in zip(curves.places, (0.0, 5.0, 10.0)):
+        low, high = curves.at(field, x, 0.0), curves.at(field, x, 1.0)
+        assert low[0] == high[0] and low[1] > high[1]
+    grid = [float(y) for y in re.findall(r'<use [^>]*y="([\d.]+)"', curves.svg)]
+    assert any(abs(curves.at("accuracy", 0, 0.0)[1] - y) < 0.2 for y in grid)
+    assert any(abs(curves.at("accuracy", 0, 1.0)[1] - y) < 0.2 for y in grid)
+
+
+def test_pictures_come_four_times_a_second_at_most(cockpit, monkeypatch):
+    now, drawn = [0.0], []
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: now[0]))
     cockpit.redraw()
+    monkeypatch.setattr(cockpit, "_live", lambda: drawn.append(now[0]) or f"{now[0]}")
     cockpit.run.state = "running"
-    for _ in range(20):
-        now[0] += 0.25
-        cockpit._steps = -1  # as if there were a new step
+    for _ in range(40):
+        now[0] += 0.1
         cockpit.follow()
-    assert drawn == pytest.approx([0.1, 4.45]), "0.1 s is 2.5% of 4 s"
-    cockpit.run.state = "paused"
-    cockpit.follow()
-    assert len(drawn) == 3, "always at a pause"
+    assert drawn == pytest.approx([0.3 * i for i in range(1, 14)])
+    cockpit.run.state = "ready"
+
+
+def test_the_sliders_name_the_algorithms_own_numbers(cockpit):
+    def own(name):
+        [label] = [text for text, value in cockpit.controls[name].options if value == room.ROW]
+        return label
+    assert own("epsilon") == "0.2, the row's" and own("epsilon_high") == "as epsilon"
+    cockpit.controls["algorithm"].value = "dapo"
+    assert own("epsilon_high") == "0.28, the row's"
+
+
+def test_one_button_starts_and_pauses(cockpit):
+    start, pause = (cockpit.buttons[name] for name in ("start", "pause"))
+    assert (start.layout.display, pause.layout.display) == ("", "none")
+    assert cockpit.buttons["back"].disabled and cockpit.buttons["keep"].disabled
+    cockpit.run.state = "running"
+    cockpit._say()
+    assert (start.layout.display, pause.layout.display) == ("none", "")
+    assert cockpit.buttons["step"].disabled
+    cockpit.run.state = "ready"
+    cockpit.steps(1)
+    assert not cockpit.buttons["back"].disabled and start.layout.display == ""
 
 
 class TestTrouble:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from grpo_lib.course.explorers.frames import rows_of, unpacked
 
-FILES = [Path(__file__).parent / name for name in ("alive.js", "alive.css")]
+FILES = [Path(__file__).parent / "pages" / name for name in ("alive.js", "alive.css")]
 
 
 def enliven(notebook: dict, name: str) -> None:
@@ -19,10 +19,16 @@ def enliven(notebook: dict, name: str) -> None:
     count = 0
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
-            table = output.get("metadata", {}).pop("grpo_lib", {}).get("frames")
+            table = table_of(output)
             if table:
                 count += 1
+                output["metadata"].pop("grpo_lib")
                 output["data"] = {"text/html": fragment(table, f"{name}-{count}")}
+
+
+def table_of(output: dict) -> str | None:
+    """The packed table that an output brings, if it does."""
+    return output.get("metadata", {}).get("grpo_lib", {}).get("frames")
 
 
 def moves(output: dict) -> bool:

@@ -1,15 +1,18 @@
-"""The lessons as a static site: every page with the outputs that are saved in it.
+"""The lessons as a static site: every page with the outputs that are saved in it, and a home page.
 
-    python tools/site.py [FOLDER]      needs the ``site`` extra; FOLDER is site/ below here
+    python tools/website.py [FOLDER]      needs the ``site`` extra; FOLDER is site/ below here
 
 Explorers move there as they do in a notebook. Nothing is run and nothing is fetched, neither when
 the pages are made nor when they are looked at: they can be opened from a stick. At the end every
-internal link and every picture is looked up: exit status 1 if one is missing.
+internal link and every picture is looked up: exit status 1 if one is missing. ``tools/pages`` has
+Sphinx's settings, the home page, and what makes explorers move.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import html
 import json
 import re
 import shutil
@@ -18,51 +21,26 @@ import tempfile
 import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
+from string import Template
+
+import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import alive
+import front
 from assets import copy_mathjax, keep_pictures, need
 
 ROOT = Path(__file__).resolve().parent.parent
-MATHJAX = "mathjax.js"  # below _static
-SETTINGS = {
-    "project": "grpo_lib", "author": "the grpo_lib authors", "extensions": ["myst_nb"],
-    "html_theme": "furo", "html_title": "Learn GRPO by running it",
-    "nb_execution_mode": "off",  # the saved outputs are those that were tested
-    "nb_mime_priority_overrides": [("html", "image/png", 5)],  # pictures, not dead widgets
-    "myst_enable_extensions": ["dollarmath"], "myst_heading_anchors": 4,
-    "mathjax_path": MATHJAX, "exclude_patterns": ["**/.ipynb_checkpoints"],
-    "html_css_files": ["alive.css"], "html_js_files": [("alive.js", {"defer": "defer"})],
-    "html_show_sourcelink": False, "html_copy_source": False,
-    "suppress_warnings": ["myst.header", "misc.highlighting_failure"],
-}
-INDEX = """\
-{intro}
-
-```{{toctree}}
-:caption: Lessons
-:maxdepth: 1
-
-{lessons}
-```
-
-```{{toctree}}
-:caption: Reference
-:maxdepth: 1
-
-{documents}
-```
-
-[For teachers](docs/teaching/README.md) there are plans, questions with their answers, a quiz in two
-forms, and keys.
-"""
+PAGES = ROOT / "tools" / "pages"
+DESCRIPTION = ("An interactive course on GRPO, the reinforcement learning behind DeepSeek-R1: ten "
+               "notebooks on a small, exact PyTorch library. Explorers move in the browser.")
 # What gives answers away, and the forms that are handed out: in no list and found by no search
 APART = {"orphan": True, "nosearch": True}
 
 
 def gather(folder: Path) -> None:
-    """The site's sources: notebooks and documents under their own paths, and an index."""
+    """The site's sources: notebooks and documents under their own paths, and the home page."""
     shutil.copytree(ROOT / "notebooks", folder / "notebooks",
                     ignore=shutil.ignore_patterns(".*", "__pycache__", "*.py"))
     shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns(".*"))
@@ -76,8 +54,6 @@ def gather(folder: Path) -> None:
         keep_pictures(notebook)
         alive.enliven(notebook, f"explorer-{page.stem[:2]}")
         page.write_text(json.dumps(notebook), encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    intro = readme.partition("\n## ")[0].replace("](recordings/results.md)", "](docs/results.md)")
     shutil.copy(ROOT / "recordings" / "results.md", folder / "docs" / "results.md")
     shutil.copy(ROOT / "benchmarks" / "results.md", folder / "docs" / "speed.md")
     for page in (folder / "docs" / "teaching").glob("*.md"):
@@ -90,9 +66,50 @@ def gather(folder: Path) -> None:
     pages = {
         "lessons": sorted((folder / "notebooks").glob("[0-9]*.ipynb")),
         "documents": sorted((folder / "docs").glob("*.md"))}
-    (folder / "index.md").write_text(INDEX.format(intro=intro, **{
+    (folder / "index.md").write_text(home(folder, {
         part: "\n".join(p.relative_to(folder).with_suffix("").as_posix() for p in paths)
         for part, paths in pages.items()}), encoding="utf-8")
+
+
+def home(folder: Path, lists: dict[str, str]) -> str:
+    """The home page: the run to play, ways in, and a card for each lesson. Pictures go into
+    ``folder``/_static."""
+    first = nbformat.read(ROOT / "notebooks" / "00_start_here.ipynb", as_version=4)
+    place = front.written_in(first)
+    run = next(cell for cell in first.cells if cell.get("id") == "whole-run")
+    [packed] = [table for output in run.outputs if (table := alive.table_of(output))]
+    cloud = ("<p>Open a lesson's file there (Colab, Kaggle, a hub) and run its first cell, which "
+             "fetches the rest.</p>")
+    if place.repository:
+        cloud = "<p>Nothing to install; the first cell fetches the rest.</p><p>" + " ".join(
+            f'<a href="{address}"><img alt="{name}" src="{picture}"></a>'
+            for name, picture, address in re.findall(
+                r"\[!\[([^\]]*)\]\(([^)]*)\)\]\(([^)]*)\)", front.badges(
+                    "00_start_here.ipynb", place))) + "</p>"
+    clone = f"git clone {place.url} grpo\ncd grpo\n" if place.url else ""
+    return Template((PAGES / "index.md").read_text(encoding="utf-8")).substitute(
+        lists, description=DESCRIPTION, player=alive.fragment(packed, "explorer-home"),
+        cloud=cloud, clone=clone, cards="\n".join(cards(folder)))
+
+
+def cards(folder: Path):
+    """A card for each row of the README's table of lessons, with the lesson's first picture."""
+    pictures = folder / "_static"
+    pictures.mkdir(exist_ok=True)
+    rows = re.findall(r"(?m)^\| \[`(\w+)`\]\(notebooks/[^)]*\) \| (.*?) \| (.*?) \|$",
+                      (ROOT / "README.md").read_text(encoding="utf-8"))
+    for stem, about, time in rows:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
+        title = re.match(r"# (.*)", notebook.cells[0].source)[1]
+        shown = [output.data["image/png"] for cell in notebook.cells
+                 for output in cell.get("outputs", []) if alive.table_of(output)]
+        picture = pictures / f"{stem}.png"
+        picture.write_bytes(base64.b64decode(shown[0]))
+        if stem.startswith("00"):
+            shutil.copy(picture, pictures / "card.png")
+        yield (f'<a href="notebooks/{stem}.html"><img src="_static/{picture.name}" alt="" '
+               f'loading="lazy"><b>{stem[:2]} &nbsp;{html.escape(title)}</b><span>You can '
+               f'{html.escape(about)}.</span><small>Runs in {html.escape(time)}</small></a>')
 
 
 def describe(app, doctree) -> None:
@@ -122,14 +139,13 @@ def build(target: Path) -> list[str]:
         source.mkdir()
         gather(source)
         with open(warnings, "w", encoding="utf-8") as said:
-            app = Sphinx(str(source), None, str(pages), str(Path(work) / "doctrees"), "html",
-                         confoverrides=SETTINGS, status=None, warning=said, freshenv=True)
+            app = Sphinx(str(source), str(PAGES), str(pages), str(Path(work) / "doctrees"), "html",
+                         status=None, warning=said, freshenv=True)
             app.connect("doctree-read", describe)
             app.build()
         shutil.copytree(pages, target, dirs_exist_ok=True)
-        copy_mathjax(target / "_static" / MATHJAX)
-        for file in alive.FILES:
-            shutil.copy(file, target / "_static")
+        shutil.copytree(source / "_static", target / "_static", dirs_exist_ok=True)
+        copy_mathjax(target / "_static" / app.config.mathjax_path)
         found = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in
                  warnings.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [line.replace(str(source), "") for line in found] + broken_links(target)

@@ -1,0 +1,187 @@
+"""What a cockpit shows while its run goes on: curves that cost a millisecond, and a live group.
+
+Matplotlib draws the axes once, which takes two hundred milliseconds. At each step only the points
+of the curves are written into that picture.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import ipywidgets
+
+from grpo_lib.algorithms import ALGORITHMS
+from grpo_lib.config import GRPOConfig, measured
+from grpo_lib.course.explorers import tokens
+from grpo_lib.course.explorers.controls import EPSILONS, choice, stops
+from grpo_lib.course.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, panel, to_svg
+from grpo_lib.course.replay import Move
+from grpo_lib.training import GRPOTrainer
+
+if TYPE_CHECKING:
+    from grpo_lib.course.steering import SteeredRun
+
+ROW, DEFAULT = "the row's", "default"  # a setting, or an algorithm, that nobody has chosen
+STOPS = {  # setting: (its label, where its slider stops)
+    "group_size": ("group size (answers)", (2, 4, 8, 16, 32, 64)),
+    "epsilon": ("epsilon", EPSILONS),
+    "epsilon_high": ("epsilon_high", (0.05, 0.1, 0.2, 0.28, 0.3, 0.5, 1.0, 4.0)),
+    "beta": ("beta", (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)),
+    "learning_rate": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
+    "temperature": ("temperature", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0))}
+OF_ROW = ("epsilon", "epsilon_high", "beta")  # may be what the algorithm's row says
+CURVES = {"accuracy": ("Right answers", BLUE, True),
+          "length": ("Tokens of an answer", GREEN, False),
+          "zero_variance_groups": ("Groups that teach nothing", ORANGE, True)}
+ANSWERS = 8  # of the live group at most
+SHORT = {"group_size": "G", "learning_rate": "rate", "temperature": "T"}
+STYLE = """<style>
+.grpo-group { font-size: 14px; line-height: 1.45; }
+.grpo-group .said { font-family: monospace; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; }
+.grpo-group .right { color: #00795a; } .grpo-group .wrong { color: #c04f00; }
+</style>"""
+
+
+class Curves:
+    """Three panels over ``steps`` steps, up to ``longest`` tokens; ``compare`` as a cockpit has it,
+    drawn behind."""
+
+    def __init__(self, steps: int, longest: float,
+                 compare: tuple[str, Sequence[Mapping]] | None = None):
+        self.made_for = (steps, longest, id(compare))
+        figure, axes = new_figure(len(CURVES), width=12.6, height=2.9)
+        for axis, (field, (name, _, percent)) in zip(axes, CURVES.items()):
+            if compare:
+                axis.plot([m["step"] for m in compare[1]], [m[field] for m in compare[1]], "--",
+                          color=GREY, linewidth=1.6, label=compare[0])
+            panel(axis, name, "step", xlim=(0, max(steps, 1)), percent=percent,
+                  ylim=(0, 1.02 if percent else longest * 1.05),
+                  legend="best" if compare and field == "accuracy" else None, fontsize=11)
+        self.svg = to_svg(figure, "")  # the axes stand where they will stay
+        self.height = figure.get_figheight() * 72
+        self.places = {field: (axis.transData.frozen(), 72 / figure.dpi)
+                       for field, axis in zip(CURVES, axes)}
+
+    def at(self, field: str, x: float, y: float) -> tuple[float, float]:
+        """Where a point of a panel is in the picture."""
+        transform, scale = self.places[field]
+        across, up = transform.transform((x, y)) * scale
+        return round(across, 1), round(self.height - up, 1)
+
+    def with_run(self, history: Sequence[Mapping], moves: Sequence[Move], text: str) -> str:
+        """The picture with a run's curves in it, and a line where something was moved."""
+        drawn = []
+        for field, (_, color, percent) in CURVES.items():
+            bottom, top = self.at(field, 0, 0)[1], self.at(field, 0, 1.0)[1] if percent else None
+            top = self.at("accuracy", 0, 1.02)[1]
+            for step in sorted({move.step for move in moves}):
+                x = self.at(field, step - 0.5, 0)[0]
+                drawn.append(f'<path d="M{x} {bottom}V{top}" stroke="{PURPLE}" stroke-width="1.6" '
+                             f'stroke-dasharray="2 3"/>')
+            points = [self.at(field, m["step"], m[field]) for m in history
+                      if m[field] is not None and m[field] == m[field]]
+            if points:
+                line = " ".join(f"{x},{y}" for x, y in points)
+                x, y = points[-1]
+                drawn.append(f'<polyline points="{line}" fill="none" stroke="{color}" '
+                             f'stroke-width="2.8"/><circle cx="{x}" cy="{y}" r="4.5" '
+                             f'fill="{color}"/>')
+        drawn += self.labels(moves)
+        label = html.escape(text, quote=True)
+        return (self.svg.replace('aria-label=""', f'aria-label="{label}"', 1)
+                .removesuffix("\n").removesuffix("</svg>") + "".join(drawn) + "</svg>")
+
+    def labels(self, moves: Sequence[Move]) -> list[str]:
+        """What was moved, beside its line in the first panel, one below the other."""
+        found = []
+        for number, move in enumerate(moves):
+            x, y = self.at("accuracy", move.step - 0.5, 1.02)
+            found.append(f'<text x="{x + 4}" y="{y + 12 + 13 * (number % 5)}" font-size="11" '
+                         f'fill="{PURPLE}">{html.escape(SHORT.get(move.field, move.field))} → '
+                         f'{html.escape(shown(move.value))}</text>')
+        return found
+
+
+def live_group(trainer: GRPOTrainer) -> str:
+    """A group of the last step that teaches, if there is one: its answers, rewards, advantages."""
+    rollouts, advantages = trainer.rollouts, trainer.advantages
+    if rollouts is None or advantages is None:
+        return ""
+    size, words = rollouts.group_size, getattr(trainer.task.tokenizer, "words", None)
+    if words is None:
+        return ""
+    each = advantages if advantages.dim() == 1 else advantages[:, 0] if len(
+        advantages) == len(rollouts.mask) else advantages.flatten()
+    groups = each.detach().cpu().reshape(-1, size)
+    number = int((groups != 0).any(1).long().argmax())
+    first = number * size
+    rows = range(first, first + min(size, ANSWERS))
+    lines = []
+    for row, value in zip(rows, groups[number].tolist()):
+        ids = rollouts.completions[row][rollouts.mask[row]].tolist()
+        said = html.escape(" ".join(tokens.visible(words[i]) for i in ids))
+        kind = "right" if value > 0 else "wrong" if value < 0 else ""
+        lines.append(f'<div class="said {kind}">A {value + 0.0:+.2f} &nbsp;{said}</div>')
+    rest = f" (the first {ANSWERS} of {size})" if size > ANSWERS else ""
+    asked = html.escape(trainer.problems[number].prompt)
+    taught = "teaches" if bool((groups[number] != 0).any()) else "teaches nothing"
+    return (f'{STYLE}<div class="grpo-group"><b>A group of this step{rest}, which {taught}: '
+            f'{asked}</b>{"".join(lines)}</div>')
+
+
+def described(run: SteeredRun) -> str:
+    """State, newest numbers, moves and what will change at the next step."""
+    history, now = run.history, run.trainer.config
+    state = "pausing after this step" if run.pausing else run.state
+    text = f"{state}, step {len(history)} of {run.wanted.steps}"
+    if history:
+        last = history[-1]
+        text += (f": reward {measured(last.reward_mean, '.2f')}, right {last.accuracy:.0%}, "
+                 f"length {last.length:.1f}, entropy {measured(last.entropy, '.2f')}, KL "
+                 f"{measured(last.kl, '.3f')}, clipped "
+                 f"{last.clip_fraction_low + last.clip_fraction_high:.1%}, silent groups "
+                 f"{last.zero_variance_groups:.0%}")
+    if run.moves:
+        text += "\nmoved: " + "; ".join(
+            f"{m.field} {shown(m.value)} from step {m.step}" for m in run.moves)
+    waiting = [f"{name} {shown(getattr(run.wanted, name))}" for name in asdict(now)
+               if getattr(run.wanted, name) != getattr(now, name)]
+    if waiting:
+        text += f"\nfrom the next step on: {', '.join(waiting)}"
+    return text
+
+
+def close_all(widget: ipywidgets.Widget) -> None:
+    """Close a widget and all that belongs to it."""
+    for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None),
+                 getattr(widget, "style", None)):
+        if isinstance(part, ipywidgets.Widget):
+            close_all(part)
+    widget.close()
+
+
+def shown(value) -> str:
+    return ROW if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def controls_of(config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
+    """A slider for each setting that a cockpit offers, standing where the config has it."""
+    made = {}
+    for name, (label, values) in STOPS.items():
+        value = getattr(config, name)
+        options = [(f"{v:g}", v) for v in sorted({*values, value} - {None})]
+        made[name] = stops(label, ROW if value is None else value,
+                           [of_row(config, name), *options] if name in OF_ROW else options)
+    rows = [name for name, row in ALGORITHMS.items() if row.critic == config.choices.critic]
+    return made | {"algorithm": choice("algorithm", config.algorithm or DEFAULT,
+                                       [DEFAULT, *rows])}
+
+
+def of_row(config: GRPOConfig, name: str) -> tuple[str, str]:
+    """The stop of a slider that stands for what the algorithm's row says: that number, named."""
+    value = getattr(replace(config, **{name: None}).choices, name)
+    return ("as epsilon" if value is None else f"{value:g}, {ROW}"), ROW
