@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import ipywidgets
 
 from grpo_lib.config import GRPOConfig, StepMetrics
+from grpo_lib.course.explorers import frames
 from grpo_lib.course.explorers.base import Growing, caption
 from grpo_lib.course.explorers.cockpit_view import (
     DEFAULT,
@@ -22,6 +23,7 @@ from grpo_lib.course.explorers.cockpit_view import (
     described,
     live_group,
     of_row,
+    recorded_runs,
 )
 from grpo_lib.course.explorers.outputs import running_cell, what_waits
 from grpo_lib.course.explorers.token_xray import token_xray_explorer
@@ -318,6 +320,10 @@ class Cockpit(Growing):
         if self.run.state != CLOSED:
             _shown[id(self)] = self
         return super()._repr_mimebundle_(include, exclude)
+
+    def _to_display(self) -> tuple[dict, dict]:
+        data, metadata = super()._to_display()
+        return data, metadata | (recorded_runs() if frames.wanted() else {})
 
     def _replace_old(self) -> None:
         """Close the cockpits that earlier executions of this cell made; keep what they did."""

@@ -6,6 +6,7 @@ of the curves are written into that picture.
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,9 +16,11 @@ import ipywidgets
 
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig, measured
-from grpo_lib.course.explorers import tokens
-from grpo_lib.course.explorers.controls import EPSILONS, choice, stops
+from grpo_lib.course.explorers import frames, tokens
+from grpo_lib.course.explorers.base import Explorer
+from grpo_lib.course.explorers.controls import EPSILONS, choice, player, stops
 from grpo_lib.course.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, panel, to_svg
+from grpo_lib.course.recorded import by_field, load
 from grpo_lib.course.replay import Move
 from grpo_lib.training import GRPOTrainer
 
@@ -61,6 +64,7 @@ class Curves:
             panel(axis, name, "step", xlim=(0, max(steps, 1)), percent=percent,
                   ylim=(0, 1.02 if percent else longest * 1.05),
                   legend="best" if compare and field == "accuracy" else None, fontsize=11)
+        self.figure = figure
         self.svg = to_svg(figure, "")  # the axes stand where they will stay
         self.height = figure.get_figheight() * 72
         self.places = {field: (axis.transData.frozen(), 72 / figure.dpi)
@@ -104,6 +108,29 @@ class Curves:
                          f'fill="{PURPLE}">{html.escape(SHORT.get(move.field, move.field))} → '
                          f'{html.escape(shown(move.value))}</text>')
         return found
+
+
+@functools.cache
+def recorded_runs() -> dict:
+    """What a page without a kernel has in a cockpit's place: three recorded runs to play."""
+    runs, steps = by_field(load("entropy")["runs"], "name"), 25
+    curves, shown_as = Curves(steps, 20.0), {
+        "default settings": "default", "learning rate 3e-3, six times as large": "rate 3e-3",
+        "no baseline, temperature 0.3": "no baseline, temperature 0.3"}
+
+    def draw(run: str, step: int):
+        numbers = runs[shown_as[run]][0]
+        history = [{"step": i + 1, **{field: numbers[field][i] for field in CURVES}}
+                   for i in range(step)]
+        text = f"a recorded run, {run}: step {step} of {steps}"
+        if history:
+            text += (f", right {history[-1]['accuracy']:.0%}, length {history[-1]['length']:.1f}, "
+                     f"silent groups {history[-1]['zero_variance_groups']:.0%}")
+        return curves.figure, f"{text}. In the notebook you steer it.", curves.with_run(
+            history, (), "")
+
+    return frames.metadata_of(Explorer(draw, run=choice("run", next(iter(shown_as)), [*shown_as]),
+                                       step=player("step", steps, steps)))
 
 
 def live_group(trainer: GRPOTrainer) -> str:
