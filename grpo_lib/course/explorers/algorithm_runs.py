@@ -16,6 +16,7 @@ from grpo_lib.support.checks import check_choice
 
 SETTINGS = {"rows": "two updates a batch", "reused": "eight updates a batch"}
 POINTS = 60
+SHOWN = ("reinforce", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo")  # on a page, first
 
 
 def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = "reinforce",
@@ -58,7 +59,8 @@ def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = 
             text += f"; as far apart by chance: {permutation_test(*ends):.0%}"
         return figure, text
 
+    shown = {"first": [name for name in names if name in (*SHOWN, first)]}
     return Explorer(
-        draw, setting=choice("setting", setting, [(v, k) for k, v in SETTINGS.items()]),
+        draw, shown, setting=choice("setting", setting, [(v, k) for k, v in SETTINGS.items()]),
         first=choice("row, in blue", first, names),
         second=choice("row, dashed", second, names))

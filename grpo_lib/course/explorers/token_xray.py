@@ -41,7 +41,7 @@ def token_xray_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer
         return figure, text, view
 
     times = list(xray.log_probs)
-    shown = {"prompt": sorted({*range(1, min(groups, 6) + 1), prompt})}
+    shown = {"prompt": sorted({*range(1, min(groups, 4) + 1), prompt})}
     return Explorer(draw, shown, prompt=slider("prompt", prompt, 1, groups, 1),
                     when=choice("when", times[0], times),
                     show=choice("colour", tokens.EFFECT, [tokens.EFFECT, tokens.RATIO]))

@@ -62,8 +62,8 @@ def what_if_explorer(source: Xray | GRPOTrainer, prompt: int = 1) -> Explorer:
                                 f"{titles[0]}   {titles[1]}   ({when})")
         return figure, text, view
 
-    shown = {"prompt": sorted({1, min(2, groups), prompt}), "when": (times[-1],), "a": (OWN,),
-             "epsilon_a": (ROW,), "epsilon_b": (ROW,)}
+    shown = {"prompt": (prompt,), "when": (times[-1],), "a": (OWN,), "epsilon_a": (ROW,),
+             "epsilon_b": (ROW,)}
     return Explorer(draw, shown, prompt=slider("prompt", prompt, 1, groups, 1),
                     when=choice("when", times[-1], times), a=choice("A: algorithm", OWN, names),
                     epsilon_a=stops("A: epsilon", ROW, [ROW, *EPSILONS]),
