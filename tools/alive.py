@@ -36,8 +36,9 @@ def moves(output: dict) -> bool:
     return 'class="grpo-alive"' in output.get("data", {}).get("text/html", "")
 
 
-def fragment(packed: str, ident: str) -> str:
-    """The box of a packed table: it shows the state in which the explorer was saved."""
+def fragment(packed: str, ident: str, autoplay: bool = False) -> str:
+    """The box of a packed table: it shows the state in which the explorer was saved. With
+    ``autoplay`` a run plays by itself, once, unless the reader's system asks for less motion."""
     table = unpacked(packed)
     number = 0
     for control in table["controls"]:
@@ -49,7 +50,8 @@ def fragment(packed: str, ident: str) -> str:
     if table["more"]:
         more = (f'<p class="grpo-more">In the notebook there are more values of '
                 f'{html.escape(", ".join(table["more"]))}.</p>')
-    return (f'<figure class="grpo-alive" id="{ident}"><fieldset disabled>'
+    kind = "grpo-alive grpo-autoplay" if autoplay else "grpo-alive"
+    return (f'<figure class="{kind}" id="{ident}"><fieldset disabled>'
             f'{"".join(controls_of(table))}</fieldset><div class="grpo-view">{seen}</div>'
             f'<figcaption role="status">{html.escape(caption)}</figcaption>{more}'
             f'<script type="text/plain" class="grpo-table">{packed}</script></figure>')

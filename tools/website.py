@@ -88,7 +88,7 @@ def home(folder: Path, lists: dict[str, str]) -> str:
                     "00_start_here.ipynb", place))) + "</p>"
     clone = f"git clone {place.url} grpo\ncd grpo\n" if place.url else ""
     return Template((PAGES / "index.md").read_text(encoding="utf-8")).substitute(
-        lists, description=DESCRIPTION, player=alive.fragment(packed, "explorer-home"),
+        lists, description=DESCRIPTION, player=alive.fragment(packed, "explorer-home", True),
         cloud=cloud, clone=clone, cards="\n".join(cards(folder)))
 
 

@@ -3,6 +3,7 @@
 (() => {
   "use strict";
   const narrow = window.matchMedia("(max-width: 640px)");
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 
   async function unpack(text) {
     const bytes = Uint8Array.from(atob(text.trim()), (letter) => letter.charCodeAt(0));
@@ -94,6 +95,9 @@
     }
     narrow.addEventListener("change", follow);
     box.querySelector("fieldset").disabled = false;
+    if (box.classList.contains("grpo-autoplay") && !still.matches) {
+      box.querySelector(".grpo-play").click();
+    }
     if (narrow.matches) show();
     box.classList.add("grpo-ready");
   }

@@ -174,14 +174,16 @@ def unpacked(text: str) -> dict:
 def pieces_of(view: str) -> list[str]:
     """A picture cut before each tag: SVGs in it slimmed first, other HTML as it is."""
     pieces: list[str] = []
-    for part in re.split(r"(<svg.*?</svg>)", view, flags=re.DOTALL):
-        pieces += slim(part) if part.startswith("<svg") else re.findall(r"<[^>]*>[^<]*", part)
+    for number, part in enumerate(re.split(r"(<svg.*?</svg>)", view, flags=re.DOTALL)):
+        pieces += slim(part, 100 * number) if part.startswith("<svg") else re.findall(
+            r"<[^>]*>[^<]*", part)
     return pieces
 
 
-def slim(svg: str) -> Iterator[str]:
+def slim(svg: str, first_id: int = 0) -> Iterator[str]:
     """The tags of matplotlib's SVG that are seen, each with the text after it: a third of the
     bytes. Left out: the white paper, groups and ids that nothing refers to, six decimals, fonts.
+    Ids are F and a number from ``first_id`` on, so that two pictures of one view have their own.
     """
     root = ElementTree.fromstring(svg.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/'
                                               'xlink" ', 1) if "xmlns:xlink" not in svg else svg)
@@ -189,7 +191,7 @@ def slim(svg: str) -> Iterator[str]:
     short: dict[str, str] = {}
 
     def name_of(ident: str) -> str:
-        return short.setdefault(ident, f"F{len(short)}")
+        return short.setdefault(ident, f"F{first_id + len(short)}")
 
     def tags(element: ElementTree.Element) -> Iterator[str]:
         kind = element.tag.partition("}")[2]

@@ -88,7 +88,7 @@ def page(record: Mapping, step: int, text: str) -> str:
                   (f"{1 - now['zero_variance_groups']:.0%}", "of groups teach")]
     else:
         tiles += [("", "before the first step")]
-    tiles.append((f"{sampled:,.0f}", "tokens sampled so far"))
+    tiles.append((f"{sampled:,.0f}", "tokens sampled"))
     parts = [f'<div class="tile"><b>{number or "–"}</b>{name}</div>' for number, name in tiles]
     drawn = []
     for field in CURVES:

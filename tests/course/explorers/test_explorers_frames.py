@@ -124,6 +124,14 @@ def test_slimming_leaves_every_curve_and_every_text():
     assert referred == set(re.findall(r' id="([^"]*)"', slim)) and referred
 
 
+def test_pictures_of_one_view_have_ids_of_their_own():
+    one = plots.to_svg(small(a=slider("a", 1, 0, 2, 1)).figure, "")
+    slim = "".join(frames.pieces_of(f"<div>{one}</div><div>{one}</div>"))
+    ids = re.findall(r' id="([^"]*)"', slim)
+    assert len(ids) == len(set(ids)) > 2 and slim.startswith("<div><svg")
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', slim)) == set(ids)
+
+
 def test_a_difference_is_undone():
     for old, new in ([[], [1, 2]], [[1, 2, 3], [1, 4, 3, 5]], [[1, 2], []], [[3, 1], [3, 1]]):
         row = list(old)
