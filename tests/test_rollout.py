@@ -9,11 +9,11 @@ import torch
 from grpo_lib.policy import TinyPolicy
 from grpo_lib.rollout import (
     Rollouts,
-    choose,
     completion_log_probs,
     completion_logits,
     offset_log_probs,
     sample_groups,
+    sample_token,
     sampling,
 )
 from grpo_lib.tokenizer import EOS, PAD
@@ -303,7 +303,7 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -torch.inf, 1.0, -4.0])
     count = 40_000
     uniforms = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    chosen, log_probs = choose(logits.expand(count, 7), uniforms, temperature)
+    chosen, log_probs = sample_token(logits.expand(count, 7), uniforms, temperature)
     p = [math.exp(x / temperature) for x in logits.tolist()]
     p = [x / sum(p) for x in p]
     seen = chosen.bincount(minlength=7).tolist()
@@ -318,7 +318,8 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
                                                 (0.501, 4)])
 def test_a_token_of_probability_zero_is_never_chosen(dtype, uniform, token):
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, -torch.inf, 0.0, -torch.inf]])
-    chosen, log_probs = choose(logits.to(dtype), torch.tensor([uniform], dtype=torch.float64), 1.0)
+    uniforms = torch.tensor([uniform], dtype=torch.float64)
+    chosen, log_probs = sample_token(logits.to(dtype), uniforms, 1.0)
     assert chosen.item() == token
     assert log_probs.item() == pytest.approx(-math.log(2))
 
@@ -326,7 +327,8 @@ def test_a_token_of_probability_zero_is_never_chosen(dtype, uniform, token):
 def test_the_extreme_uniform_numbers_give_a_token_of_the_vocabulary():
     logits = torch.randn(200, 31, generator=torch.Generator().manual_seed(0)) * 5
     for uniform in (0.0, 2**-53, 1 - 2**-53):
-        chosen, log_probs = choose(logits, torch.full((200,), uniform, dtype=torch.float64), 1.0)
+        uniforms = torch.full((200,), uniform, dtype=torch.float64)
+        chosen, log_probs = sample_token(logits, uniforms, 1.0)
         assert ((chosen >= 0) & (chosen < 31)).all()
         assert log_probs.isfinite().all()
 
@@ -334,13 +336,13 @@ def test_the_extreme_uniform_numbers_give_a_token_of_the_vocabulary():
 def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number():
     logits = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64).log()
     uniforms = torch.tensor([0.0, 0.2, 0.3, 0.45, 0.55, 0.99], dtype=torch.float64)
-    chosen, _ = choose(logits.expand(6, 3), uniforms, 1.0)
+    chosen, _ = sample_token(logits.expand(6, 3), uniforms, 1.0)
     assert chosen.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_token_too_rare_for_single_precision_is_still_drawn():
     logits = torch.tensor([[0.0, -20.0]])  # the second has probability 2e-9
-    chosen, log_probs = choose(logits, torch.tensor([1 - 1e-9], dtype=torch.float64), 1.0)
+    chosen, log_probs = sample_token(logits, torch.tensor([1 - 1e-9], dtype=torch.float64), 1.0)
     assert chosen.item() == 1
     assert log_probs.item() == pytest.approx(-20)
 

@@ -99,9 +99,9 @@ FAULTS = [
         ("other-rows-than-asked-for", "Rollouts.select",
          "lambda self, rows: right(self, 0 * rows)")),
     *of("rollout/sampling", "tests/test_rollout.py tests/fast/test_packing.py",
-        ("temperature-ignored", "choose",
+        ("temperature-ignored", "sample_token",
          "lambda logits, uniforms, temperature=1.0: right(logits, uniforms, 1.0)"),
-        ("always-the-likeliest", "choose",
+        ("always-the-likeliest", "sample_token",
          "lambda logits, uniforms, temperature=1.0: right(logits, uniforms, 1e-4)"),
         ("groups-interleaved", "sample_groups", "lambda policy, prompts, group_size, **k: "
          "(lambda r: r.select(torch.arange(len(r.mask)).view(-1, group_size).T.flatten()))("

@@ -70,7 +70,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
     rows = torch.arange(batch, device=device)  # the rows in work, a few of them ended
     ended = torch.zeros(batch, dtype=torch.bool, device=device)  # of the rows in work
     for step in range(max_new_tokens):
-        chosen, log_probs[rows, step] = choose(logits, uniforms[rows, step], temperature)
+        chosen, log_probs[rows, step] = sample_token(logits, uniforms[rows, step], temperature)
         completions[rows, step] = chosen
         ended |= torch.isin(chosen, ends)
         count = len(rows) - int(ended.sum())
@@ -124,7 +124,7 @@ def shard(count: int, part: tuple[int, int]) -> slice:
     return slice(start, start + size + (number < longer))
 
 
-def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def sample_token(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """One token a row by inverse CDF, and its log-prob: (B, V), (B,) -> (B,), (B,).
 
     The token is the first whose cumulative probability exceeds the row's uniform number.
