@@ -65,7 +65,7 @@ def controls_of(table: dict) -> Iterator[str]:
             checked = " checked" if start else ""
             yield f'<label><input type="checkbox"{checked}><span>{label}</span></label>'
         elif control["kind"] == "again":
-            yield f'<label><button type="button" value="{start}">{label}</button></label>'
+            yield f'<button type="button" value="{start}">{label}</button>'
         elif control["kind"] == "choice":
             options = "".join(f'<option value="{i}"{" selected" if i == start else ""}>{name}'
                               f'</option>' for i, name in enumerate(names))
@@ -74,6 +74,6 @@ def controls_of(table: dict) -> Iterator[str]:
             play = ""
             if control["kind"] == "play":
                 play = '<button type="button" class="grpo-play" aria-label="Play">▶</button>'
-            yield (f'<label>{play}<span>{label}</span><input type="range" min="0" '
-                   f'max="{len(names) - 1}" step="1" value="{start}" aria-valuetext='
-                   f'"{names[start]}"><output>{names[start]}</output></label>')
+            yield (f'<div class="grpo-range">{play}<label><span>{label}</span><input type="range" '
+                   f'min="0" max="{len(names) - 1}" step="1" value="{start}" aria-valuetext='
+                   f'"{names[start]}"><output>{names[start]}</output></label></div>')

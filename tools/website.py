@@ -101,15 +101,17 @@ def cards(folder: Path):
     for stem, about, time in rows:
         notebook = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
         title = re.match(r"# (.*)", notebook.cells[0].source)[1]
-        shown = [output.data["image/png"] for cell in notebook.cells
-                 for output in cell.get("outputs", []) if alive.table_of(output)]
+        first = next(output.data for cell in notebook.cells for output in cell.get("outputs", [])
+                     if alive.table_of(output))
         picture = pictures / f"{stem}.png"
-        picture.write_bytes(base64.b64decode(shown[0]))
+        picture.write_bytes(base64.b64decode(first["image/png"]))
         if stem.startswith("00"):
             shutil.copy(picture, pictures / "card.png")
-        yield (f'<a href="notebooks/{stem}.html"><img src="_static/{picture.name}" alt="" '
-               f'loading="lazy"><b>{stem[:2]} &nbsp;{html.escape(title)}</b><span>You can '
-               f'{html.escape(about)}.</span><small>Runs in {html.escape(time)}</small></a>')
+        said = html.escape(first["text/plain"].splitlines()[0])
+        yield (f'<a href="notebooks/{stem}.html"><img src="_static/{picture.name}" '
+               f'alt="From the lesson: {said}"><b>{stem[:2]} &nbsp;{html.escape(title)}</b><span>'
+               f'You can {html.escape(about)}.</span><small>Runs in {html.escape(time)}</small>'
+               f'</a>')
 
 
 def describe(app, doctree) -> None:

@@ -42,13 +42,6 @@ MOVED = """async ([ident, expected, numbers]) => {
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alive") / "site"
-    assert maker.build(folder) == []
-    return folder
-
-
-@pytest.fixture(scope="module")
 def chromium():
     with browser() as chromium:
         yield chromium

@@ -40,9 +40,11 @@ class TestLesson:
         notebook = nbformat.read(path, as_version=4)
         cells = [c for c in notebook.cells if "exercise" not in c.metadata.get("tags", [])]
         page = (folder / f"{path.stem}.html").read_text(encoding="utf-8")
-        pictures = sum("image/png" in output.get("data", {})
-                       for cell in cells for output in cell.get("outputs", []))
-        assert page.count('src="data:image/png;base64') == pictures
+        pictures = [output for cell in cells for output in cell.get("outputs", [])
+                    if "image/png" in output.get("data", {})]
+        moving = sum(maker.alive.table_of(output) is not None for output in pictures)
+        assert page.count('src="data:image/png;base64') == len(pictures) - moving
+        assert page.count('class="grpo-alive"') == moving > 0
         assert "grpo-mark" not in page and "widget-view" not in page
         words = set(re.findall(r"[a-z]{4,}", re.sub("<[^>]+>", " ", page).lower()))
         for cell in [c for c in cells if c.cell_type == "markdown"]:
@@ -135,7 +137,8 @@ def test_in_a_browser_with_no_network_everything_is_drawn(folder):
             assert len(slides) > 30 and not cut, (path.name, cut)
             assert sum(s["scroll"] == "auto" for s in slides) <= 2
             pictures = page.evaluate("[...document.images].map(i => i.naturalWidth)")
-            assert all(pictures) and len(pictures) >= 3
+            moving = page.locator(".grpo-view").count()
+            assert all(pictures) and len(pictures) + moving >= 3 and moving > 0
             text = json.dumps([c.source for c in nbformat.read(path, as_version=4).cells])
             formulas = page.evaluate("""[document.querySelectorAll("mjx-container svg").length,
                 document.querySelectorAll("mjx-merror, [data-mjx-error]").length]""")

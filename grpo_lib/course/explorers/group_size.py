@@ -45,7 +45,8 @@ def group_size_explorer(rewards: Sequence[float], texts: Sequence[str] | None = 
         group = pool[first : first + group_size]
         advantages = group_advantages(group[None])[0]
         right = int((group > 0).sum())
-        text = f"G = {group_size}: {right} right, {group_size - right} wrong; "
+        number = f", draw {draw + 1}" if draw else ""
+        text = f"G = {group_size}{number}: {right} right, {group_size - right} wrong; "
         if informative_groups(group[None])[0]:
             text += (f"a right one gets advantage {advantages.max():+.2f}, a wrong one "
                      f"{advantages.min():+.2f}")
