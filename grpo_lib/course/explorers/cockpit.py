@@ -14,6 +14,7 @@ from grpo_lib.config import GRPOConfig, StepMetrics
 from grpo_lib.course.explorers import frames
 from grpo_lib.course.explorers.base import Growing, caption
 from grpo_lib.course.explorers.cockpit_view import (
+    BUTTONS,
     DEFAULT,
     OF_ROW,
     ROW,
@@ -36,14 +37,6 @@ PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
 REDRAW_SECONDS = 0.25  # the live curves are drawn at most so often while the run goes on
 COLORS = {RUNNING: GREEN, PAUSED: ORANGE, FAILED: VERMILION}  # of the state; others are grey
 IN_VIEW = ("group_size", "epsilon", "learning_rate")  # the others are below "More"
-BUTTONS = {
-    "start": ("Start", "go on until the settings' last step"),
-    "pause": ("Pause", "stop after the step that is being taken"),
-    "step": ("One step", "take one step"),
-    "back": ("Back", "back to the checkpoint that the slider names"),
-    "reset": ("Reset", "a fresh run with the settings that it started with"),
-    "keep": ("Keep behind", "draw this run behind the next one"),
-    "export": ("Export", "settings, moves and log of this run")}
 _made: dict[str, list[tuple[str, weakref.ref[Cockpit]]]] = {}  # by cell: (execution, cockpit)
 _shown: dict[int, Cockpit] = {}  # what a page shows is held, whether it has a name or not
 
@@ -105,8 +98,12 @@ class Cockpit(Growing):
         super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
                           ipywidgets.HBox([self.controls[name] for name in IN_VIEW], layout=row),
                           self.said])
-        self.group = ipywidgets.HTML()
-        self.box.children = (*self.box.children, self.group, more, self.exported)
+        self.group = ipywidgets.HTML(layout=ipywidgets.Layout(height="210px"))
+        self.over = ipywidgets.HTML(layout=ipywidgets.Layout(height="0", margin="0",
+                                                               overflow="visible"))
+        self.view.layout.margin = "0"
+        *above, view, below = self.box.children
+        self.box.children = (*above, self.over, view, below, self.group, more, self.exported)
         self.box.add_class("grpo-cockpit")
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: me() and me()._press(name))
@@ -229,12 +226,14 @@ class Cockpit(Growing):
             self._quiet = None
 
     def follow(self) -> None:
-        """Show what the run did: a line at each step, and the curves."""
+        """Show what the run did, as often as a page can follow without slowing it."""
         with self._drawing:
             if self.run.state != RUNNING:
                 self._draw()
             elif time.monotonic() - self._drawn > REDRAW_SECONDS:
                 self._draw_live()
+            else:
+                return
             self._say()
 
     def redraw(self) -> None:
@@ -257,24 +256,29 @@ class Cockpit(Growing):
                                  compare=self.compare, marks=sorted({m.step for m in run.moves}),
                                  columns=3)
         keep_layout(self.figure, figure)
-        self.show(figure, self.describe(), self._live())
+        over = self._live()
+        self.show(figure, self.describe(), self._curves.svg)
+        self.over.value = over
         self._after_drawing(run.state != RUNNING)
         if run.state != RUNNING:  # while it goes on, the notebook's file needs no picture
             self.keep_picture()
 
     def _draw_live(self) -> None:
         """In the run's own thread, between two steps."""
-        self.view.value = self._live()
+        axes = self._curves
+        self.over.value = self._live()
+        if self._curves is not axes:
+            self.view.value = self._curves.svg
         self._after_drawing(True)
 
     def _live(self) -> str:
         run = self.run
         history = [m.to_dict() for m in run.history]
         longest = max([run.trainer.task.max_new_tokens, *(m["length"] for m in history)])
-        if self._curves is None or self._curves.made_for != (run.wanted.steps, longest,
-                                                             id(self.compare)):
+        made_for = (run.wanted.steps, longest, id(self.compare))
+        if self._curves is None or self._curves.made_for != made_for:
             self._curves = Curves(run.wanted.steps, longest, self.compare)
-        return self._curves.with_run(history, run.moves, self.describe())
+        return self._curves.over(history, run.moves)
 
     def _after_drawing(self, between_steps: bool) -> None:
         """What else follows the run: a group, the slider of checkpoints."""

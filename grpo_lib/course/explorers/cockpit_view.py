@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -36,9 +37,18 @@ STOPS = {  # setting: (its label, where its slider stops)
     "learning_rate": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
     "temperature": ("temperature", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0))}
 OF_ROW = ("epsilon", "epsilon_high", "beta")  # may be what the algorithm's row says
+BUTTONS = {
+    "start": ("Start", "go on until the settings' last step"),
+    "pause": ("Pause", "stop after the step that is being taken"),
+    "step": ("One step", "take one step"),
+    "back": ("Back", "back to the checkpoint that the slider names"),
+    "reset": ("Reset", "a fresh run with the settings that it started with"),
+    "keep": ("Keep behind", "draw this run behind the next one"),
+    "export": ("Export", "settings, moves and log of this run")}
 CURVES = {"accuracy": ("Right answers", BLUE, True),
           "length": ("Tokens of an answer", GREEN, False),
           "zero_variance_groups": ("Groups that teach nothing", ORANGE, True)}
+ABOUT = "Curves of the run; the line above them has the newest numbers"
 ANSWERS = 8  # of the live group at most
 SHORT = {"group_size": "G", "learning_rate": "rate", "temperature": "T"}
 STYLE = """<style>
@@ -65,7 +75,7 @@ class Curves:
                   ylim=(0, 1.02 if percent else longest * 1.05),
                   legend="best" if compare and field == "accuracy" else None, fontsize=11)
         self.figure = figure
-        self.svg = to_svg(figure, "")  # the axes stand where they will stay
+        self.svg = to_svg(figure, ABOUT)  # the axes stand where they will stay
         self.height = figure.get_figheight() * 72
         self.places = {field: (axis.transData.frozen(), 72 / figure.dpi)
                        for field, axis in zip(CURVES, axes)}
@@ -76,12 +86,23 @@ class Curves:
         across, up = transform.transform((x, y)) * scale
         return round(across, 1), round(self.height - up, 1)
 
-    def with_run(self, history: Sequence[Mapping], moves: Sequence[Move], text: str) -> str:
-        """The picture with a run's curves in it, and a line where something was moved."""
+    def with_run(self, history: Sequence[Mapping]) -> str:
+        """The whole picture of a run that is over."""
+        return self.svg.removesuffix("\n").removesuffix("</svg>") + self.drawn(history) + "</svg>"
+
+    def over(self, history: Sequence[Mapping], moves: Sequence[Move]) -> str:
+        """Only what changes, as a picture of the same size to lie over the axes: a page has a fifth
+        of the work with it."""
+        [size] = re.findall(r' width="[^"]*" height="[^"]*" viewBox="[^"]*"', self.svg)
+        return (f'<svg aria-hidden="true" style="position:absolute;z-index:1;max-width:100%;'
+                f'height:auto;pointer-events:none"{size}>{self.drawn(history, moves)}</svg>')
+
+    def drawn(self, history: Sequence[Mapping], moves: Sequence[Move] = ()) -> str:
+        """A run's curves, and a line where something was moved."""
         drawn = []
-        for field, (_, color, percent) in CURVES.items():
-            bottom, top = self.at(field, 0, 0)[1], self.at(field, 0, 1.0)[1] if percent else None
-            top = self.at("accuracy", 0, 1.02)[1]
+        top = self.at("accuracy", 0, 1.02)[1]
+        for field, (_, color, _) in CURVES.items():
+            bottom = self.at(field, 0, 0)[1]
             for step in sorted({move.step for move in moves}):
                 x = self.at(field, step - 0.5, 0)[0]
                 drawn.append(f'<path d="M{x} {bottom}V{top}" stroke="{PURPLE}" stroke-width="1.6" '
@@ -94,10 +115,7 @@ class Curves:
                 drawn.append(f'<polyline points="{line}" fill="none" stroke="{color}" '
                              f'stroke-width="2.8"/><circle cx="{x}" cy="{y}" r="4.5" '
                              f'fill="{color}"/>')
-        drawn += self.labels(moves)
-        label = html.escape(text, quote=True)
-        return (self.svg.replace('aria-label=""', f'aria-label="{label}"', 1)
-                .removesuffix("\n").removesuffix("</svg>") + "".join(drawn) + "</svg>")
+        return "".join(drawn + self.labels(moves))
 
     def labels(self, moves: Sequence[Move]) -> list[str]:
         """What was moved, beside its line in the first panel, one below the other."""
@@ -126,8 +144,7 @@ def recorded_runs() -> dict:
         if history:
             text += (f", right {history[-1]['accuracy']:.0%}, length {history[-1]['length']:.1f}, "
                      f"silent groups {history[-1]['zero_variance_groups']:.0%}")
-        return curves.figure, f"{text}. In the notebook you steer it.", curves.with_run(
-            history, (), "")
+        return curves.figure, f"{text}. In the notebook you steer it.", curves.with_run(history)
 
     return frames.metadata_of(Explorer(draw, run=choice("run", next(iter(shown_as)), [*shown_as]),
                                        step=player("step", steps, steps)))

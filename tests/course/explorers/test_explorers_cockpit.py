@@ -191,21 +191,25 @@ def test_the_xray_is_of_the_last_step(cockpit):
 def test_each_step_has_its_picture_while_the_run_goes_on(cockpit, monkeypatch):
     monkeypatch.setattr(room, "REDRAW_SECONDS", 0.0)
     seen = []
-    cockpit.view.observe(lambda change: seen.append(change["new"]), "value")
+    cockpit.over.observe(lambda change: seen.append(change["new"]), "value")
     cockpit.steps()
     points = [len(re.findall(r'<polyline points="([^"]*)"', svg)[0].split()) for svg in seen
               if "<polyline" in svg]
     assert {1, 2, 3, 4, 5, 6} <= {*points} and points == sorted(points)
-    last = cockpit.run.history[-1]
-    assert f"A {cockpit.run.trainer.advantages.flatten()[0]:+.2f}" in cockpit.group.value or (
-        "A group of this step" in cockpit.group.value)
-    assert f"right {last.accuracy:.0%}" in html.unescape(cockpit.view.value)
+    assert cockpit.over.value.count("<circle") == 3 and "A group of this step" in (
+        cockpit.group.value)
+    trainer = cockpit.run.trainer
+    groups = trainer.advantages.reshape(-1, trainer.rollouts.group_size)
+    teaches = groups[int((groups != 0).any(1).long().argmax())]
+    assert re.findall(r"A ([-+][\d.]+)", cockpit.group.value) == [
+        f"{a + 0.0:+.2f}" for a in teaches.tolist()]
 
 
 def test_a_point_stands_where_matplotlib_puts_it():
     curves = Curves(10, 20.0)
     history = [{"step": 5, "accuracy": 0.5, "length": 10.0, "zero_variance_groups": 0.25}]
-    drawn = curves.with_run(history, [], "text")
+    drawn = curves.with_run(history)
+    assert curves.drawn(history) in drawn and curves.drawn(history) in curves.over(history, [])
     ticks = [float(y) for y in re.findall(r'id="ytick_\d+".*?y="([\d.]+)"', curves.svg, re.DOTALL)]
     centres = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
     assert len(centres) == 3 and any(abs(centres[0][1] - tick) < 25 for tick in ticks)
