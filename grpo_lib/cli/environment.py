@@ -116,8 +116,9 @@ def write_new(path, content):
             raise
 
 
-# pytest-xdist: two processes, a file's tests and a notebook's cells in one of them
-BY_TWO = ["-n", "2", "--dist", "loadfile"]
+# pytest-xdist: two processes, a file's tests and a notebook's cells in one of them; the notebooks
+# first, so that neither process is left alone with a long one at the end
+BY_TWO = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def test(root, arguments):

@@ -18,9 +18,9 @@ from grpo_lib.course.explorers.cockpit_view import (
     DEFAULT,
     OF_ROW,
     ROW,
-    Curves,
     close_all,
     controls_of,
+    curves_for,
     described,
     live_group,
     of_row,
@@ -92,8 +92,9 @@ class Cockpit(Growing):
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         for control in self.controls.values():  # two in a row, on a laptop too
             control.layout.width, control.style.description_width = "440px", "150px"
-        others = [control for name, control in self.controls.items() if name not in IN_VIEW]
-        more = ipywidgets.Accordion([ipywidgets.HBox(others, layout=row)], selected_index=None)
+        more = ipywidgets.Accordion([ipywidgets.HBox(
+            [c for name, c in self.controls.items() if name not in IN_VIEW], layout=row)],
+            selected_index=None)
         more.set_title(0, "More: the algorithm, its other settings")
         super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
                           ipywidgets.HBox([self.controls[name] for name in IN_VIEW], layout=row),
@@ -226,14 +227,12 @@ class Cockpit(Growing):
             self._quiet = None
 
     def follow(self) -> None:
-        """Show what the run did, as often as a page can follow without slowing it."""
+        """Show what the run did: a line at each step, and the curves."""
         with self._drawing:
             if self.run.state != RUNNING:
                 self._draw()
             elif time.monotonic() - self._drawn > REDRAW_SECONDS:
                 self._draw_live()
-            else:
-                return
             self._say()
 
     def redraw(self) -> None:
@@ -272,13 +271,9 @@ class Cockpit(Growing):
         self._after_drawing(True)
 
     def _live(self) -> str:
-        run = self.run
-        history = [m.to_dict() for m in run.history]
-        longest = max([run.trainer.task.max_new_tokens, *(m["length"] for m in history)])
-        made_for = (run.wanted.steps, longest, id(self.compare))
-        if self._curves is None or self._curves.made_for != made_for:
-            self._curves = Curves(run.wanted.steps, longest, self.compare)
-        return self._curves.over(history, run.moves)
+        history = [m.to_dict() for m in self.run.history]
+        self._curves = curves_for(self.run, history, self.compare, self._curves)
+        return self._curves.over(history, self.run.moves)
 
     def _after_drawing(self, between_steps: bool) -> None:
         """What else follows the run: a group, the slider of checkpoints."""

@@ -128,6 +128,13 @@ class Curves:
         return found
 
 
+def curves_for(run: SteeredRun, history: Sequence[Mapping], compare, old: Curves | None) -> Curves:
+    """The axes for a run as it is now: the old ones, if they still fit."""
+    longest = max([run.trainer.task.max_new_tokens, *(m["length"] for m in history)])
+    made_for = (run.wanted.steps, longest, id(compare))
+    return old if old and old.made_for == made_for else Curves(run.wanted.steps, longest, compare)
+
+
 @functools.cache
 def recorded_runs() -> dict:
     """What a page without a kernel has in a cockpit's place: three recorded runs to play."""

@@ -112,6 +112,12 @@ def picture(group: Tensor, advantages: Tensor, words: Sequence[str] | None, many
         for y, told, color in ((0.55, f"{right} right", RIGHT),
                                (0.45, f"{size - right} wrong", WRONG)):
             figure.text(0.17, y, told, color=color, fontsize=FONT + 9, ha="center", va="center")
+    draw_many(figure, many, size, mean_length)
+    return figure
+
+
+def draw_many(figure: Figure, many: dict, size: int, mean_length: float | None) -> None:
+    """What becomes of many groups over G, a small panel for each number, with G marked."""
     panels = [("Groups that teach", [many[g][0] for g in SIZES], None, (0, 1.05), True),
               ("A right answer's advantage", [many[g][1] for g in SIZES],
                [many[g][2] for g in SIZES], (0, 8), False)]
@@ -134,4 +140,3 @@ def picture(group: Tensor, advantages: Tensor, words: Sequence[str] | None, many
               ylim=limits, percent=percent,
               xticks=dict(enumerate(map(str, SIZES))) if last else dict.fromkeys(
                   range(len(SIZES)), ""))
-    return figure
