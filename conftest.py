@@ -36,8 +36,8 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="only the slow tests: those marked so and "
-                     "the folders that conftest.py names; without it they are left out, unless the "
-                     "command names their file or folder")
+                     "the folders that conftest.py names, but not those of a release; without it "
+                     "both are left out, unless the command names their file or folder")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -47,11 +47,12 @@ def pytest_collection_modifyitems(config, items):
     named -= {ROOT, ROOT / "tests", ROOT / "notebooks"}
 
     def slow(item):
-        return "slow" in item.keywords or any(p in SLOW for p in (item.path, *item.path.parents))
+        return ("slow" in item.keywords or "release" in item.keywords
+                or any(p in SLOW for p in (item.path, *item.path.parents)))
 
     def chosen(item):
         if config.option.slow:
-            return slow(item)
+            return slow(item) and "release" not in item.keywords
         return not slow(item) or any(p in named for p in (item.path, *item.path.parents))
 
     left_out = [item for item in items if not chosen(item)]

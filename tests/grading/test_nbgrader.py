@@ -173,6 +173,7 @@ def test_who_tampers_has_no_point_and_the_grader_an_answer(graded):
     assert graded[0]["cheat/03_advantages"] == {f"{name}-test": 0.0 for name in TAMPERED}
 
 
+@pytest.mark.release
 def test_through_the_exchange_with_the_commands_of_the_page(tmp_path, nbgrader, monkeypatch):
     """docs/teaching/grading.md, a command for each step, with one lesson and one student."""
     page = (ROOT / "docs" / "teaching" / "grading.md").read_text(encoding="utf-8")

@@ -59,6 +59,7 @@ def test_rows_with_a_tools_tokens_are_scored_as_if_each_were_alone(tiny_model, f
         assert (scores[row][counts] - alone).abs().max() < 1e-12
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_compiled_model_is_trained_saved_finished_and_resumed_as_without(tiny_model, task, inside,
                                                                            tmp_path, monkeypatch):

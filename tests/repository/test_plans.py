@@ -2,9 +2,9 @@
 
 A class that leaves a section out has not run its cells. tests/browser runs the plans for 50 minutes
 in JupyterLab; a plan that leaves nothing out is the notebook, which is run as such; all others are
-run here, what they begin with together only once. This takes minutes, so it is marked slow. That
-every name is made by a cell of the plan, and that no section borrows an import from an optional
-one, is looked up every time.
+run here, what they begin with together only once. This takes ten minutes, so it is done before a
+release. That every name is made by a cell of the plan, and that no section borrows an import from
+an optional one, is looked up every time.
 """
 
 import ast
@@ -135,7 +135,7 @@ def test_a_path_runs_its_own_cells_alone(tmp_path):
     assert status == 1 and "Cell 3 failed" in said and "AssertionError" in said
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @forks
 @pytest.mark.parametrize("stem", sorted({stem for stem, _ in RUN}))
 def test_a_lessons_plans_run_as_they_are_written(stem):

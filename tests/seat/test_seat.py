@@ -49,6 +49,7 @@ def test_thirty_seats_without_thirty_downloads(tmp_path):
     assert " passed" in said
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("system, needs, not_needed", [
     ("windows", "pywinpty", "appnope"), ("macos", "appnope", "pywinpty")])
 def test_one_computer_fills_a_stick_for_other_systems(tmp_path, monkeypatch, system, needs,

@@ -128,6 +128,7 @@ def get(server, address):
             time.sleep(0.2)
 
 
+@pytest.mark.release
 def test_the_source_distribution_passes_its_own_tests(built, tmp_path):
     with tarfile.open(built[1]) as archive:
         archive.extractall(tmp_path)
