@@ -36,13 +36,13 @@ END = "## What you now know"
 OPENING = """\
 ## Exercises
 
-Fill in a cell, or mend what it holds, and run it. `check` runs your function on small cases and
-says what is right, where it goes wrong first, and, if it knows the mistake, which it is. An empty
-cell is no error. How they can be solved: [`solutions/{solution}`](solutions/{solution})."""
+Complete or fix the code in a cell and run it. `check` tries it on small cases, shows the first one
+that fails, and names common mistakes. A cell that you leave empty is not an error. Solutions:
+[`solutions/{solution}`](solutions/{solution})."""
 SOLVED = """\
 # Solutions: {title}
 
-The exercises of lesson [`{lesson}`](../{lesson}), solved. There are other right ways; the checker
+The exercises of lesson [`{lesson}`](../{lesson}), solved. There are other right ways: `check`
 accepts any function that gives the right numbers."""
 
 

@@ -3,13 +3,15 @@
     python tools/save.py            all of them
     python tools/save.py 00 07      those whose names start so
 
-Nothing is saved of a notebook in which a cell fails. Each explorer's picture brings the pictures of
-all its states, for pages without a kernel (grpo_lib's ``explorers/frames.py``).
+Nothing is saved of a notebook in which a cell fails. What answers a **Predict** is folded until
+its reader runs the cell (JupyterLab) or opens it (the site). Each explorer's picture brings the
+pictures of all its states, for pages without a kernel (grpo_lib's ``explorers/frames.py``).
 """
 
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -17,6 +19,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+FOLDED = "hide-output"  # myst-nb's tag
 sys.path.insert(0, str(ROOT))
 
 
@@ -37,7 +40,23 @@ def run(path: Path) -> nbformat.NotebookNode:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k != "execution"}
         if cell.cell_type == "code":
             cell.outputs = merge_streams(cell.outputs)
+    for before, cell in pairwise(notebook.cells):
+        if cell.cell_type == "code":
+            fold(cell, before.cell_type == "markdown" and "**Predict" in before.source)
     return notebook
+
+
+def fold(cell: nbformat.NotebookNode, answers: bool) -> None:
+    """Hide the outputs of a cell that answers a prediction, and show those of others. An explorer
+    stays in view: what it shows at first is no answer."""
+    answers &= not any("grpo_lib" in output.get("metadata", {}) for output in cell.outputs)
+    tags = [tag for tag in cell.metadata.get("tags", []) if tag != FOLDED]
+    jupyter = {k: v for k, v in cell.metadata.get("jupyter", {}).items() if k != "outputs_hidden"}
+    if answers:  # JupyterLab reads one, older notebooks and Colab the next, the site the tag
+        jupyter["outputs_hidden"], tags = True, [*tags, FOLDED]
+    cell.metadata = {k: v for k, v in cell.metadata.items() if k not in (
+        "collapsed", "jupyter", "tags")} | ({"collapsed": True} if answers else {})
+    cell.metadata |= {k: v for k, v in (("jupyter", jupyter), ("tags", tags)) if v}
 
 
 def merge_streams(outputs: list) -> list:

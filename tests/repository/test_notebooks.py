@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import cells
@@ -82,6 +83,16 @@ class TestNotebook:
                     assert kind == {VIEW, "text/html"} and at >= 2
                     assert "image/png" in kinds[at - 2]
                     assert cell.outputs[at - 1].data == {"text/html": MARK}
+
+    def test_what_answers_a_prediction_is_folded(self, path):
+        notebook = nbformat.read(path, as_version=4).cells
+        for before, cell in pairwise(notebook):
+            if cell.cell_type == "code" and cell.outputs:
+                asked = "**Predict" in before.source and before.cell_type == "markdown"
+                explores = any("grpo_lib" in o.get("metadata", {}) for o in cell.outputs)
+                folded = cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
+                assert folded == (asked and not explores), cell.source
+                assert folded == ("hide-output" in cell.metadata.get("tags", []))
 
     def test_every_details_box_is_closed(self, path):
         text = path.read_text(encoding="utf-8")

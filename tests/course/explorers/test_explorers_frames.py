@@ -72,7 +72,8 @@ def test_controls_are_told_as_they_stand():
                      a=slider("a (units)", 0.5, 0.0, 1.0, 0.1), c=choice("c", "y", "xyz"),
                      b=switch("b", True), s=stops("s", 4, (2, 4)), n=again("n", 2),
                      p=player("p", 2, 2), t=words("t", "start"), hidden=choice("h", "q", "qr"))
-    controls = {control["label"]: control for control in frames.table_of(explorer)["controls"]}
+    table = frames.table_of(explorer)
+    controls = {control["label"]: control for control in table["controls"]}
     assert controls == {
         "a (units)": {"label": "a (units)", "kind": "range", "names": ["0.0", "0.5"], "start": 1},
         "c": {"label": "c", "kind": "choice", "names": ["x", "y", "z"], "start": 1},
@@ -80,7 +81,7 @@ def test_controls_are_told_as_they_stand():
         "s": {"label": "s", "kind": "range", "names": ["2", "4"], "start": 1},
         "n": {"label": "n", "kind": "again", "names": ["1", "2"], "start": 0},
         "p": {"label": "p", "kind": "play", "names": ["0", "1", "2"], "start": 2}}
-    assert frames.table_of(explorer)["more"] == ["a (units)", "t"]
+    assert table["more"] == ["a (units)", "t"]
 
 
 def test_too_many_states_and_stops_that_there_are_not():
