@@ -99,8 +99,8 @@ def share_cases():
 
 INFORMATIVE_SHARE = Exercise(
     "informative_share", "03", "lesson 03, section 3",
-    "Write informative_share(p, group_size) -> float: how often a group of so many answers, each "
-    "right with chance p, is neither all right nor all wrong.",
+    "Write informative_share(p, group_size) -> float: the chance that a group of group_size "
+    "answers, each right with probability p, is neither all right nor all wrong.",
     '''def informative_share(p, group_size):
     return 1 - p**group_size - (1 - p) ** group_size''',
     share_cases, (

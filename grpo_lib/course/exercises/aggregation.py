@@ -151,9 +151,9 @@ def lengths_of_gradient(accumulated_loss) -> str:
 
 ACCUMULATION = Repair(
     "accumulated_loss", "06", "lesson 06, section 6",
-    "Repair accumulated_loss(values (B, T), mask (B, T), rows) -> token mean of a batch that is "
-    "gone through in micro-batches of so many rows. Its gradient changes with the size of the "
-    "micro-batches, which should make no difference.",
+    "Repair accumulated_loss(values (B, T), mask (B, T), rows) -> the token mean of a batch, "
+    "computed in micro-batches of that many rows. Its gradient changes with the size of the "
+    "micro-batches; it should not.",
     '''def accumulated_loss(values, mask, rows):
     loss, tokens = 0.0, mask.sum()  # of the whole batch
     for part, counts in zip(values.split(rows), mask.split(rows)):

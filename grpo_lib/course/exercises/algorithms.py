@@ -88,7 +88,7 @@ def row_cases():
 
 DR_GRPO_ROW = RowExercise(
     "dr_grpo_row", "08", "lesson 08, section 1",
-    "Write dr_grpo_row(start) -> Algorithm: from the row of GRPO make Dr. GRPO's, with "
+    "Write dr_grpo_row(start) -> Algorithm: turn the row of GRPO into Dr. GRPO's, with "
     "dataclasses.replace and without looking it up in the table.",
     '''from dataclasses import replace
 

@@ -18,8 +18,8 @@ def ratio_cases():
 
 IMPORTANCE_RATIO = Exercise(
     "importance_ratio", "04", "lesson 04, section 1",
-    "Write importance_ratio(log_probs (B, T), old_log_probs (B, T)) -> (B, T): how much likelier "
-    "each token has become since it was sampled.",
+    "Write importance_ratio(log_probs (B, T), old_log_probs (B, T)) -> (B, T): how many times "
+    "as likely each token has become since it was sampled.",
     '''def importance_ratio(log_probs, old_log_probs):
     return (log_probs - old_log_probs).exp()''',
     ratio_cases, (
@@ -158,9 +158,9 @@ def blocked_shares(updates_of_a_batch) -> str:
 UPDATES = RunRepair(
     "updates_of_a_batch", "04", "lesson 04, section 4",
     "Repair updates_of_a_batch(policy, optimizer, tokens (B, T), advantages (B,), ref_log_probs "
-    "(B, T - 1), epsilon, updates) -> the share of tokens blocked at each update. All tokens count "
-    "but each row's first. It takes many updates on one batch, and nothing is ever blocked, "
-    "whatever epsilon is.",
+    "(B, T - 1), epsilon, updates) -> the share of tokens blocked at each update. All tokens "
+    "count except each row's first. It takes many updates on one batch, and yet nothing is ever "
+    "blocked, whatever epsilon is.",
     '''import torch
 
 

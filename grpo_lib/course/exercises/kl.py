@@ -100,9 +100,9 @@ def lengths_of_leash(leash) -> str:
 LEASH = Repair(
     "leash", "05", "lesson 05, section 3",
     "Repair leash(logits (V,), ref_logits (V,), rewards (V,), beta, learning_rate, steps) -> KL to "
-    "the reference after each step. The policy is one choice among V words, each weighted as often "
-    "as it would be sampled, so nothing is noise. The run ends at the same distance with beta = 0 "
-    "and beta = 10. Wanted is GRPO's penalty, k3.",
+    "the reference after each step. The policy is one choice among V words. Each word is "
+    "weighted by its probability, so there is no noise. The run ends at the same distance with "
+    "beta = 0 and beta = 10. It should use GRPO's penalty, k3.",
     '''import torch
 
 

@@ -75,14 +75,15 @@ EXERCISES = (
             (0.25, Mistake("the probability", "0.25 is the probability of a word.")))),
     Question(
         "pass_at_two", "02", "lesson 02, section 4",
-        "Of 4 samples 1 is right. What is pass@2, without bias?", 0.5, 0.005, (
+        "One of 4 samples is right. What is the unbiased estimate of pass@2?", 0.5, 0.005, (
             (0.4375, Mistake("with replacement", "1 - (3/4)^2 draws with replacement, from a share "
                              "taken for the truth.")),
             (0.25, Mistake("pass@1", "this is pass@1.")),
             (0.0, Mistake("both right", "this is the chance that both are right.")))),
     Question(
         "teaching_share", "03", "lesson 03, section 3",
-        "A problem is solved with chance 1/4. What share of groups of 4 answers teaches anything?",
+        "A problem is solved with probability 1/4. What share of groups of 4 answers teaches "
+        "anything?",
         1 - 0.25**4 - 0.75**4, 0.001, (
             (0.25**4 + 0.75**4, Mistake("the silent ones", "this is the share of groups that teach "
                                         "nothing.")),
@@ -91,7 +92,8 @@ EXERCISES = (
             (0.75**4, Mistake("all wrong alone", "this is the share that is all wrong.")))),
     Question(
         "way_back", "04", "lesson 04, section 2",
-        "A = -1, r = 1.5, epsilon = 0.2. What is the slope of the clipped surrogate by r?", -1.0,
+        "A = -1, r = 1.5, epsilon = 0.2. What is the slope of the clipped surrogate with respect "
+        "to r?", -1.0,
         0.01, (
             (0.0, Mistake("blocked", "r has moved the wrong way, up with A < 0: the way back is "
                           "open. Blocked are A < 0 with r below 0.8.")),
@@ -119,15 +121,15 @@ EXERCISES = (
                            "probabilities.")))),
     Question(
         "weight_of_a_token", "06", "lesson 06, section 2",
-        "Two completions, of 2 and of 8 tokens. How much does one token of the longer count in the "
-        "sequence mean?", 1 / 16, 0.001, (
+        "Two completions have 2 and 8 tokens. How much does one token of the longer one count in "
+        "the sequence mean?", 1 / 16, 0.001, (
             (1 / 10, Mistake("token mean", "this is its weight in the token mean.")),
             (1 / 8, Mistake("rows not counted", "there are two rows, each of weight 1/2.")),
             (1 / 4, Mistake("of the shorter", "this is a token of the shorter completion.")))),
     Question(
         "share_of_the_gradient", "08", "lesson 08, section 2",
-        "Mean baseline, no std, groups of 4, sum over tokens: how many times the true gradient is "
-        "the mean of Dr. GRPO's?", 0.75, 0.005, (
+        "With a mean baseline, no std, groups of 4 and a sum over tokens, Dr. GRPO's gradient is "
+        "on average a multiple of the true gradient. Which multiple?", 0.75, 0.005, (
             (1.0, Mistake("unbiased", "a reward is part of its own group's mean, which takes away "
                           "1/G.")),
             (4 / 3, Mistake("leave one out", "that is the factor which turns it into RLOO.",
@@ -145,7 +147,7 @@ EXERCISES = (
             (50.0, Mistake("not divided", "this is the sum over the 40 tokens, not their mean.")))),
     Question(
         "passes_on_a_gpu", "09", "lesson 09, section 5",
-        "32 prompts, 16 completions of each, minibatches=2, four processes, micro_batch_size=8: "
+        "32 prompts with 16 completions each, minibatches=2, four processes, micro_batch_size=8: "
         "how many parts does each process add up for one step of the optimizer?", 8, 0.1, (
             (32, Mistake("processes not counted", "the 256 completions of the step are dealt out "
                          "to four processes.")),

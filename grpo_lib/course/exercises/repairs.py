@@ -46,10 +46,9 @@ class Repair(Exercise):
 
     def judge(self, found: Sequence[Answer], notes: str) -> Verdict:
         if self.does(found, *self.patches(*self.faults)):
-            one = len(self.faults) == 1
-            return Verdict("not attempted", f"{self.name}: not attempted yet, it does what it did. "
-                           f"{'1 fault is' if one else f'{len(self.faults)} faults are'} in it.",
-                           self.faults[0] if one else None)
+            count = len(self.faults)
+            return Verdict("not attempted", f"{self.name}: unchanged so far; it still has {count} "
+                           f"bug{'s' * (count != 1)}.", self.faults[0] if count == 1 else None)
         return super().judge(found, notes)
 
     def recognise(self, found: Sequence[Answer]) -> Mistake | None:

@@ -22,8 +22,8 @@ def verifier_cases():
 
 VERIFIER = Exercise(
     "verify", "02", "lesson 02, section 2",
-    "Write verify(completion, answer) -> bool: true if the text after the first => is one blank "
-    "and the answer (a digit), and nothing else.",
+    "Write verify(completion, answer) -> bool: true if the text after the first => is one "
+    "blank, then the answer (a digit), and nothing else.",
     '''def verify(completion, answer):
     return completion.partition("=>")[2] == f" {answer}"''',
     verifier_cases, (
@@ -68,8 +68,8 @@ def pass_at_k_cases():
 
 PASS_AT_K = Exercise(
     "pass_at_k", "02", "lesson 02, section 4",
-    "Write pass_at_k(samples, right, k) -> float: the chance that k of the samples, drawn without "
-    "replacement, hold a right one (2107.03374).",
+    "Write pass_at_k(samples, right, k) -> float: the chance that k of the samples, drawn "
+    "without replacement, contain a right one (2107.03374).",
     '''import math
 
 

@@ -34,9 +34,9 @@ def founding_cases():
 FOUNDING = Repair(
     "founding_loss", "00", "lesson 06, section 1",
     "Repair founding_loss(logits (B, S, V), tokens (B, S), old_log_probs (B, S - 1), advantages "
-    "(B,), mask (B, S - 1), epsilon) -> loss. It is the founding notebook's, with two of the "
-    "mistakes of section 5. tokens hold prompt, answer and padding; mask is 1 where tokens[:, 1:] "
-    "is of the answer. Wanted is the mean over all tokens that count.",
+    "(B,), mask (B, S - 1), epsilon) -> loss. It is the first draft of section 5, with two of "
+    "its mistakes. tokens hold prompt, answer and padding; mask is 1 where tokens[:, 1:] "
+    "belongs to the answer. It should return the mean over all tokens that count.",
     '''import torch
 
 
@@ -104,7 +104,8 @@ class StepExercise(Exercise):
 TRAIN_STEP = StepExercise(
     "train_step", "07", "lesson 00, section 6",
     "Write train_step(policy, optimizer, tokens (B, T), advantages (B,)) -> loss: one gradient "
-    "step up A log pi, the mean over all tokens but each row's first (here all of them count).",
+    "step that raises A log pi, averaged over all tokens except each row's first (here all of "
+    "them count).",
     '''def train_step(policy, optimizer, tokens, advantages):
     log_probs = policy(tokens[:, :-1]).log_softmax(-1)
     log_probs = log_probs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
@@ -196,10 +197,10 @@ def rewards_of_run(whole_run) -> str:
 RUN = RunRepair(
     "whole_run", "07", "lesson 03, section 1",
     "Repair whole_run(policy, optimizer, sample, reward, prompts (N,), group_size, steps) -> the "
-    "mean reward of each step. sample gives tokens (N * G, 1 + T): a prompt of one token, its "
-    "answer, ended and padded by token 0; the G answers to a prompt stand together. Three things "
-    "are wrong: within 20 steps one of two prompts is answered right always and the other never "
-    "again.",
+    "mean reward of each step. sample returns tokens (N * G, 1 + T): a prompt of one token, "
+    "then its answer, ended and padded by token 0; the G answers to a prompt stand together. "
+    "Three things are wrong: within 20 steps one of the two prompts is always answered right, "
+    "and the other never again.",
     '''import torch
 
 

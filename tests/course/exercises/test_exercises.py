@@ -830,7 +830,7 @@ class TestRepair:
         verdict = exercise.check(broken)
         assert verdict.status == "not attempted" and not verdict
         count = len(exercise.faults)
-        assert ("1 fault is in it" if count == 1 else f"{count} faults are in it") in verdict.text
+        assert f"it still has {count} bug{'s' * (count != 1)}." in verdict.text
 
     def test_it_raises_nothing_and_differs_from_its_solution_in_few_lines(self, exercise):
         broken, solved = (source.splitlines() for source in (exercise.broken, exercise.solution))
