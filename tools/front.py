@@ -42,11 +42,11 @@ class Place(NamedTuple):
 NOTE = """\
 <details><summary>On Colab, Kaggle or a hub</summary>
 
-Run the next cell first: it fetches what this notebook needs. On Kaggle, switch *Internet* on in the
-notebook's settings before. You need no GPU. Do not install `requirements.txt` there, which would
-replace the host's own Jupyter. Sliders answer between cells: one that you move while a cell runs
-waits until the cell has ended. To keep a training run on Colab, mount your Drive and write the run
-into a folder on it; after a disconnect, run the set-up again and resume the run:
+Run the next cell first: it fetches what this notebook needs. On Kaggle, first switch *Internet* on
+in the notebook's settings. You need no GPU. Do not install `requirements.txt` there: it would
+replace the host's own Jupyter. A slider that you move while a cell is running answers when the cell
+has ended. To keep a training run on Colab, mount your Drive and write the run into a folder on it.
+After a disconnect, run the set-up again and resume the run:
 
 ```python
 from google.colab import drive
@@ -60,10 +60,10 @@ GPU_NOTE = """\
 <details><summary>On Colab, Kaggle or a hub</summary>
 
 Choose a machine with a GPU (on Colab *Runtime*, *Change runtime type*, *T4*). Run the next cell
-first: it fetches what this notebook needs. On Kaggle, switch *Internet* on in the notebook's
-settings before. Do not install `requirements.txt` there, which would replace the host's own
-Jupyter. If `peft` is missing, run `%pip install -q peft`. After a disconnect everything starts
-anew: to keep the record of a run on Colab, mount your Drive and write it there.
+first: it fetches what this notebook needs. On Kaggle, also switch *Internet* on in the notebook's
+settings. Do not install `requirements.txt` there: it would replace the host's own Jupyter. If
+`peft` is missing, run `%pip install -q peft`. A disconnect loses everything: to keep the record of
+a run on Colab, mount your Drive and write it there.
 
 ```python
 from google.colab import drive

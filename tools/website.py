@@ -51,6 +51,8 @@ def gather(folder: Path) -> None:
                         encoding="utf-8")
     for page in folder.rglob("*.ipynb"):
         notebook = json.loads(page.read_text(encoding="utf-8"))
+        if page.parent.name == "notebooks":
+            offer(page, notebook, folder / "_static" / "notebooks")
         keep_pictures(notebook)
         alive.enliven(notebook, f"explorer-{page.stem[:2]}")
         page.write_text(json.dumps(notebook), encoding="utf-8")
@@ -69,6 +71,18 @@ def gather(folder: Path) -> None:
     (folder / "index.md").write_text(home(folder, {
         part: "\n".join(p.relative_to(folder).with_suffix("").as_posix() for p in paths)
         for part, paths in pages.items()}), encoding="utf-8")
+
+
+def offer(page: Path, notebook: dict, downloads: Path) -> None:
+    """Say below a lesson's title how to run it, with the notebook itself to download."""
+    downloads.mkdir(parents=True, exist_ok=True)
+    shutil.copy(page, downloads)
+    title, _, rest = "".join(notebook["cells"][0]["source"]).partition("\n")
+    notebook["cells"][0]["source"] = f"""{title}
+
+<p class="grpo-run"><b>Run this lesson:</b> <a href="../_static/notebooks/{page.name}" download>download
+the notebook</a>, or open it in the course's folder with <code>python3 -m grpo_lib lab</code></p>
+{rest}"""
 
 
 def home(folder: Path, lists: dict[str, str]) -> str:
