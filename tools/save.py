@@ -11,7 +11,6 @@ pictures of all its states, for pages without a kernel (grpo_lib's ``explorers/f
 import os
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -40,9 +39,13 @@ def run(path: Path) -> nbformat.NotebookNode:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k != "execution"}
         if cell.cell_type == "code":
             cell.outputs = merge_streams(cell.outputs)
-    for before, cell in pairwise(notebook.cells):
-        if cell.cell_type == "code":
-            fold(cell, before.cell_type == "markdown" and "**Predict" in before.source)
+    asked = False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            asked = "**Predict" in cell.source
+        else:
+            fold(cell, asked and bool(cell.outputs))
+            asked &= not cell.outputs
     return notebook
 
 

@@ -85,10 +85,11 @@ class TestNotebook:
                     assert cell.outputs[at - 1].data == {"text/html": MARK}
 
     def test_what_answers_a_prediction_is_folded(self, path):
-        notebook = nbformat.read(path, as_version=4).cells
-        for before, cell in pairwise(notebook):
-            if cell.cell_type == "code" and cell.outputs:
-                asked = "**Predict" in before.source and before.cell_type == "markdown"
+        shown = [c for c in nbformat.read(path, as_version=4).cells
+                 if c.cell_type == "markdown" or c.outputs]
+        for before, cell in pairwise(shown):
+            if cell.cell_type == "code":
+                asked = before.cell_type == "markdown" and "**Predict" in before.source
                 explores = any("grpo_lib" in o.get("metadata", {}) for o in cell.outputs)
                 folded = cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
                 assert folded == (asked and not explores), cell.source
