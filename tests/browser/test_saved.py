@@ -124,7 +124,8 @@ def test_as_committed_and_not_trusted(lab, opened):
     sent.metadata["sent"] = "so that it is not the one that was trusted"
     nbformat.write(sent, lab[1] / "95_sent.ipynb")
     pictures = sum("image/png" in output.get("data", {})
-                   for cell in sent.cells for output in cell.get("outputs", []))
+                   for cell in sent.cells for output in cell.get("outputs", [])
+                   if not cell.metadata.get("collapsed"))
     page = opened("95_sent.ipynb")
     page.page.wait_for_function(
         "count => [...document.querySelectorAll('.jp-RenderedImage:not(.jp-mod-trusted) img')]"
@@ -134,3 +135,19 @@ def test_as_committed_and_not_trusted(lab, opened):
         "[...document.querySelectorAll('.jp-OutputArea-child:has(> .jp-RenderedHTML)')]"
         ".filter(row => !row.innerText.trim()).map(row => row.getBoundingClientRect().height)")
     assert len(empty) >= 6 and max(empty) < 2, "a mark and a view leave no gap"
+
+
+def test_the_answer_to_a_prediction_is_folded_until_its_cell_is_run(lab, opened):
+    name = "00_start_here.ipynb"
+    cells = nbformat.read(lab[1] / name, as_version=4).cells
+    asked = next(i for i, cell in enumerate(cells) if cell.metadata.get("collapsed"))
+    page = opened(name)
+    answer = page.all_cells()[asked]
+    answer.scroll_into_view_if_needed()
+    answer.locator(".jp-OutputPlaceholder").wait_for()
+    assert answer.locator(".jp-OutputArea-output").count() == 0
+    for number in range(asked):
+        if cells[number].cell_type == "code":
+            page.run_cell(number)
+    assert "reward 1" in page.run_cell(asked)
+    assert answer.locator(".jp-OutputPlaceholder").count() == 0
