@@ -49,7 +49,7 @@ def gather(folder: Path) -> None:
         text = page.read_text(encoding="utf-8")
         page.write_text(re.sub(r'\[([^\]"\n]*)\]\(\.\./grpo_lib/[^)"\n]*\)', r"\1", text),
                         encoding="utf-8")
-    for page in folder.rglob("*.ipynb"):
+    for page in list(folder.rglob("*.ipynb")):
         notebook = json.loads(page.read_text(encoding="utf-8"))
         if page.parent.name == "notebooks":
             offer(page, notebook, folder / "_static" / "notebooks")
@@ -65,18 +65,21 @@ def gather(folder: Path) -> None:
         notebook = json.loads(page.read_text(encoding="utf-8"))
         notebook["metadata"] |= APART
         page.write_text(json.dumps(notebook), encoding="utf-8")
-    pages = {
-        "lessons": sorted((folder / "notebooks").glob("[0-9]*.ipynb")),
-        "documents": sorted((folder / "docs").glob("*.md"))}
+    lessons = [f"{path.stem[:2]} {title_of(path)} <notebooks/{path.stem}>"
+               for path in sorted((folder / "notebooks").glob("[0-9]*.ipynb"))]
+    documents = [f"docs/{path.stem}" for path in sorted((folder / "docs").glob("*.md"))]
     (folder / "index.md").write_text(home(folder, {
-        part: "\n".join(p.relative_to(folder).with_suffix("").as_posix() for p in paths)
-        for part, paths in pages.items()}), encoding="utf-8")
+        "lessons": "\n".join(lessons), "documents": "\n".join(documents)}), encoding="utf-8")
+
+
+def title_of(path: Path) -> str:
+    return re.match(r"# (.*)", nbformat.read(path, as_version=4).cells[0].source)[1]
 
 
 def offer(page: Path, notebook: dict, downloads: Path) -> None:
     """Say below a lesson's title how to run it, with the notebook itself to download."""
     downloads.mkdir(parents=True, exist_ok=True)
-    shutil.copy(page, downloads)
+    shutil.copy(ROOT / "notebooks" / page.name, downloads)
     title, _, rest = "".join(notebook["cells"][0]["source"]).partition("\n")
     notebook["cells"][0]["source"] = f"""{title}
 
@@ -114,7 +117,7 @@ def cards(folder: Path):
                       (ROOT / "README.md").read_text(encoding="utf-8"))
     for stem, about, time in rows:
         notebook = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
-        title = re.match(r"# (.*)", notebook.cells[0].source)[1]
+        title = title_of(ROOT / "notebooks" / f"{stem}.ipynb")
         first = next(output.data for cell in notebook.cells for output in cell.get("outputs", [])
                      if alive.table_of(output))
         picture = pictures / f"{stem}.png"

@@ -2,11 +2,12 @@
 
 project, author = "grpo_lib", "the grpo_lib authors"
 extensions = ["myst_nb"]
-exclude_patterns = ["**/.ipynb_checkpoints"]
+exclude_patterns = ["**/.ipynb_checkpoints", "_static"]
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 nb_execution_mode = "off"  # the saved outputs are those that were tested
 nb_mime_priority_overrides = [("html", "image/png", 5)]  # pictures, not dead widgets
+nb_code_prompt_show, nb_code_prompt_hide = "Show the {type}", "Hide the {type}"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
