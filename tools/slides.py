@@ -4,8 +4,9 @@
 
 Made from the saved notebooks, nothing is run: a section to the right, its steps downwards. What a
 cell gives appears after the cell, and what to see after the question, a key press later. Open
-FOLDER/04_clipping.html in a browser; S opens the speaker's window, ? lists the keys. Everything
-that the pages need is in FOLDER, so that it can be carried on a stick.
+FOLDER/04_clipping.html in a browser; S opens the speaker's window, with each section's minutes and
+what to do (from docs/teaching/plans.md) and the answers to predictions; ? lists the keys.
+Everything that the pages need is in FOLDER, so that it can be carried on a stick.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import alive
 from assets import copy_mathjax, copy_reveal, keep_pictures, need
+from predictions import predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -136,9 +138,19 @@ def paragraphs(text: str) -> list[str]:
     return [p.rstrip("\n") for p in found if p.strip()]
 
 
+def notes_of(name: str) -> dict[str, str]:
+    """What the speaker's window says where a slide has the key in its text: a heading, with what
+    the plan for 50 minutes says of its section, or a prediction, with its answer."""
+    plans = (ROOT / "docs" / "teaching" / "plans.md").read_text(encoding="utf-8")
+    plan = plans.split(f"\n## {name}\n")[1].split("\n## ")[0].split("**90 minutes**")[0]
+    rows = re.findall(r"(?m)^\| (\d+) \| (.*?) \| (.*?) \|$", plan)
+    return {f"# {section}\n": f"{minutes} minutes. {what}" for minutes, section, what in rows} | {
+        question: answer for _, question, answer in predictions(NOTEBOOKS / f"{name}.ipynb")}
+
+
 def slides_of(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
     """The notebook's cells cut into slides."""
-    notebook, cells, set_up = copy.deepcopy(notebook), [], 0
+    notebook, cells, set_up, notes = copy.deepcopy(notebook), [], 0, notes_of(name)
     keep_pictures(notebook)
     alive.enliven(notebook, f"explorer-{name[:2]}")
     for cell in notebook.cells:
@@ -147,6 +159,8 @@ def slides_of(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNo
                 part = nbformat.v4.new_markdown_cell(text)
                 kind = "slide" if re.match("##? ", text) else "subslide"
                 cells.append(slide(part, kind))
+                cells += [slide(nbformat.v4.new_markdown_cell(said), "notes")
+                          for key, said in notes.items() if key in f"{text}\n"]
         elif cell.cell_type == "code":
             set_up += 1
             if set_up <= SET_UP or "exercise" in cell.metadata.get("tags", []):
@@ -166,6 +180,8 @@ def slides_of_code(cell) -> list:
             output.data.pop("text/plain", None)
     if not result.outputs:
         return [slide(code, "subslide")]
+    if "hide-input" in cell.metadata.get("tags", []):
+        return [slide(result, "subslide")]
     picture = any("image/png" in output.get("data", {}) or alive.moves(output)
                   for output in result.outputs)
     printed = sum(1 + len(line) // CODE_COLUMNS for output in result.outputs for line in (

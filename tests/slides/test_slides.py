@@ -53,6 +53,13 @@ class TestLesson:
         for heading in re.findall(r"(?m)^## (.+)$", "\n".join(c.source for c in cells)):
             assert heading.split()[0] in page
 
+    def test_the_speaker_has_the_minutes_and_the_answers(self, path, folder):
+        page = (folder / f"{path.stem}.html").read_text(encoding="utf-8")
+        notes = re.findall(r'(?s)<aside class="notes">(.*?)</aside>', page)
+        asked = sum(c.source.count("**Predict") for c in nbformat.read(path, as_version=4).cells)
+        minutes = [note for note in notes if re.search(r"\d+ minutes\.", note)]
+        assert len(minutes) >= 6 and len(notes) == len(minutes) + asked
+
     def test_no_slide_has_too_much_text(self, path):
         for cell in maker.slides_of(nbformat.read(path, as_version=4), path.stem).cells:
             if cell.cell_type == "markdown":
