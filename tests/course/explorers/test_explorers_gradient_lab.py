@@ -4,16 +4,24 @@ import copy
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.course.explorers import gradient_lab_explorer
 from grpo_lib.course.explorers.gradient_lab import BUDGET, EPSILONS, SIZES, with_epsilon
-from grpo_lib.lab.exact import enumerate_completions, estimator, mean_of_prompts
+from grpo_lib.lab.exact import (
+    enumerate_completions,
+    estimator,
+    expected_reward,
+    mean_of_prompts,
+)
 from grpo_lib.transformer import PolicyConfig, TransformerPolicy
 
+LESSON = Path(__file__).parents[3] / "notebooks" / "08_algorithms.ipynb"
 ROWS = {name: ALGORITHMS[name] for name in ("reinforce", "rloo", "grpo", "gspo", "maxrl")}
 
 
@@ -96,3 +104,28 @@ def test_the_clip_is_the_same_on_both_sides():
 def test_an_unknown_algorithm_is_named(world):
     with pytest.raises(ValueError, match="reference: got 'nope', allowed are"):
         gradient_lab_explorer(*world, ROWS, reference="nope")
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(("baseline", "left_out"), [("mean", 1), ("none", 0)])
+def test_maxrl_climbs_the_sum_over_pass_at_k_that_lesson_08_names(world, size, baseline, left_out):
+    policies, prompts = world
+    row = replace(ALGORITHMS["maxrl"], std_eps=0.0, baseline=baseline)
+    for prompt in prompts:
+        wrong = 1 - expected_reward(policies[-1], *prompt).item()
+        got = estimator(policies[-1], *prompt, row, size)
+        factor = sum(wrong ** (k - 1) for k in range(1, size + 1 - left_out))
+        assert (got.mean - factor * got.exact).abs().max() < 1e-10
+
+
+def test_the_numbers_that_lesson_08_tells_of_its_laboratory(capsys):
+    names = {"torch": torch, "ALGORITHMS": ALGORITHMS}
+    for cell in nbformat.read(LESSON, as_version=4).cells:
+        if cell.id in ("c10-08", "c18-08"):
+            exec(cell.source, names)
+    told = {(size, stale, epsilon): numbers(names["laboratory"].set(
+        algorithm="grpo", group_size=size, stale=stale, epsilon=epsilon).text.partition(": ")[2])
+        for size, stale, epsilon in ((2, 0, "its own"), (6, 0, "its own"), (4, 4, "its own"),
+                                     (4, 4, "none"), (4, 4, 0.1))}
+    assert [bias for bias, _, _ in told.values()] == [17.2, 17.4, 86.2, 7.4, 96.8]
+    assert told[4, 4, 0.1][2] > 3 * told[4, 4, "none"][2]
