@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-FOLDED = "hide-output"  # myst-nb's tag
+FOLDED = "hide-output"  # the tag that the site folds by
 sys.path.insert(0, str(ROOT))
 
 
@@ -43,23 +43,20 @@ def run(path: Path) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             asked = "**Predict" in cell.source
-        else:
-            fold(cell, asked and bool(cell.outputs))
-            asked &= not cell.outputs
+        elif cell.outputs:
+            # an explorer stays in view: what it shows at first is no answer
+            if asked and not any("grpo_lib" in o.get("metadata", {}) for o in cell.outputs):
+                fold(cell)
+            asked = False
     return notebook
 
 
-def fold(cell: nbformat.NotebookNode, answers: bool) -> None:
-    """Hide the outputs of a cell that answers a prediction, and show those of others. An explorer
-    stays in view: what it shows at first is no answer."""
-    answers &= not any("grpo_lib" in output.get("metadata", {}) for output in cell.outputs)
-    tags = [tag for tag in cell.metadata.get("tags", []) if tag != FOLDED]
-    jupyter = {k: v for k, v in cell.metadata.get("jupyter", {}).items() if k != "outputs_hidden"}
-    if answers:  # JupyterLab reads one, older notebooks and Colab the next, the site the tag
-        jupyter["outputs_hidden"], tags = True, [*tags, FOLDED]
-    cell.metadata = {k: v for k, v in cell.metadata.items() if k not in (
-        "collapsed", "jupyter", "tags")} | ({"collapsed": True} if answers else {})
-    cell.metadata |= {k: v for k, v in (("jupyter", jupyter), ("tags", tags)) if v}
+def fold(cell: nbformat.NotebookNode) -> None:
+    """Hide what a cell gives until it is run."""
+    cell.metadata["collapsed"] = True  # for Colab and older notebooks; JupyterLab has its own
+    cell.metadata["jupyter"] = {**cell.metadata.get("jupyter", {}), "outputs_hidden": True}
+    tags = cell.metadata.get("tags", [])
+    cell.metadata["tags"] = tags if FOLDED in tags else [*tags, FOLDED]
 
 
 def merge_streams(outputs: list) -> list:

@@ -92,7 +92,7 @@ class TestNotebook:
                 asked = before.cell_type == "markdown" and "**Predict" in before.source
                 explores = any("grpo_lib" in o.get("metadata", {}) for o in cell.outputs)
                 folded = cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
-                assert folded == (asked and not explores), cell.source
+                assert folded or explores or not asked, cell.source
                 assert folded == ("hide-output" in cell.metadata.get("tags", []))
 
     def test_every_details_box_is_closed(self, path):
