@@ -19,7 +19,7 @@ def reward_cases():
 
 
 GROUP_ADVANTAGES = Exercise(
-    "group_advantages", "03", "lesson 03, section 4",
+    "group_advantages", "03", "lesson 03, section 5",
     "Write group_advantages(rewards (N, G)) -> (N, G): (r - mean of its group) / (std of its group "
     "+ 1e-4), with the std that divides by G - 1.",
     '''def group_advantages(rewards):
@@ -27,13 +27,13 @@ GROUP_ADVANTAGES = Exercise(
     return centred / (rewards.std(1, keepdim=True) + 1e-4)''',
     reward_cases, (
         Mistake("mean of the batch", "you subtract the mean of the whole batch; every prompt has "
-                "its own.", (".mean(1, keepdim=True)", ".mean()"), read="lesson 03, section 2"),
+                "its own.", (".mean(1, keepdim=True)", ".mean()"), read="lesson 03, section 3"),
         Mistake("mean and std of the batch", "you take mean and std over the whole batch; every "
                 "prompt is a group with its own.",
                 ((".mean(1, keepdim=True)", ".mean()"), (".std(1, keepdim=True)", ".std()")),
-                read="lesson 03, section 2"),
+                read="lesson 03, section 3"),
         Mistake("mean over prompts", "the mean runs over prompts (dim 0); a group is a row.",
-                ("mean(1,", "mean(0,"), read="lesson 03, section 2",
+                ("mean(1,", "mean(0,"), read="lesson 03, section 3",
                 ways=((("mean(1,", "mean(0,"), ("std(1,", "std(0,")),)),
         Mistake("groups interleaved", "your groups hold completions of different prompts: row n * "
                 "G + g is completion g of prompt n.",
@@ -41,7 +41,7 @@ GROUP_ADVANTAGES = Exercise(
                                "    rewards = rewards.reshape(rewards.shape[::-1]).T"),
                  ("return ", "advantages = "),
                  ("1e-4)", "1e-4)\n    return advantages.T.view_as(asked)")),
-                read="lesson 03, section 2"),
+                read="lesson 03, section 3"),
         Mistake("no mean", "nothing is subtracted, so that every right answer of an easy prompt "
                 "counts as much as that of a hard one.", (" - rewards.mean(1, keepdim=True)", ""),
                 read="lesson 03, section 1"),
@@ -71,7 +71,7 @@ GROUP_ADVANTAGES = Exercise(
 
 
 LEAVE_ONE_OUT = Exercise(
-    "leave_one_out", "03", "lesson 03, section 5",
+    "leave_one_out", "03", "lesson 03, section 2",
     "Write leave_one_out(rewards (N, G)) -> (N, G): each reward less the mean of the *other* "
     "rewards of its group (RLOO).",
     '''def leave_one_out(rewards):
@@ -98,7 +98,7 @@ def share_cases():
 
 
 INFORMATIVE_SHARE = Exercise(
-    "informative_share", "03", "lesson 03, section 3",
+    "informative_share", "03", "lesson 03, section 4",
     "Write informative_share(p, group_size) -> float: the chance that a group of group_size "
     "answers, each right with probability p, is neither all right nor all wrong.",
     '''def informative_share(p, group_size):

@@ -105,7 +105,7 @@ def dr_grpo_row(start):
                 ("start, ", 'start, baseline="none", ')),
         Mistake("leave one out", "with the mean of the others this is RLOO with a constant "
                 "divisor, G / (G - 1) times Dr. GRPO.",
-                ("start, ", 'start, baseline="leave_one_out", '), read="lesson 03, section 5",
+                ("start, ", 'start, baseline="leave_one_out", '), read="lesson 03, section 2",
                 legitimate=True)))
 
 EXERCISES = (GAE, DR_GRPO_ROW)

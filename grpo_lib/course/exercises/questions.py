@@ -81,7 +81,7 @@ EXERCISES = (
             (0.25, Mistake("pass@1", "this is pass@1.")),
             (0.0, Mistake("both right", "this is the chance that both are right.")))),
     Question(
-        "teaching_share", "03", "lesson 03, section 3",
+        "teaching_share", "03", "lesson 03, section 4",
         "A problem is solved with probability 1/4. What share of groups of 4 answers teaches "
         "anything?",
         1 - 0.25**4 - 0.75**4, 0.001, (
@@ -133,7 +133,7 @@ EXERCISES = (
             (1.0, Mistake("unbiased", "a reward is part of its own group's mean, which takes away "
                           "1/G.")),
             (4 / 3, Mistake("leave one out", "that is the factor which turns it into RLOO.",
-                            read="lesson 03, section 5")),
+                            read="lesson 03, section 2")),
             (0.25, Mistake("what is lost", "this is the part that is lost.")))),
     Question(
         "loss_of_two_parts", "09", "lesson 09, section 5",

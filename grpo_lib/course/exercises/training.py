@@ -241,7 +241,7 @@ def whole_run(policy, optimizer, sample, reward, prompts, group_size, steps):
         Mistake("sign", "the sign is wrong: an optimizer goes downhill.", ("loss = -", "loss = "),
                 read="lesson 00, section 6"),
         Mistake("no std", "this is Dr. GRPO's advantage, without the std.", (" / spread", ""),
-                read="lesson 03, section 4", legitimate=True)),
+                read="lesson 03, section 5", legitimate=True)),
     second="policy", faults=("groups interleaved", "end left out", "gradients pile up"),
     shows=rewards_of_run)
 
