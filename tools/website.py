@@ -83,8 +83,9 @@ def offer(page: Path, notebook: dict, downloads: Path) -> None:
     title, _, rest = "".join(notebook["cells"][0]["source"]).partition("\n")
     notebook["cells"][0]["source"] = f"""{title}
 
-<p class="grpo-run"><b>Run this lesson:</b> <a href="../_static/notebooks/{page.name}" download>download
-the notebook</a>, or open it in the course's folder with <code>python3 -m grpo_lib lab</code></p>
+<p class="grpo-run"><b>Run this lesson:</b>
+<a href="../_static/notebooks/{page.name}" download>download the notebook</a>, or open it in the
+course's folder with <code>python3 -m grpo_lib lab</code></p>
 {rest}"""
 
 
