@@ -15,7 +15,7 @@ from grpo_lib.course.plots import BLACK, FONT, GREY, SKY, VERMILION, boxes, new_
 from grpo_lib.policy import Policy
 from grpo_lib.rollout import Rollouts, offset_log_probs, up_to_last
 
-OFFSETS = {-1: "t - 1 (right)", 0: "t (wrong: the founding notebook's)", 1: "t + 1 (wrong)"}
+OFFSETS = {-1: "t - 1 (right)", 0: "t (wrong, the usual mistake)", 1: "t + 1 (wrong)"}
 PAPER, PALE = "#FFFFFF", "#E4E4E4"
 
 

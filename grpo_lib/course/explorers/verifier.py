@@ -19,7 +19,7 @@ def tricky(answer: str) -> list[tuple[str, str]]:
     """(what it is, the text): completions to try on a verifier before a policy does."""
     other = str((int(answer) + 3) % 10)
     every = " ".join("0123456789")
-    return [("right, worked", f"s1={other} s2={answer} => {answer}"),
+    return [("right, wrong steps", f"s1={other} s2={answer} => {answer}"),
             ("right, at once", f"=> {answer}"),
             ("right, then a word more", f"=> {answer} {answer}"),
             ("wrong", f"=> {other}"),

@@ -62,7 +62,7 @@ def test_the_right_offset_is_completion_log_probs(policy, rollouts):
 def test_each_offset_is_named_right_or_wrong(policy, rollouts):
     explorer = shift_explorer(policy, rollouts, WORDS)
     assert "(right)" in explorer.text
-    assert "(wrong: the founding notebook's)" in explorer.set(offset=0).text
+    assert "(wrong, the usual mistake)" in explorer.set(offset=0).text
     assert "t + 1 (wrong)" in explorer.set(offset=1).text
 
 
