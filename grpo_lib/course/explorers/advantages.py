@@ -54,7 +54,7 @@ def bars(rewards: Sequence[float], advantages: Sequence[float], baseline: str, s
     left.bar(members, rewards, color=SKY)
     if baseline == "mean":
         left.axhline(mean, color=BLACK, linestyle="--")
-        left.annotate(f"mean {mean:.3f}", (0.98, 1.18), xycoords=("axes fraction", "data"),
+        left.annotate(f"dashed: mean {mean:.3f}", (0.98, 1.18), xycoords=("axes fraction", "data"),
                       ha="right", va="top", fontsize=FONT - 1)
     limit = 3.0 if max(map(abs, advantages)) <= 3 * 0.8 else WIDE_LIMIT
     right.bar(members, advantages, color=[RIGHT if a > 0 else WRONG for a in advantages])

@@ -16,6 +16,7 @@ from grpo_lib.course.explorers.base import Growing, caption
 from grpo_lib.course.explorers.cockpit_view import (
     BUTTONS,
     DEFAULT,
+    IN_VIEW,
     OF_ROW,
     ROW,
     close_all,
@@ -37,7 +38,6 @@ PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
 REDRAW_SECONDS = 0.25  # the live curves are drawn at most so often while the run goes on
 GROUP_SECONDS = 1.0  # and the live group, which takes twenty times as long
 COLORS = {RUNNING: GREEN, PAUSED: ORANGE, FAILED: VERMILION}  # of the state; others are grey
-IN_VIEW = ("group_size", "epsilon", "learning_rate")  # the others are below "More"
 _made: dict[str, list[tuple[str, weakref.ref[Cockpit]]]] = {}  # by cell: (execution, cockpit)
 _shown: dict[int, Cockpit] = {}  # what a page shows is held, whether it has a name or not
 
@@ -98,7 +98,7 @@ class Cockpit(Growing):
         more.set_title(0, "More: the algorithm, its other settings")
         super().__init__([*self.buttons.values(), self.checkpoint])
         in_view = ipywidgets.HBox([self.controls[name] for name in IN_VIEW], layout=row)
-        self.group = ipywidgets.HTML(layout=ipywidgets.Layout(height="270px", overflow="auto"))
+        self.group = ipywidgets.HTML(layout=ipywidgets.Layout(height="245px", overflow="auto"))
         self.over = ipywidgets.HTML(layout=ipywidgets.Layout(height="0", margin="0",
                                                                overflow="visible"))
         self.view.layout.margin = "0"

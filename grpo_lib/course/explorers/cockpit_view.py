@@ -40,6 +40,7 @@ STOPS = {  # setting: (its label, where its slider stops)
     "beta": ("beta", (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)),
     "learning_rate": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
     "temperature": ("temperature", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0))}
+IN_VIEW = ("group_size", "epsilon", "learning_rate")  # the others are below "More"
 OF_ROW = ("epsilon", "epsilon_high", "beta")  # may be what the algorithm's row says
 BUTTONS = {
     "start": ("Start", "go on until the settings' last step"),
@@ -53,6 +54,7 @@ CURVES = {"accuracy": ("Right answers", BLUE, True),
           "length": ("Tokens of an answer", GREEN, False),
           "zero_variance_groups": ("Groups that teach nothing", ORANGE, True)}
 ABOUT = "Curves of the run; the line above them has the newest numbers"
+SIGNS = "^ blue: pushed up, v orange: pushed down, x grey: blocked"
 ANSWERS = 8  # of the live group at most
 SHORT = {"group_size": "G", "learning_rate": "rate", "temperature": "T"}
 
@@ -168,9 +170,10 @@ def live_group(trainer: GRPOTrainer) -> str:
     [when] = xray.log_probs
     rest = f" (the first {ANSWERS} of {size})" if size > ANSWERS else ""
     text = (f"A group of this step{rest}, which {'teaches' if teaches.any() else 'teaches nothing'}"
-            f": {xray.prompts[0]}. What another update would do: {tokens.HOW}")
-    return tokens.page(text, f"<div>{html.escape(text)}</div>",
-                       tokens.as_table(xray, xray.update(when), 0, tokens.EFFECT))
+            f": {xray.prompts[0]}")
+    table = tokens.as_table(xray, xray.update(when), 0, tokens.EFFECT)
+    return tokens.page(text, f'<div style="font-size:14px"><b>{html.escape(text)}</b> &nbsp; '
+                             f'<small>{SIGNS}</small>{table}</div>')
 
 
 @torch.no_grad()
@@ -236,6 +239,8 @@ def controls_of(config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
         options = [(f"{v:g}", v) for v in sorted({*values, value} - {None})]
         made[name] = stops(label, ROW if value is None else value,
                            [of_row(config, name), *options] if name in OF_ROW else options)
+        if name in IN_VIEW:  # three in a row, on a laptop too
+            made[name].layout.width, made[name].style.description_width = "300px", "auto"
     rows = [name for name, row in ALGORITHMS.items() if row.critic == config.choices.critic]
     return made | {"algorithm": choice("algorithm", config.algorithm or DEFAULT,
                                        [DEFAULT, *rows])}

@@ -18,7 +18,6 @@ EFFECT, RATIO = "what the update does", "ratio"
 LEGEND = {"^ pushed up": BLUE, "v pushed down": VERMILION, "x blocked": STOPPED,
           "o silent": STILL, "- not counted": LEFT_OUT}
 RATIO_LEGEND = {"ratio 2 and more": BLUE, "ratio 1": "#FFFFFF", "ratio 1/2 and less": VERMILION}
-HOW = "^ blue: likelier, v orange: less likely, x: blocked by the clip"
 FEWEST = 0.25  # weakest tint of a push
 COLUMNS, LINES = 22, 12  # of the saved picture, at most
 STYLE = """<style>
