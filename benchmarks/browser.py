@@ -211,6 +211,11 @@ class NotebookPage:
         last = menu.evaluate("menu => menu.selectedIndex === menu.length - 1")
         return self.press(box, menu, "ArrowUp" if last else "ArrowDown")
 
+    def press_another(self, box, buttons) -> float:
+        """Press, of a row of buttons, one that is not pressed, by the space bar; milliseconds."""
+        other = buttons.locator("button:not(.mod-active)").first
+        return self.press(box, other.element_handle(), "Space")
+
     def close(self) -> None:
         """Close the page and end its kernel."""
         self.page.close()

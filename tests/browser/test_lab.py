@@ -88,9 +88,8 @@ def follow_every_control(notebook, box):
                   for i in range(found.count())]
     moves += [lambda menu=menu: notebook.choose_another(box, menu)
               for menu in box.locator("select").all()]
-    for buttons in box.locator(".widget-toggle-buttons").all():
-        other = buttons.locator("button:not(.mod-active)").first
-        moves.append(lambda other=other: notebook.press(box, other.element_handle(), "Space"))
+    moves += [lambda buttons=buttons: notebook.press_another(box, buttons)
+              for buttons in box.locator(".widget-toggle-buttons").all()]
     for move in moves:
         move()
         before, heard = heard, notebook.said(box)
