@@ -14,7 +14,7 @@ MOVES = 20
 
 
 def measure() -> dict:
-    """Median and worst time of 20 moves of each slider and menu, after 3 to warm up."""
+    """Median and worst time of 20 moves of each control, after 3 to warm up."""
     sliders = []
     with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as url, \
             browser() as chromium:
@@ -36,19 +36,22 @@ def measure() -> dict:
 
 
 def moves_of(notebook: NotebookPage, box) -> Iterator[tuple[str, Callable[[], float]]]:
-    """The label of each slider and menu of a box, and what moves it by a key."""
+    """The label of each slider, menu and row of buttons of a box, and what moves it by a key."""
     for number in range(box.locator(".noUi-handle").count()):
         yield (box.locator(".widget-slider .widget-label").nth(number).text_content(),
                lambda number=number: notebook.move_slider(box, number, 1)[0])
     for menu in box.locator(".widget-dropdown").all():
         yield (menu.locator(".widget-label").text_content(),
                lambda menu=menu: notebook.choose_another(box, menu.locator("select")))
+    for buttons in box.locator(".widget-toggle-buttons").all():
+        yield (buttons.locator(".widget-label").text_content(),
+               lambda buttons=buttons: notebook.press_another(box, buttons))
 
 
 def report(data: dict) -> str:
     lines = ["## Explorers in JupyterLab", "",
              f"From the key press to the first frame with the new picture, {data['moves']} moves "
-             f"of each slider and menu by keyboard, headless Chromium on the same "
+             f"of each control by keyboard, headless Chromium on the same "
              f"{data['versions']['cpus']} cores (eight minutes, notebooks included).", "",
              "| notebook | slider | panels | median, ms | worst, ms |", "|---|---|---|---|---|"]
     lines += [f"| {s['notebook']} | {s['slider']} | {s['panels']} | {s['median_ms']} "
