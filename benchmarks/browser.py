@@ -177,7 +177,7 @@ class NotebookPage:
         """The boxes of controls with a picture, in order; live curves and cockpits are none."""
         boxes = self.page.locator(f".widget-vbox:not(.grpo-cockpit):has({PICTURE})").all()
         return [box for box in boxes if box.locator(
-            ".noUi-handle, input[type=checkbox], input[type=text]").count()]
+            ".noUi-handle, input[type=checkbox], input[type=text], select").count()]
 
     def said(self, box) -> list[str]:
         """What the box's picture says to a screen reader."""
@@ -205,6 +205,16 @@ class NotebookPage:
                 key = "ArrowRight"
             times.append(self.press(box, handle, key))
         return times
+
+    def choose_another(self, box, menu) -> float:
+        """Move a menu of the box by an arrow key; milliseconds. Its last name is left upwards."""
+        last = menu.evaluate("menu => menu.selectedIndex === menu.length - 1")
+        return self.press(box, menu, "ArrowUp" if last else "ArrowDown")
+
+    def press_another(self, box, buttons) -> float:
+        """Press, of a row of buttons, one that is not pressed, by the space bar; milliseconds."""
+        other = buttons.locator("button:not(.mod-active)").first
+        return self.press(box, other.element_handle(), "Space")
 
     def close(self) -> None:
         """Close the page and end its kernel."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.browser import ROOT, NotebookPage, browser, jupyterlab, why_not  # noqa: F401
@@ -13,7 +14,7 @@ MOVES = 20
 
 
 def measure() -> dict:
-    """Median and worst time of 20 moves of each slider of each notebook, after 3 to warm up."""
+    """Median and worst time of 20 moves of each control, after 3 to warm up."""
     sliders = []
     with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as url, \
             browser() as chromium:
@@ -22,10 +23,8 @@ def measure() -> dict:
             notebook.run_all()
             for box in notebook.explorers():
                 box.scroll_into_view_if_needed()
-                for number in range(box.locator(".noUi-handle").count()):
-                    label = box.locator(".widget-slider .widget-label").nth(number).text_content()
-                    notebook.move_slider(box, number, 3)
-                    times = notebook.move_slider(box, number, MOVES)
+                for label, move in moves_of(notebook, box):
+                    times = [move() for _ in range(3 + MOVES)][3:]
                     panels = box.locator("svg[role=img] g[id^=axes_]").count()
                     sliders.append({"notebook": name, "slider": label, "panels": panels,
                                     "said": notebook.said(box)[0][:60],
@@ -36,10 +35,23 @@ def measure() -> dict:
     return {"sliders": sliders, "moves": MOVES, "versions": versions()}
 
 
+def moves_of(notebook: NotebookPage, box) -> Iterator[tuple[str, Callable[[], float]]]:
+    """The label of each slider, menu and row of buttons of a box, and what moves it by a key."""
+    for number in range(box.locator(".noUi-handle").count()):
+        yield (box.locator(".widget-slider .widget-label").nth(number).text_content(),
+               lambda number=number: notebook.move_slider(box, number, 1)[0])
+    for menu in box.locator(".widget-dropdown").all():
+        yield (menu.locator(".widget-label").text_content(),
+               lambda menu=menu: notebook.choose_another(box, menu.locator("select")))
+    for buttons in box.locator(".widget-toggle-buttons").all():
+        yield (buttons.locator(".widget-label").text_content(),
+               lambda buttons=buttons: notebook.press_another(box, buttons))
+
+
 def report(data: dict) -> str:
     lines = ["## Explorers in JupyterLab", "",
              f"From the key press to the first frame with the new picture, {data['moves']} moves "
-             f"of each slider by keyboard, headless Chromium on the same "
+             f"of each control by keyboard, headless Chromium on the same "
              f"{data['versions']['cpus']} cores (eight minutes, notebooks included).", "",
              "| notebook | slider | panels | median, ms | worst, ms |", "|---|---|---|---|---|"]
     lines += [f"| {s['notebook']} | {s['slider']} | {s['panels']} | {s['median_ms']} "

@@ -25,6 +25,7 @@ GREY = "#777777"
 RIGHT, WRONG, TRAINING, HELD_OUT, BEFORE = GREEN, VERMILION, SKY, BLUE, GREY
 
 FONT = 13  # points, legible at the back of a classroom
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a word that lies over lines
 PANELS = ("accuracy", "length", "entropy", "groups", "kl", "clip")
 PARTS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)  # of several rewards
 
@@ -54,8 +55,8 @@ def panel(axis, title: str, x: str = "", y: str = "", *, xlim=None, ylim=None, x
 
     ``xlim`` is (left, right), None in it for a limit that the data set. ``xticks`` are values, or
     a dict {value: what stands there}. ``percent``: y is a share, written as such ("x": x is).
-    ``legend`` is where it stands ("upper left"; None: there is none), and ``style`` goes to
-    ``axis.legend``.
+    ``legend`` is where it stands ("upper left"; "below": under the axis and over nothing; None:
+    there is none), and ``style`` goes to ``axis.legend``.
     """
     axis.set_title(title, fontsize=FONT, loc="left", y=1.0)  # a given y saves a layout pass
     axis.set_xlabel(x, fontsize=FONT)
@@ -69,6 +70,9 @@ def panel(axis, title: str, x: str = "", y: str = "", *, xlim=None, ylim=None, x
     for ticks, set_ticks in ((xticks, axis.set_xticks), (yticks, axis.set_yticks)):
         if ticks is not None:  # list() of a dict are its keys
             set_ticks(list(ticks), ticks.values() if isinstance(ticks, Mapping) else None)
+    if legend == "below":  # its own labels and ticks are about four letters high
+        legend, style = "upper center", {"bbox_to_anchor": (0.5, 0), "borderaxespad": 3.8,
+                                         "handlelength": 1.6, "columnspacing": 1.2} | style
     if legend and axis.get_legend_handles_labels()[1]:
         axis.legend(loc=legend, frameon=False, **{"fontsize": FONT - 1} | style)
 
@@ -86,7 +90,8 @@ def training_curves(history: Sequence[Mapping], panels: Sequence[str] = PANELS[:
     """
     rows = -(-len(panels) // (columns or 2)) if len(panels) > (columns or 3) else 1
     columns = -(-len(panels) // rows)
-    figure, axes = new_figure(columns, rows, width=4.6 * columns + 0.4, height=3.5 * rows + 0.3)
+    height = 3.8 if rows == 1 else 2.8 * rows + 0.2  # two rows and a slider fit into a laptop
+    figure, axes = new_figure(columns, rows, width=4.6 * columns + 0.4, height=height)
     axes = axes if isinstance(axes, list) else [axes]
     for axis, name in zip(axes, panels):
         draw_panel(axis, name, history, compare)
@@ -116,11 +121,12 @@ def draw_panel(axis, name: str, history: Sequence[Mapping], compare=None) -> Non
     draw(axis, history, compare)
 
 
-def curve(axis, history: Sequence[Mapping], field: str, color: str, name: str,
+def curve(axis, history: Sequence[Mapping], field: str, color: str, name: str | None,
           style: str = "-") -> None:
     """A field of the metrics over the steps, without the steps that lack it."""
     points = [(m["step"], m[field]) for m in history if m.get(field) is not None]
-    axis.plot(*zip(*points) if points else ([], []), style, color=color, label=name, linewidth=2.2)
+    axis.plot(*zip(*points) if points else ([], []), style, color=color, linewidth=2.2,
+              label=name if points or not history else None)  # none for what is not measured
 
 
 def write_in_the_middle(axis, text: str) -> None:
@@ -141,8 +147,9 @@ def of_curves(title: str, unit: str, *curves: tuple, ylim=(0, None), percent: bo
 def draw_kl(axis, history, compare) -> None:
     measured = [m for m in history if m["kl"] is not None]
     axis.plot([m["step"] for m in measured], [m["kl"] for m in measured], color=BLUE, alpha=0.3,
-              linewidth=1, label="each step (k3)")
-    curve(axis, smooth_kl(history), "kl", BLUE, "running median of 5")
+              linewidth=1, label=None if history and not measured else "each step (k3)")
+    curve(axis, smooth_kl(history), "kl", BLUE,
+          None if history and not measured else "running median of 5")
     if history and not measured:
         write_in_the_middle(axis, "not measured (measure_kl)")
     panel(axis, "Distance from the base model", "step", "KL, nats a token", ylim=(0, None),
@@ -211,7 +218,7 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str,
           y_label: str, *, marks: Mapping[str, float] | None = None, percent: bool = False,
           log_x: bool = False, colors: Sequence[str] = (BLUE, VERMILION, GREEN, PURPLE),
           y_range: tuple[float, float] | None = None, width: float = 7.0,
-          height: float = 4.2) -> Figure:
+          height: float = 4.2, legend: str | None = "best") -> Figure:
     """Named curves over one x axis; ``marks`` are named vertical lines, and ``y_range`` keeps
     the y axis where it is while a slider moves."""
     figure, axis = new_figure(width=width, height=height)
@@ -219,13 +226,14 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str,
         axis.plot(x, y, style, color=color, linewidth=2.4, label=name)
     for name, at in (marks or {}).items():
         axis.axvline(at, color=GREY, linestyle=":", linewidth=1.6)
-        axis.annotate(name, (at, 0.03), xycoords=("data", "axes fraction"), rotation=90,
-                      fontsize=FONT - 2, color=GREY, ha="right", va="bottom")
+        axis.annotate(name, (at, 0.03), xycoords=("data", "axes fraction"), fontsize=FONT - 2,
+                      color=GREY, ha="center", va="bottom", bbox=PAPER)
     if log_x:
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, [f"{v:g}" for v in x])
     panel(axis, title, x_label, y_label, ylim=y_range or ((0, 1.03) if percent else None),
-          percent=percent, legend="best", fontsize=FONT - 2)
+          percent=percent, legend=legend, ncols=len(curves) if legend == "below" else 1,
+          fontsize=FONT - 2)
     return figure
 
 

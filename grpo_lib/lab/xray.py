@@ -45,11 +45,10 @@ def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_
     """What the next gradient step on a whole batch would do to each token.
 
     rewards (N, G) as the task gives them, nan where they abstain: the row is not counted; log_probs
-    (N * G, T) of the policy that is about to
-    be updated (``rollouts.log_probs``: none has been made yet); ref_log_probs needed if beta > 0;
-    max_length as ``grpo_loss`` has it; advantages (N * G, T), which a critic made, needed with
-    one. A token is BLOCKED if the loss without KL has no derivative by its log-prob now and had
-    one at ratio 1.
+    (N * G, T) of the policy that is about to be updated (``rollouts.log_probs``: none has been made
+    yet); ref_log_probs needed if beta > 0; max_length as ``grpo_loss`` has it; advantages (N * G,)
+    or (N * G, T), None if the rewards make them, which they do not with a critic. A token is
+    BLOCKED if the loss without KL has no derivative by its log-prob now and had one at ratio 1.
 
     ValueError: shapes, a critic without advantages, or a loss that needs entropies, which a
     log-prob does not tell.
@@ -73,7 +72,7 @@ def token_update(algorithm: Algorithm, rollouts: Rollouts, rewards: Tensor, log_
     kl = None if ref is None else kl_estimate(old, ref, algorithm.kl)
     rewards = algorithm.shaped_rewards(rewards.cpu().double(), mask.sum(1), max_length)
     scored = ~rewards.isnan()
-    if not algorithm.critic:
+    if advantages is None:
         advantages = algorithm.advantages(rewards, mask, kl=kl,
                                           counted=None if scored.all() else scored)
     advantages = advantages.detach().cpu().double()
@@ -128,7 +127,7 @@ class Xray:
     ref_log_probs: Tensor | None = None
     max_length: int | None = None
     algorithm: Algorithm = ALGORITHMS["grpo"]
-    advantages: Tensor | None = None  # (N * G, T), a critic's
+    advantages: Tensor | None = None  # those of the algorithm's own that no rewards make
 
     def __post_init__(self):
         lengths = up_to_last(self.rollouts.mask).sum(1).tolist()
@@ -165,6 +164,8 @@ class Xray:
 
     def update(self, when: str, algorithm: Algorithm | None = None) -> TokenUpdate:
         """What an update made at that time does, by this run's algorithm or another."""
+        own = algorithm is None or algorithm.critic
         return token_update(algorithm or self.algorithm, self.rollouts, self.rewards,
                             self.log_probs[when], ref_log_probs=self.ref_log_probs,
-                            max_length=self.max_length, advantages=self.advantages)
+                            max_length=self.max_length,
+                            advantages=self.advantages if own else None)

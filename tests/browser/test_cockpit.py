@@ -159,7 +159,7 @@ def test_the_xray_and_the_what_if_follow_keys_and_give_numbers_on_focus(page, bo
         view = page.page.locator(".jp-Notebook .jp-Cell").nth(number)
         times = page.move_slider(view, 0, 2)
         assert len(times) == 2
-        page.move_slider(view, 1, 1)
+        page.press_another(view, view.locator(".widget-toggle-buttons").first)
         assert words in view.inner_text()
         token = view.locator(".token[tabindex]").first
         token.focus()

@@ -12,18 +12,33 @@ import pytest
 from class_plans import in_class, sections_of
 
 from benchmarks.browser import NotebookPage, browser, jupyterlab, why_not
+from benchmarks.cockpit import notebook as notebook_of
 
 LLM = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(p.name for p in FOLDER.glob("0*.ipynb") if LLM or not p.name.startswith("09"))
 EXPLORER = "_explorer("
+SLOW = """import sys, pathlib, time
+sys.path.insert(0, str(pathlib.Path.cwd().parent))
+from grpo_lib.course.explorers import Explorer
+from grpo_lib.course.explorers.controls import slider
+from grpo_lib.course.plots import lines
+drawn = []
+def draw(height):
+    drawn.append(height)
+    time.sleep(0.3)
+    return lines([0, 1], {"a": [0, height]}, "slow", "x", "y", y_range=(0, 100)), f"at {height}"
+Explorer(draw, height=slider("height", 0, 0, 100, 1))"""
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(why_not() is not None,
                                                       reason=str(why_not()))]
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    with jupyterlab(tmp_path_factory.mktemp("lab")) as url:
+    folder = tmp_path_factory.mktemp("lab")
+    with jupyterlab(folder) as url:
+        (folder / "repository/notebooks/97_slow.ipynb").write_text(notebook_of(
+            [SLOW, "print(*drawn)"]))
         yield url
 
 
@@ -71,9 +86,34 @@ def follow_every_control(notebook, box):
         found = box.locator(f"input[type={kind}]")
         moves += [lambda found=found, i=i, key=key: notebook.press(box, found.nth(i), key)
                   for i in range(found.count())]
+    moves += [lambda menu=menu: notebook.choose_another(box, menu)
+              for menu in box.locator("select").all()]
+    moves += [lambda buttons=buttons: notebook.press_another(box, buttons)
+              for buttons in box.locator(".widget-toggle-buttons").all()]
     for move in moves:
         move()
         before, heard = heard, notebook.said(box)
         silent += heard == before
+    assert box.evaluate("box => !!box.closest('.jp-Cell.jp-mod-active')"), "moved to another cell"
     assert silent <= (len(moves) > 1)
     assert box.screenshot() != pixels
+
+
+def test_of_a_drag_only_the_newest_value_waits_and_the_last_is_drawn(lab, chromium):
+    page = NotebookPage(chromium, lab, "97_slow.ipynb")
+    try:
+        page.run_cell(0)
+        [box], mouse = page.explorers(), page.page.mouse
+        track = box.locator(".noUi-target").bounding_box()
+        mouse.move(track["x"], track["y"] + 3)
+        mouse.down()
+        for x in range(40):  # events come ten times as fast as pictures
+            mouse.move(track["x"] + track["width"] * x / 39, track["y"] + 3)
+            page.page.wait_for_timeout(30)
+        mouse.up()
+        page.page.wait_for_function("box => box.innerText.includes('at 100')",
+                                    arg=box.element_handle())
+        drawn = [int(height) for height in page.run_cell(1).split()]
+        assert drawn == sorted(drawn) and drawn[-1] == 100 and 3 <= len(drawn) <= 15
+    finally:
+        page.close()

@@ -95,6 +95,25 @@ def test_a_panel_puts_limits_ticks_and_a_legend_around_curves():
     assert axis.get_legend() is None and axis.xaxis.get_major_formatter()(0.5) == "50%"
 
 
+def test_a_legend_below_covers_nothing_and_is_in_the_picture():
+    figure, axis = plots.new_figure()
+    axis.plot([0, 1], [0.2, 0.4], label="a curve")
+    plots.panel(axis, "title", "x", "y", legend="below")
+    figure.draw_without_rendering()
+    legend = axis.get_legend().get_window_extent()
+    assert 0 <= legend.y0 < legend.y1 <= axis.xaxis.get_tightbbox().y0
+
+
+def test_what_was_not_measured_has_no_name_in_a_legend():
+    def named(history):
+        axis = plots.training_curves(history, ("accuracy",), steps=5).axes[0]
+        return [text.get_text() for text in axis.get_legend().get_texts()]
+
+    both = ["completions of this step", "held-out problems"]
+    assert named([]) == both and named(HISTORY) == both
+    assert named([m | {"held_out_accuracy": None} for m in HISTORY]) == both[:1]
+
+
 def test_running_median_of_the_last_values():
     assert plots.running_median([1, 100, 2, 3, 4, 5], 3) == [1, 50.5, 2, 3, 3, 4]
 

@@ -35,7 +35,7 @@ def advantages_explorer(rewards: Sequence[float] = (1.0, 0.1, 1.0, 0.2),
                 + (f", std of both groups {both.std():.3f}" if scale == "batch" else "")
                 + f"; advantages {' '.join(f'{a + 0.0:+.2f}' for a in values)}, "
                   f"sum {rounded(sum(values), 2, '+')}")
-        return bars(group, values, f"baseline {baseline}, scale {scale}"), text
+        return bars(group, values, baseline, scale), text
 
     controls = {f"r{i + 1}": slider(f"reward {i + 1}", r, 0.0, 1.0, 0.1)
                 for i, r in enumerate(rewards)}
@@ -46,14 +46,16 @@ def advantages_explorer(rewards: Sequence[float] = (1.0, 0.1, 1.0, 0.2),
                     scale=choice("scale", "group", scales))
 
 
-def bars(rewards: Sequence[float], advantages: Sequence[float], title: str):
-    """Rewards and their mean on the left, advantages with their numbers on the right."""
+def bars(rewards: Sequence[float], advantages: Sequence[float], baseline: str, scale: str):
+    """Rewards (and their mean, where it is the baseline) on the left, advantages with their numbers
+    on the right."""
     figure, (left, right) = new_figure(2, width=9.4, height=3.7)
     members, mean = range(1, len(rewards) + 1), sum(rewards) / len(rewards)
     left.bar(members, rewards, color=SKY)
-    left.axhline(mean, color=BLACK, linestyle="--")
-    left.annotate(f"mean {mean:.3f}", (0.98, mean), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", fontsize=FONT - 1)
+    if baseline == "mean":
+        left.axhline(mean, color=BLACK, linestyle="--")
+        left.annotate(f"dashed: mean {mean:.3f}", (0.98, 1.18), xycoords=("axes fraction", "data"),
+                      ha="right", va="top", fontsize=FONT - 1)
     limit = 3.0 if max(map(abs, advantages)) <= 3 * 0.8 else WIDE_LIMIT
     right.bar(members, advantages, color=[RIGHT if a > 0 else WRONG for a in advantages])
     right.axhline(0, color=BLACK, linewidth=1)
@@ -64,6 +66,6 @@ def bars(rewards: Sequence[float], advantages: Sequence[float], title: str):
                        fontsize=FONT)
     panel(left, "Rewards of one group", "completion", "reward", ylim=(0, 1.2), xticks=members,
           yticks=(0, 0.5, 1))
-    panel(right, title[0].upper() + title[1:], "completion", "advantage", ylim=(-limit, limit),
-          xticks=members, yticks=(-limit, 0, limit))
+    panel(right, f"Baseline {baseline}, scale {scale}", "completion", "advantage",
+          ylim=(-limit, limit), xticks=members, yticks=(-limit, 0, limit))
     return figure

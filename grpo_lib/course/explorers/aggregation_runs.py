@@ -29,7 +29,7 @@ def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explor
         (title, beside), runs = SETTINGS[setting], by_field(record[setting], "name")
         names = PAPER_AGGREGATIONS if aggregation == "all three" else (aggregation,)
         step = min(step, len(runs[names[0]][0]["length_wrong"]))
-        figure, axes = new_figure(2, width=11, height=4.3)
+        figure, axes = new_figure(2, width=11, height=4.6)
         for axis, field in zip(axes, ("length_wrong", beside)):
             for name in names:
                 draw_curves(axis, [run[field] for run in runs[name]], name)
@@ -38,8 +38,8 @@ def aggregation_runs_explorer(record: dict, setting: str = "flagship") -> Explor
             share = field == "accuracy"
             panel(axis, title_of.format(title), "step", unit, xlim=(0, steps),
                   ylim=(0, 1 if share else 20), xticks=range(0, steps + 1, 10),
-                  yticks=(0, 0.5, 1) if share else range(0, 21, 5))
-        axes[1].legend(fontsize=FONT - 2, frameon=False)
+                  yticks=(0, 0.5, 1) if share else range(0, 21, 5), legend="below", ncols=3,
+                  fontsize=FONT - 2)
         said = "; ".join(f"{name} {describe(runs[name], beside, step)}" for name in names)
         return figure, (f"{title}, step {step}, tokens of a wrong answer (mean and range of "
                         f"{len(runs[names[0]])} runs): {said}")

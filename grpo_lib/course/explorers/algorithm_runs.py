@@ -33,7 +33,7 @@ def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = 
     def draw(setting: str, first: str, second: str):
         budget = record["budget"][setting]
         grid = np.linspace(0, budget, POINTS)[1:]
-        figure, (left, right) = new_figure(2, width=11, height=4.2)
+        figure, (left, right) = new_figure(2, width=11, height=4.4)
         said, ends = [], []
         for name, color, style in ((first, BLUE, "-"), (second, VERMILION, "--")):
             some = runs[setting].get(name)
@@ -52,8 +52,8 @@ def algorithm_runs_explorer(record: Mapping, first: str = "grpo", second: str = 
              "xticks": {v: f"{v / 1000:g}k" for v in (0, budget / 2, budget)}}
         panel(left, f"Right: {SETTINGS[setting]}", "sampled tokens", "share of completions",
               ylim=(0, 1.03), percent=True, **x)
-        panel(right, "Length", "sampled tokens", "tokens", ylim=(0, 25),
-              legend="upper left" if ends else None, ncols=2, **x)
+        panel(right, "Length", "sampled tokens", "tokens", ylim=(0, 20),
+              legend="below" if ends else None, ncols=2, **x)
         text = f"{SETTINGS[setting]}, {budget:,} tokens, held out: {'; '.join(said)}"
         if len(ends) == 2 and first != second:
             text += f"; as far apart by chance: {permutation_test(*ends):.0%}"

@@ -26,6 +26,17 @@ from grpo_lib.course.explorers.controls import ends, player
 from grpo_lib.course.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
+# Beside a live view. In JupyterLab's dark theme its pictures, drawn dark on light, are turned round
+# (hues keep their meaning), so that the paper is as dark as the page. The script leaves a menu
+# that has the focus its keys: JupyterLab takes the arrows to move to another cell, and "d d" to
+# delete one.
+LOOK = """<style onload="this.closest('.grpo-live').addEventListener('focusin', ({target}) => {
+  if (target.matches('select')) target.dataset.lmSuppressShortcuts = 'true';
+})">
+.grpo-live .widget-html svg { border-radius: 8px; }
+[data-jp-theme-light="false"] .grpo-live .widget-html svg {
+  filter: invert(.93) hue-rotate(180deg); }
+</style>"""
 
 
 def rounded(value: float, digits: int, sign: str = "") -> str:
@@ -48,7 +59,10 @@ class Shown:
     def __init__(self, controls: Sequence[ipywidgets.Widget]):
         self.view = ipywidgets.HTML()
         self.caption = ipywidgets.HTML()
-        self.box = ipywidgets.VBox([*controls, self.view, self.caption])
+        self.panel = ipywidgets.HBox(list(controls), layout=ipywidgets.Layout(
+            flex_flow="row wrap", align_items="center"))
+        look = ipywidgets.HTML(LOOK, layout=ipywidgets.Layout(display="none"))
+        self.box = ipywidgets.VBox([self.panel, self.view, self.caption, look])
         self.box.add_class(outputs.LIVE)
         self.figure, self.text = Figure(), ""
 
@@ -79,6 +93,8 @@ class Explorer(Shown):
     ``draw(**values)`` returns (Figure, text), or (Figure, text, HTML to show in place of the
     figure where a kernel runs); ``controls`` are ipywidgets with a ``value``,
     by the name of the argument they set. ``explorer.set(epsilon=0.4)`` moves them from code.
+    A drag is not queued: while one picture is drawn, the page keeps only the newest value for the
+    next.
 
     Pages without a kernel show the pictures of all states (``frames``). ``page`` names the stops
     that they have of a control, as values or (name, value), where all would be too many;

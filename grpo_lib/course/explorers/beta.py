@@ -34,7 +34,7 @@ def beta_explorer(record: Mapping, beta: float = 0.04, kl: str = "k3") -> Explor
     steps = len(curves[0]["kl"][0])
 
     def draw(beta: float):
-        figure, axes = new_figure(2, 2, width=10.0, height=6.2)
+        figure, axes = new_figure(2, 2, width=10.0, height=5.2)
         for axis, (field, title, unit, top, ticks) in zip(axes, PANELS):
             for weight, color, style in ((0, GREY, "--"), (beta, BLUE, "-")):
                 seeds = zip(*curves[weight][field])  # a line a seed, in one call

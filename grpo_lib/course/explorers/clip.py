@@ -6,7 +6,7 @@ import torch
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import slider, stops
-from grpo_lib.course.plots import BLACK, BLUE, FONT, VERMILION, new_figure, panel
+from grpo_lib.course.plots import BLACK, BLUE, FONT, PAPER, VERMILION, new_figure, panel
 from grpo_lib.objective import clipped_surrogate, surrogate_gradient
 
 SAME, NONE = "same as epsilon", "none"
@@ -51,7 +51,7 @@ def clip_explorer(epsilon: float = 0.2) -> Explorer:
         for at, y, name, color in (((high_edge + WIDTH) / 2, 1.35, "A = +1\nblocked", BLUE),
                                    (max(low_edge / 2, 0.3), -1.35, "A = -1\nblocked", VERMILION)):
             slope.text(at, y, name, color=color, fontsize=FONT - 1, ha="center", va="center",
-                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+                       bbox=PAPER)
         blocked = f"A = -1 blocked below {low_edge:.2f}"
         blocked += f" and above {cap:.2f}" if cap is not None else ""
         text = (f"epsilon {epsilon:.2f}, epsilon_high {high:.2f}, delta {delta}: "

@@ -16,6 +16,7 @@ from grpo_lib.course.explorers.base import Growing, caption
 from grpo_lib.course.explorers.cockpit_view import (
     BUTTONS,
     DEFAULT,
+    IN_VIEW,
     OF_ROW,
     ROW,
     close_all,
@@ -35,8 +36,8 @@ from grpo_lib.training import GRPOTrainer
 
 PANELS = ("reward", "length", "entropy", "kl", "clip", "groups")
 REDRAW_SECONDS = 0.25  # the live curves are drawn at most so often while the run goes on
+GROUP_SECONDS = 1.0  # and the live group, which takes twenty times as long
 COLORS = {RUNNING: GREEN, PAUSED: ORANGE, FAILED: VERMILION}  # of the state; others are grey
-IN_VIEW = ("group_size", "epsilon", "learning_rate")  # the others are below "More"
 _made: dict[str, list[tuple[str, weakref.ref[Cockpit]]]] = {}  # by cell: (execution, cockpit)
 _shown: dict[int, Cockpit] = {}  # what a page shows is held, whether it has a name or not
 
@@ -66,14 +67,15 @@ class Cockpit(Growing):
 
     What the buttons do can be done from code too: ``start``, ``pause``, ``step``, ``back``,
     ``reset``, ``keep``, ``set``, ``export``. ``steps(n)`` takes steps and waits for them.
-    ``replaced``: the export of the run that its cell had before.
+    ``replaced``: the export of the run that its cell had before. The way back is a slider, since
+    ipywidgets tell a kernel of no click on a picture.
     """
 
     dpi = 80
 
     def __init__(self, make_trainer, config, compare=None, checkpoint_every: int = 5):
         self._drawing, self._quiet = threading.Lock(), None
-        self._drawn, self._curves = 0.0, None
+        self._drawn, self._looked, self._curves = 0.0, 0.0, None
         self._message = ""
         self.compare, self.replaced = compare, None
         self.about = f"A run of {config.steps} steps to steer: {', '.join(PANELS)}"
@@ -90,21 +92,19 @@ class Cockpit(Growing):
         self.exported = ipywidgets.HTML()
         self.said = ipywidgets.HTML()
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        for control in self.controls.values():  # two in a row, on a laptop too
-            control.layout.width, control.style.description_width = "440px", "150px"
         more = ipywidgets.Accordion([ipywidgets.HBox(
             [c for name, c in self.controls.items() if name not in IN_VIEW], layout=row)],
             selected_index=None)
         more.set_title(0, "More: the algorithm, its other settings")
-        super().__init__([ipywidgets.HBox([*self.buttons.values(), self.checkpoint], layout=row),
-                          ipywidgets.HBox([self.controls[name] for name in IN_VIEW], layout=row),
-                          self.said])
-        self.group = ipywidgets.HTML(layout=ipywidgets.Layout(height="210px"))
+        super().__init__([*self.buttons.values(), self.checkpoint])
+        in_view = ipywidgets.HBox([self.controls[name] for name in IN_VIEW], layout=row)
+        self.group = ipywidgets.HTML(layout=ipywidgets.Layout(height="245px", overflow="auto"))
         self.over = ipywidgets.HTML(layout=ipywidgets.Layout(height="0", margin="0",
                                                                overflow="visible"))
         self.view.layout.margin = "0"
-        *above, view, below = self.box.children
-        self.box.children = (*above, self.over, view, below, self.group, more, self.exported)
+        buttons, view, below, look = self.box.children
+        self.box.children = (buttons, in_view, self.said, self.over, view, below, self.group, more,
+                             self.exported, look)
         self.box.add_class("grpo-cockpit")
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: me() and me()._press(name))
@@ -278,8 +278,10 @@ class Cockpit(Growing):
     def _after_drawing(self, between_steps: bool) -> None:
         """What else follows the run: a group, the slider of checkpoints."""
         run = self.run
-        if between_steps:
+        if between_steps and (run.state != RUNNING
+                              or time.monotonic() - self._looked > GROUP_SECONDS):
             self.group.value = live_group(run.trainer) if run.history else ""
+            self._looked = time.monotonic()
         last = max(run.checkpoints, default=0)
         newest = self.checkpoint.value == self.checkpoint.max
         self.checkpoint.max = last

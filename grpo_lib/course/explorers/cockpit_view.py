@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import ipywidgets
+import torch
+from torch import Tensor
 
 from grpo_lib.algorithms import ALGORITHMS
 from grpo_lib.config import GRPOConfig, measured
@@ -23,6 +25,8 @@ from grpo_lib.course.explorers.controls import EPSILONS, choice, player, stops
 from grpo_lib.course.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, panel, to_svg
 from grpo_lib.course.recorded import by_field, load
 from grpo_lib.course.replay import Move
+from grpo_lib.lab.xray import Xray
+from grpo_lib.rollout import completion_log_probs, up_to_last
 from grpo_lib.training import GRPOTrainer
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ STOPS = {  # setting: (its label, where its slider stops)
     "beta": ("beta", (0.0, 0.001, 0.01, 0.04, 0.1, 0.3, 1.0)),
     "learning_rate": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
     "temperature": ("temperature", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0))}
+IN_VIEW = ("group_size", "epsilon", "learning_rate")  # the others are below "More"
 OF_ROW = ("epsilon", "epsilon_high", "beta")  # may be what the algorithm's row says
 BUTTONS = {
     "start": ("Start", "go on until the settings' last step"),
@@ -49,14 +54,9 @@ CURVES = {"accuracy": ("Right answers", BLUE, True),
           "length": ("Tokens of an answer", GREEN, False),
           "zero_variance_groups": ("Groups that teach nothing", ORANGE, True)}
 ABOUT = "Curves of the run; the line above them has the newest numbers"
+SIGNS = "^ blue: pushed up, v orange: pushed down, x grey: blocked"
 ANSWERS = 8  # of the live group at most
 SHORT = {"group_size": "G", "learning_rate": "rate", "temperature": "T"}
-STYLE = """<style>
-.grpo-group { font-size: 14px; line-height: 1.45; }
-.grpo-group .said { font-family: monospace; white-space: nowrap; overflow: hidden;
-  text-overflow: ellipsis; }
-.grpo-group .right { color: #00795a; } .grpo-group .wrong { color: #c04f00; }
-</style>"""
 
 
 class Curves:
@@ -158,30 +158,42 @@ def recorded_runs() -> dict:
 
 
 def live_group(trainer: GRPOTrainer) -> str:
-    """A group of the last step that teaches, if there is one: its answers, rewards, advantages."""
+    """The X-ray of a group of the last step, of one that teaches if there is one: what the policy,
+    as it is after the step, would learn from it once more."""
     rollouts, advantages = trainer.rollouts, trainer.advantages
-    if rollouts is None or advantages is None:
+    if rollouts is None or advantages is None or not hasattr(trainer.task.tokenizer, "words"):
         return ""
-    size, words = rollouts.group_size, getattr(trainer.task.tokenizer, "words", None)
-    if words is None:
-        return ""
-    each = advantages if advantages.dim() == 1 else advantages[:, 0] if len(
-        advantages) == len(rollouts.mask) else advantages.flatten()
-    groups = each.detach().cpu().reshape(-1, size)
-    number = int((groups != 0).any(1).long().argmax())
-    first = number * size
-    rows = range(first, first + min(size, ANSWERS))
-    lines = []
-    for row, value in zip(rows, groups[number].tolist()):
-        ids = rollouts.completions[row][rollouts.mask[row]].tolist()
-        said = html.escape(" ".join(tokens.visible(words[i]) for i in ids))
-        kind = "right" if value > 0 else "wrong" if value < 0 else ""
-        lines.append(f'<div class="said {kind}">A {value + 0.0:+.2f} &nbsp;{said}</div>')
+    size, each = rollouts.group_size, advantages.detach().reshape(len(rollouts.mask), -1)
+    teaches = (each != 0).any(1).view(-1, size).any(1)
+    number = int(teaches.long().argmax())
+    xray = xray_of(trainer, torch.arange(number * size, number * size + min(size, ANSWERS)))
+    [when] = xray.log_probs
     rest = f" (the first {ANSWERS} of {size})" if size > ANSWERS else ""
-    asked = html.escape(trainer.problems[number].prompt)
-    taught = "teaches" if bool((groups[number] != 0).any()) else "teaches nothing"
-    return (f'{STYLE}<div class="grpo-group"><b>A group of this step{rest}, which {taught}: '
-            f'{asked}</b>{"".join(lines)}</div>')
+    text = (f"A group of this step{rest}, which {'teaches' if teaches.any() else 'teaches nothing'}"
+            f": {xray.prompts[0]}")
+    table = tokens.as_table(xray, xray.update(when), 0, tokens.EFFECT)
+    return tokens.page(text, f'<div style="font-size:14px"><b>{html.escape(text)}</b> &nbsp; '
+                             f'<small>{SIGNS}</small>{table}</div>')
+
+
+@torch.no_grad()
+def xray_of(trainer: GRPOTrainer, rows: Tensor) -> Xray:
+    """Some rows of one group of the last step, after it: a small part of the work of the batch's.
+    Their advantages are those that the step had, since a part of a batch would make others. What
+    a loss makes of entropies is left out."""
+    rollouts, words, each = trainer.rollouts, trainer.task.tokenizer.words, trainer.advantages
+    some = replace(rollouts.select(rows), group_size=len(rows))
+    row = replace(trainer.algorithm, entropy_coef=0.0, top_entropy_quantile=1.0)
+    each = (each.flatten()[rows] if each.numel() == len(rollouts.mask)
+            else each[rows, : some.mask.shape[1]])
+    ref = completion_log_probs(trainer.ref_policy, some) if row.beta else None
+    lengths = up_to_last(some.mask).sum(1).tolist()
+    return Xray(some, trainer.rewards.flatten()[rows][None],
+                [[words[i] for i in line[:length]] for line, length in zip(
+                    some.completions.tolist(), lengths)],
+                [trainer.problems[int(rows[0]) // rollouts.group_size].prompt],
+                {"after the step": completion_log_probs(trainer.policy, some)}, ref,
+                trainer.task.max_new_tokens, row, each)
 
 
 def described(run: SteeredRun) -> str:
@@ -227,6 +239,8 @@ def controls_of(config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
         options = [(f"{v:g}", v) for v in sorted({*values, value} - {None})]
         made[name] = stops(label, ROW if value is None else value,
                            [of_row(config, name), *options] if name in OF_ROW else options)
+        if name in IN_VIEW:  # three in a row, on a laptop too
+            made[name].layout.width, made[name].style.description_width = "300px", "auto"
     rows = [name for name, row in ALGORITHMS.items() if row.critic == config.choices.critic]
     return made | {"algorithm": choice("algorithm", config.algorithm or DEFAULT,
                                        [DEFAULT, *rows])}

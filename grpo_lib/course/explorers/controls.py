@@ -8,10 +8,12 @@ from decimal import Decimal
 import ipywidgets
 import traitlets
 
-WIDE = {"description_width": "190px"}
+WIDE = {"description_width": "170px"}
+COLUMN = "450px"  # of a control: two beside each other in a notebook on a laptop
 EPSILONS = (0.0003, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)  # from GSPO's to hardly a clip
 PLAYED = "grpo-played"  # marks a slider over time
-CHOICE = "grpo-choice"  # marks a slider over names, which has no order
+BUTTONS, LETTERS = 4, 32  # more names, or more letters in all, make a menu of a choice
+LONG = 36  # letters of a name for which a menu is as wide as two columns
 
 
 def slider(label: str, value: float, low: float, high: float, step: float, *,
@@ -20,30 +22,34 @@ def slider(label: str, value: float, low: float, high: float, step: float, *,
     in the unit where there is one: "length (tokens)"."""
     if isinstance(step, int):
         return ipywidgets.IntSlider(value=value, min=low, max=high, step=step, description=label,
-                                    style=WIDE, layout=ipywidgets.Layout(width="560px"))
+                                    style=WIDE, layout=ipywidgets.Layout(width=COLUMN))
     if digits is None:
         digits = max(0, -Decimal(str(step)).normalize().as_tuple().exponent)
     return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=label,
                                   readout_format=f".{digits}f", style=WIDE,
-                                  layout=ipywidgets.Layout(width="560px"))
+                                  layout=ipywidgets.Layout(width=COLUMN))
 
 
 def stops(label: str, value, options: Sequence) -> ipywidgets.Widget:
     """A slider that knows only the given values (or (name, value) pairs)."""
     return ipywidgets.SelectionSlider(options=options, value=value, description=label, style=WIDE,
-                                      layout=ipywidgets.Layout(width="560px"))
+                                      layout=ipywidgets.Layout(width=COLUMN))
 
 
 def choice(label: str, value, options: Sequence) -> ipywidgets.Widget:
-    """A choice among named values (or (name, value) pairs).
-
-    Stops on a slider and no menu: JupyterLab takes the arrow keys away from a menu that has
-    the focus, and moves to another cell.
-    """
-    control = stops(label, value, options)
-    control.layout.width = "720px"  # room for long names
-    control.add_class(CHOICE)
-    return control
+    """A choice among named values (or (name, value) pairs): a button for each, or a menu where
+    they are many or long. (``base.LOOK`` leaves a menu its keys.)"""
+    names = [o[0] if isinstance(o, tuple) else str(o) for o in options]
+    longest = max(map(len, names))
+    if len(names) <= BUTTONS and sum(map(len, names)) <= LETTERS:
+        control = ipywidgets.ToggleButtons(
+            options=options, value=value, description=label, style={"button_width": "auto"} | WIDE,
+            layout=ipywidgets.Layout(width="auto", min_width=COLUMN))
+        control.add_class("widget-inline-hbox")  # the label before the buttons, not above
+        return control
+    return ipywidgets.Dropdown(options=options, value=value, description=label, style=WIDE,
+                               layout=ipywidgets.Layout(
+                                   width=COLUMN if longest <= LONG else "908px", max_width="99%"))
 
 
 def player(label: str, value: int, last: int) -> ipywidgets.Widget:
@@ -56,13 +62,13 @@ def player(label: str, value: int, last: int) -> ipywidgets.Widget:
 def switch(label: str, value: bool) -> ipywidgets.Widget:
     """On or off."""
     return ipywidgets.Checkbox(value=value, description=label, indent=False,
-                               layout=ipywidgets.Layout(width="560px"))
+                               layout=ipywidgets.Layout(width=COLUMN))
 
 
 def words(label: str, value: str) -> ipywidgets.Widget:
     """A line of text; the picture follows every key."""
     return ipywidgets.Text(value=value, description=label, style=WIDE, continuous_update=True,
-                           layout=ipywidgets.Layout(width="560px"))
+                           layout=ipywidgets.Layout(width=COLUMN))
 
 
 class Again(ipywidgets.Button):
@@ -85,7 +91,7 @@ class Again(ipywidgets.Button):
 def again(label: str, count: int) -> ipywidgets.Widget:
     """A button that shows the next of ``count`` things: its value is 0, 1, ..., count - 1."""
     return Again(count, description=label, icon="refresh",
-                 layout=ipywidgets.Layout(width="220px", margin="2px 0 2px 190px"))
+                 layout=ipywidgets.Layout(width="220px", margin="2px 0 2px 20px"))
 
 
 def ends(control: ipywidgets.Widget) -> list:
@@ -99,4 +105,6 @@ def ends(control: ipywidgets.Widget) -> list:
     if isinstance(control, ipywidgets.Text):
         return ["", control.value]
     values = [o[1] if isinstance(o, tuple) else o for o in control.options]
-    return values if CHOICE in control._dom_classes else [values[0], values[-1]]
+    if isinstance(control, ipywidgets.SelectionSlider):
+        return [values[0], values[-1]]
+    return values

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import choice
-from grpo_lib.course.plots import BLACK, BLUE, GREY, ORANGE, PURPLE, VERMILION, new_figure, panel
+from grpo_lib.course.plots import (
+    BLACK,
+    BLUE,
+    FONT,
+    GREY,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    new_figure,
+    panel,
+)
 from grpo_lib.course.recorded import by_field
 from grpo_lib.support.checks import check_choice
 
@@ -17,7 +27,7 @@ SIGNS = (("accuracy", BLUE, "-", "right answers"),
          ("unique", PURPLE, "--", "different answers in a group"),
          ("zero_variance_groups", ORANGE, ":", "silent groups"),
          ("silent_wrong", BLACK, "-.", "groups that are all wrong"))
-AXIS = {"ylim": (0, 1.6), "yticks": (0, 0.5, 1), "legend": "upper right"}  # room for the names
+AXIS = {"ylim": (0, 1.03), "yticks": (0, 0.5, 1), "legend": "below"}
 
 
 def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
@@ -30,7 +40,7 @@ def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
     arrivals = path_of([end_of(one) for one in record["runs"]])
 
     def draw(run: str):
-        figure, (left, right) = new_figure(2, width=10.6, height=4.4)
+        figure, (left, right) = new_figure(2, width=10.6, height=4.9)
         left.plot(*everyone, color=GREY, linewidth=0.7, alpha=0.4)
         left.plot(*arrivals, "x", color=GREY, markersize=6, label="all settings, at the end")
         left.plot(*path_of(runs[run]), color=VERMILION, linewidth=1.8)
@@ -43,7 +53,8 @@ def entropy_explorer(record: Mapping, run: str | None = None) -> Explorer:
             right.plot(range(1, len(middle) + 1), middle, style, color=color, linewidth=2.4,
                        label=name)
         panel(right, f"Signs, median of {len(runs[run])} seeds", "step", "share",
-              xlim=(1, len(middle)), xticks=(1, 5, 15, 25), **AXIS)
+              xlim=(1, len(middle)), xticks=(1, 5, 15, 25), ncols=2,
+              fontsize=FONT - 2, **AXIS)
         return figure, describe(run, runs[run])
 
     return Explorer(draw, run=choice("run", run, list(runs)))

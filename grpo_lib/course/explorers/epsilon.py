@@ -13,7 +13,17 @@ from torch import Tensor
 
 from grpo_lib.course.explorers.base import Explorer
 from grpo_lib.course.explorers.controls import slider
-from grpo_lib.course.plots import BLACK, BLUE, FONT, GREY, ORANGE, VERMILION, new_figure, panel
+from grpo_lib.course.plots import (
+    BLACK,
+    BLUE,
+    FONT,
+    GREY,
+    ORANGE,
+    PAPER,
+    VERMILION,
+    new_figure,
+    panel,
+)
 from grpo_lib.objective import clip_binds, clip_stats
 
 DOTS = 500  # tokens that are drawn; the numbers count all
@@ -77,11 +87,9 @@ def draw_dots(axis: Axes, x: Tensor, y: Tensor, stopped: Tensor, epsilon: float,
         axis.axvline(at, color=VERMILION, linewidth=2, linestyle=(0, (4, 2)))
     for at, height, told, side in ((WIDEST, top, "blocked: good and\nalready likelier", "right"),
                                    (0, -top, "blocked: bad and\nalready less likely", "left")):
-        axis.text(at, height * 0.96, told, fontsize=FONT - 3, color="#555555", ha=side,
-                  va="top" if height > 0 else "bottom")
-    axis.text(0.02, 0.96, f"{blocked:.0%} blocked", transform=axis.transAxes, fontsize=FONT + 11,
-              color="#555555", va="top")
-    panel(axis, f"Tokens of one update, epsilon = {epsilon:.2f}",
+        axis.text(at, height * 0.97, told, fontsize=FONT - 3, color="#555555", ha=side,
+                  va="top" if height > 0 else "bottom", bbox=PAPER | {"alpha": 0.85})
+    panel(axis, f"Tokens of one update: epsilon {epsilon:.2f} blocks {blocked:.0%}",
           "ratio r = new probability / old probability", "advantage A",
           xlim=(-0.06, WIDEST + 0.06), ylim=(-top, top), xticks=(0, 0.5, 1, 1.5, 2),
           yticks=(-3, 0, 3))

@@ -23,10 +23,10 @@ def estimator_explorer(p: float = 0.12, samples: int = 16, k: int = 8) -> Explor
         axis.axvline(truth, color=BLACK, linestyle="--", linewidth=1.6)
         for row, ((mean, spread), color, sign) in enumerate(
                 zip(moments, (ORANGE, BLUE, VERMILION), "os^")):
-            axis.errorbar(mean, row, xerr=spread, fmt=sign, color=color, markersize=9,
-                          linewidth=2.4, capsize=6)
+            axis.errorbar(mean, row, xerr=spread, color=color, linewidth=2.4, capsize=6)
+            axis.plot([mean], [row], sign, color=color, markersize=9, clip_on=False, zorder=3)
         panel(axis, f"pass@{k} from {samples} samples; dashed: the truth, {truth:.1%}",
-              "mean of the estimate, and one standard deviation", xlim=(-0.5, 1.5),
+              "mean of the estimate, one standard deviation within 0 to 100%", xlim=(0, 1),
               ylim=(2.6, -0.6), yticks=dict(enumerate(NAMES)), percent="x")
         said = ", ".join(f"{name} {mean:.1%} +- {spread:.1%}"
                          for name, (mean, spread) in zip(NAMES, moments))

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 import ipywidgets
 from matplotlib.figure import Figure
 
-from grpo_lib.course.explorers.controls import CHOICE, PLAYED, Again
+from grpo_lib.course.explorers.controls import PLAYED, Again
 from grpo_lib.course.picture import keep_layout, to_svg
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def stops_of(control: ipywidgets.Widget) -> list[tuple[str, object]]:
         count = round((control.max - control.min) / control.step)
         values = (round(control.min + i * control.step, 10) for i in range(count + 1))
         return [(format(v, control.readout_format), v) for v in values]
-    if isinstance(control, ipywidgets.SelectionSlider):
+    if hasattr(control, "options"):
         return [o if isinstance(o, tuple) else (str(o), o) for o in control.options]
     if isinstance(control, ipywidgets.Checkbox):
         return [("off", False), ("on", True)]
@@ -71,8 +71,8 @@ def kind_of(control: ipywidgets.Widget) -> str:
         return "switch"
     if PLAYED in control._dom_classes:
         return "play"
-    named = isinstance(control, ipywidgets.Text) or CHOICE in control._dom_classes
-    return "choice" if named else "range"
+    ordered = (ipywidgets.IntSlider, ipywidgets.FloatSlider, ipywidgets.SelectionSlider)
+    return "range" if isinstance(control, ordered) else "choice"
 
 
 def stops_shown(explorer: Explorer) -> dict[str, list[tuple[str, object]]]:

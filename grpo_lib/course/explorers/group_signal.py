@@ -66,7 +66,7 @@ def two_panels(rows: Mapping[int, tuple[float, float, float]], tokens: float, ch
 
     The axes are plain ones with logarithms on them, which draw faster than log axes.
     """
-    figure, (left, right) = new_figure(2, width=9.8, height=4.0)
+    figure, (left, right) = new_figure(2, width=9.8, height=4.4)
     sizes = list(rows)
     places = range(len(sizes))
     at_mean, by_problem, real = zip(*rows.values())
@@ -79,10 +79,10 @@ def two_panels(rows: Mapping[int, tuple[float, float, float]], tokens: float, ch
     right.plot(*zip(*priced) if priced else ([], []), "s--", color=VERMILION, linewidth=2,
                label="a group that teaches")
     for axis in (left, right):
-        axis.axvline(sizes.index(chosen), ymax=0.68, color=BLACK, linestyle=":", linewidth=1.6)
+        axis.axvline(sizes.index(chosen), color=BLACK, linestyle=":", linewidth=1.6)
     x = {"xlim": (-0.3, len(sizes) - 0.7), "xticks": dict(zip(places, map(str, sizes)))}
-    panel(left, f"Groups that teach: {policy}", "group size G", "share", ylim=(0, 1.5),
-          yticks={0: "0%", 0.5: "50%", 1: "100%"}, legend="upper left", **x)
+    panel(left, f"Groups that teach: {policy}", "group size G", "share", ylim=(0, 1.03),
+          yticks={0: "0%", 0.5: "50%", 1: "100%"}, legend="below", **x)
     panel(right, "What they cost", "group size G", "tokens", ylim=(0.8, 5.3),
-          yticks={power: f"{10 ** power:,}" for power in range(1, 6)}, legend="upper left", **x)
+          yticks={power: f"{10 ** power:,}" for power in range(1, 6)}, legend="below", **x)
     return figure

@@ -118,7 +118,7 @@ def picture(group: Tensor, advantages: Tensor, words: Sequence[str] | None, many
 
 def draw_many(figure: Figure, many: dict, size: int, mean_length: float | None) -> None:
     """What becomes of many groups over G, a small panel for each number, with G marked."""
-    panels = [("Groups that teach", [many[g][0] for g in SIZES], None, (0, 1.05), True),
+    panels = [("Groups that teach", [many[g][0] for g in SIZES], None, (0, 1), True),
               ("A right answer's advantage", [many[g][1] for g in SIZES],
                [many[g][2] for g in SIZES], (0, 8), False)]
     if mean_length:
@@ -134,7 +134,7 @@ def draw_many(figure: Figure, many: dict, size: int, mean_length: float | None) 
             axis.fill_between(range(len(SIZES)), [v - s for v, s in zip(values, spread)],
                               [v + s for v, s in zip(values, spread)], color=GREY, alpha=0.25,
                               linewidth=0)
-        axis.plot([at], [values[at]], "o", color=BLUE, markersize=10)
+        axis.plot([at], [values[at]], "o", color=BLUE, markersize=10, clip_on=False)
         last = i == len(panels) - 1
         panel(axis, name, "group size G" if last else "", xlim=(-0.3, len(SIZES) - 0.7),
               ylim=limits, percent=percent,

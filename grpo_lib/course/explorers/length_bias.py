@@ -22,7 +22,7 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
     def draw(group_size: int, stop: float, max_length: int, share_right: float):
         settings = {"group_size": group_size, "max_length": max_length,
                     "share_right": share_right}
-        figure, (left, right) = new_figure(2, width=11, height=4.3)
+        figure, (left, right) = new_figure(2, width=11, height=4.6)
         said = []
         for x, name in enumerate(PAPER_AGGREGATIONS):
             pushes, course = push_and_course(name, stop, **settings)
@@ -37,10 +37,10 @@ def length_bias_explorer(group_size: int = 8, stop: float = 0.15,
         left.axhline(0, color=BLACK, linewidth=1)
         panel(left, "Push on the stop logit (up: shorter)", "", "expected gradient",
               ylim=(-0.13, 0.13), xticks=dict(enumerate(PAPER_AGGREGATIONS)),
-              yticks=(-0.1, 0, 0.1), legend="upper right", fontsize=FONT - 2)
+              yticks=(-0.1, 0, 0.1), legend="below", ncols=2, fontsize=FONT - 2, borderaxespad=2.4)
         panel(right, "Mean length if it is followed", "step", "tokens", xlim=(0, STEPS),
-              ylim=(0, LONGEST), xticks=(0, 10, STEPS), yticks=(0, 10, 20, 30, LONGEST),
-              legend="upper left", fontsize=FONT - 2)
+              ylim=(0, max_length), xticks=(0, 10, STEPS), yticks=(0, max_length / 2, max_length),
+              legend="below", ncols=3, fontsize=FONT - 2)
         text = (f"G = {group_size}, stops with chance {stop:.2f}, at most {max_length} tokens, "
                 f"{share_right:.0%} right; push on right and wrong, and {STEPS} steps: "
                 f"{'; '.join(said)}")

@@ -41,7 +41,7 @@ def pass_at_k_explorer(measured: Mapping[str, Sequence[Sequence[int]]], k: int =
         at = {name: curve[ks.index(k)] for name, curve in known[policy].items()}
         figure = lines(ks, known[policy], f"{policy}: k = {k}", "k, or group size G",
                        "share of problems", percent=True, log_x=True, marks={f"k = {k}": k},
-                       colors=(BLUE, GREY, GREEN))
+                       colors=(BLUE, GREY, GREEN), legend="below")
         text = (f"{policy}, k = {k}: pass@k {at['pass@k']:.1%}, majority@k "
                 f"{at['majority@k']:.1%}, guessing at the same rate "
                 f"{at['guessing at the same rate']:.1%}; of groups of G = {k}, "

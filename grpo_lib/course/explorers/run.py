@@ -27,6 +27,8 @@ STYLE = """<style>
 .grpo-run .said { font-family: monospace; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
 .grpo-run .right { color: #00795a; } .grpo-run .wrong { color: #c04f00; }
+[data-jp-theme-light="false"] .grpo-run .right { color: #4fd1a5; }
+[data-jp-theme-light="false"] .grpo-run .wrong { color: #ff9d5c; }
 .grpo-run svg { width: 100%; height: auto; }
 </style>"""
 
@@ -61,7 +63,7 @@ def run_explorer(record: Mapping, step: int | None = None) -> Explorer:
     play = ipywidgets.Play(min=0, max=len(steps) - 1, value=control.value, interval=400,
                            show_repeat=False)
     ipywidgets.jslink((play, "value"), (control, "value"))
-    explorer.box.children = (ipywidgets.HBox([play, control]), explorer.view, explorer.caption)
+    explorer.panel.children = (play, control)
     return explorer
 
 
@@ -71,7 +73,8 @@ def curve(axis, steps: Sequence[Mapping], now: int, field: str) -> None:
     seen = [step for step in steps[1 : now + 1] if step[field] is not None]
     axis.plot([s["step"] for s in seen], [s[field] for s in seen], color=color, linewidth=2.8)
     if seen:
-        axis.plot([seen[-1]["step"]], [seen[-1][field]], "o", color=color, markersize=9)
+        axis.plot([seen[-1]["step"]], [seen[-1][field]], "o", color=color, markersize=9,
+                  clip_on=False)
     axis.axvline(now, color=GREY, linewidth=1)
     panel(axis, name, "step", xlim=(0, len(steps) - 1), ylim=(0, top), percent=percent,
           xticks=range(0, len(steps), 10))

@@ -68,7 +68,7 @@ def score_strip(names: Sequence[str], values: Tensor, offset: int, padding: int,
     values = [None if v != v else v for v in values.tolist()]
     figure, axis = new_figure(width=0.46 * width + 1.5, height=4.2)
     axis.set_axis_off()
-    axis.set(xlim=(-0.1, width + 0.1), ylim=(5.9, -.9))
+    axis.set(xlim=(-0.1, width + 0.1), ylim=(6.0, -.9))
     columns = range(start, end)
     cells = [(x, 0, 0.9, PALE if padding <= x < start else SKY if start <= x < end else PAPER)
              for x in range(width)]
@@ -87,7 +87,7 @@ def score_strip(names: Sequence[str], values: Tensor, offset: int, padding: int,
         write(x + .5, .47, name, BLACK if padding <= x < end else GREY)
     for x, value in zip(columns, values):
         write(x + .5, 2.17, names[x + offset] if x + offset < width else "none")
-        write(x + .5, 2.85 - scale * (value or 0), number(value, 1), va="top")
+        write(x + .5, 2.92 - scale * (value or 0), number(value, 1), va="top")
     for left, right, name in ((0, padding, "padding: 0"), (padding, start, "prompt: 0"),
                               (start, end, "completion: 1"), (end, width, "after the end: 0")):
         if right > left:

@@ -62,7 +62,7 @@ def verifier_explorer(problem: Problem,
 
     explorer = Explorer(draw, {"completion": examples, "example": None}, completion=text)
     explorer.controls["example"] = example  # draws by way of the text, so only once
-    explorer.box.children = (text, example, explorer.view, explorer.caption)
+    explorer.panel.children = (text, example)
     return explorer
 
 

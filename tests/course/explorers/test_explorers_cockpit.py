@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import weakref
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,8 +21,9 @@ from grpo_lib import ALGORITHMS, GRPOConfig
 from grpo_lib.course import explorers
 from grpo_lib.course.explorers import cockpit as room
 from grpo_lib.course.explorers import cockpit_explorer
-from grpo_lib.course.explorers.cockpit_view import Curves
+from grpo_lib.course.explorers.cockpit_view import Curves, live_group, xray_of
 from grpo_lib.course.steering import steered
+from grpo_lib.lab.xray import Xray
 
 CONFIG = GRPOConfig(steps=6, prompts_per_step=4, group_size=4, eval_every=0)
 
@@ -186,6 +187,27 @@ def test_the_xray_is_of_the_last_step(cockpit):
     explorer = cockpit.xray()
     assert explorer.text.startswith("prompt 1 of 4") and "after the step" in str(
         explorer.controls["when"].options)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "reinforce_plus_plus", "dapo", "lite_ppo", "gmpo"])
+def test_the_live_group_is_what_the_xray_of_the_whole_batch_says(cockpit, algorithm):
+    cockpit.set(algorithm=algorithm).steps(1)
+    trainer = cockpit.run.trainer
+    assert cockpit.group.value == live_group(trainer) and "A group of this" in cockpit.group.value
+    whole, size = Xray.of(trainer).update("after the step"), trainer.rollouts.group_size
+    for rows in torch.arange(len(trainer.rollouts.mask)).view(-1, size):
+        some = xray_of(trainer, rows).update("after the step")
+        width = some.state.shape[1]
+        assert torch.equal(some.state, whole.state[rows, :width])
+        assert torch.allclose(some.ratio, whole.ratio[rows, :width], atol=1e-5)
+        assert torch.allclose(some.advantages, whole.advantages[rows, :width], atol=1e-6)
+
+
+def test_a_live_group_needs_no_entropies():
+    trainer = room.chain_trainer(replace(CONFIG, entropy_coef=0.01))
+    assert live_group(trainer) == ""
+    next(trainer.run())
+    assert live_group(trainer).count("<tr>") == 4
 
 
 def test_each_step_has_its_picture_while_the_run_goes_on(cockpit, monkeypatch):

@@ -109,4 +109,4 @@ def test_an_example_is_drawn_once(probe):
     probe.set(example="=>").set(completion="4")
     probe.draw = usual
     assert drawn == ["=>", "4"]
-    assert probe.box.children[:2] == (probe.controls["completion"], probe.controls["example"])
+    assert probe.panel.children == (probe.controls["completion"], probe.controls["example"])
