@@ -323,10 +323,10 @@ def ones(prompt, answer, padding_left=0, padding_right=0):
     return COMPLETION_MASK.reference(tokens, padding_left + prompt, 1).sum().item()
 
 
-def two_answers(aggregation):
-    """The mean of +1 on 2 tokens and -1 on 8, of at most 10."""
+def two_answers(aggregation, longer):
+    """The mean of +1 on 2 tokens and -1 on more, of at most 10."""
     mask = torch.zeros(2, 10)
-    mask[0, :2] = mask[1, :8] = 1
+    mask[0, :2] = mask[1, :longer] = 1
     values = torch.tensor([[1.0], [-1.0]]).expand(2, 10)
     return aggregate(values, mask, aggregation, max_length=10).item(), token_weights(
         mask, aggregation, max_length=10)
@@ -344,8 +344,8 @@ NUMBERS = {  # what the library says to the questions that ask for a number, and
     "B7": lambda: f"{ones(5, 6, padding_left=2):.0f}",
     "A8": lambda: f"{informative_share(torch.tensor(0.5), 2).item():.0%}",
     "B8": lambda: f"{informative_share(torch.tensor(0.1), 2).item():.0%}",
-    "A9": lambda: "{:.0f}".format((w := two_answers("sequence_mean")[1])[0, 0] / w[1, 0]),
-    "B9": lambda: f"{two_answers('token_mean')[0]:.1f}",
+    "A9": lambda: "{:.0f}".format((w := two_answers("sequence_mean", 8)[1])[0, 0] / w[1, 0]),
+    "B9": lambda: f"{two_answers('token_mean', 6)[0]:.1f}",
     "A10": lambda: f"{k3(0.2, 0.4):.2f}",
     "B10": lambda: f"{k3(0.4, 0.2):.2f}",
 }
@@ -378,11 +378,11 @@ def test_the_wrong_numbers_come_of_the_mistakes_that_they_are_said_to_tell():
     assert (chosen["A1"]["b"], chosen["A1"]["d"]) == (bare, "+0.25")
     _, biased, by_variance, bare = advantages_of([1.0, 1.0, 0.0, 0.0])
     assert [chosen["B1"][letter] for letter in "acd"] == [biased, by_variance, bare]
-    weights, even = two_answers("sequence_mean")[1], two_answers("token_mean")[1]
+    weights, even = two_answers("sequence_mean", 8)[1], two_answers("token_mean", 8)[1]
     assert chosen["A9"]["a"] == f"{even[0, 0] / even[1, 0]:.0f}"
     assert chosen["A9"]["d"] == f"{1 / (weights[1, 0] * 2):.0f}"
-    assert chosen["B9"]["a"] == f"{abs(two_answers('sequence_mean')[0]):.1f}"
-    assert chosen["B9"]["b"] == f"{two_answers('constant')[0]:.1f}"
+    assert chosen["B9"]["a"] == f"{abs(two_answers('sequence_mean', 6)[0]):.1f}"
+    assert chosen["B9"]["b"] == f"{two_answers('constant', 6)[0]:.1f}"
     assert [chosen["A10"][letter] for letter in "abd"] == estimates(0.2, 0.4)
     assert [chosen["B10"][letter] for letter in "dbc"] == estimates(0.4, 0.2)
 
