@@ -416,16 +416,28 @@ class TestMoreThanOne:
         gc.collect()
         assert known() is None
 
-    def test_three_starts_and_resets_leave_nothing_behind(self, cockpit):
-        threads, trainers = threading.active_count(), []
-        for _ in range(3):
-            trainers.append(weakref.ref(cockpit.run.trainer))
-            cockpit.start()
-            until(lambda: len(cockpit.run.history) >= 1)
-            cockpit.reset()
+    @pytest.mark.slow
+    def test_ten_rounds_leave_nothing_behind(self, cockpit):
+        """Start, pause, a move, undo, reset: no thread, no trainer, no widget more than before."""
+        def a_round():
+            trainer = weakref.ref(cockpit.run.trainer)
+            press(cockpit, "start")
+            until(lambda: len(cockpit.run.history) >= 2)
+            press(cockpit, "pause")
+            cockpit.set(epsilon=0.4)
+            press(cockpit, "step")
+            until(lambda: "paused" in said(cockpit) or "finished" in said(cockpit))
+            cockpit.back(1)
+            press(cockpit, "reset")
+            return trainer
+
+        first = a_round()  # what is made once and kept
         gc.collect()
-        assert threading.active_count() == threads
-        assert [t() for t in trainers] == [None] * 3
+        threads, open_widgets = threading.active_count(), len(widgets())
+        trainers = [first, *(a_round() for _ in range(9))]
+        gc.collect()
+        assert threading.active_count() == threads and len(widgets()) == open_widgets
+        assert [trainer() for trainer in trainers] == [None] * 10
 
     def test_a_cockpit_that_nobody_holds_ends_its_run(self):
         held = [cockpit_explorer(config=GRPOConfig(steps=500, prompts_per_step=4, group_size=4,
