@@ -148,9 +148,10 @@ def notes_of(name: str) -> dict[str, str]:
         question: answer for _, question, answer in predictions(NOTEBOOKS / f"{name}.ipynb")}
 
 
-def slides_of(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
-    """The notebook's cells cut into slides."""
-    notebook, cells, set_up, notes = copy.deepcopy(notebook), [], 0, notes_of(name)
+def slides_of(notebook: nbformat.NotebookNode, name: str,
+              notes: dict[str, str] | None = None) -> nbformat.NotebookNode:
+    """The notebook's cells cut into slides, with ``notes_of`` it for the speaker."""
+    notebook, cells, set_up = copy.deepcopy(notebook), [], 0
     keep_pictures(notebook)
     alive.enliven(notebook, f"explorer-{name[:2]}")
     for cell in notebook.cells:
@@ -160,7 +161,7 @@ def slides_of(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNo
                 kind = "slide" if re.match("##? ", text) else "subslide"
                 cells.append(slide(part, kind))
                 cells += [slide(nbformat.v4.new_markdown_cell(said), "notes")
-                          for key, said in notes.items() if key in f"{text}\n"]
+                          for key, said in (notes or {}).items() if key in f"{text}\n"]
         elif cell.cell_type == "code":
             set_up += 1
             if set_up <= SET_UP or "exercise" in cell.metadata.get("tags", []):
@@ -199,7 +200,7 @@ def page(notebook: nbformat.NotebookNode, title: str) -> str:
         "SlidesExporter": {"reveal_url_prefix": "assets/reveal", "reveal_theme": "white",
                            "exclude_input_prompt": True, "exclude_output_prompt": True},
         "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"result"}}}))
-    notebook = slides_of(notebook, title)
+    notebook = slides_of(notebook, title, notes_of(title))
     notebook.metadata["title"] = title
     return exporter.from_notebook_node(notebook)[0]
 

@@ -105,7 +105,12 @@ def test_no_picture_is_without_words(site):
 def test_nothing_is_left_beside_the_site(site):
     """By default it stands in the working tree, where nobody wants what the builder caches."""
     assert list(site.parent.iterdir()) == [site]
-    assert not (ROOT / "jupyter_execute").exists() and not list(site.rglob("*.ipynb"))
+    assert not (ROOT / "jupyter_execute").exists()
+    offered = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.ipynb"))
+    lessons = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    assert offered == [f"_static/notebooks/{path.name}" for path in lessons]
+    for path in lessons:  # as it is, to be run elsewhere
+        assert (site / "_static" / "notebooks" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_nothing_in_it_names_a_place_on_a_machine(site):

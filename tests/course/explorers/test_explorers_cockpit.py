@@ -427,7 +427,7 @@ class TestMoreThanOne:
             cockpit.set(epsilon=0.4)
             press(cockpit, "step")
             until(lambda: "paused" in said(cockpit) or "finished" in said(cockpit))
-            cockpit.back(1)
+            cockpit.back(0)
             press(cockpit, "reset")
             return trainer
 
