@@ -3,8 +3,8 @@
     python tools/save.py            all of them
     python tools/save.py 00 07      those whose names start so
 
-Nothing is saved of a notebook in which a cell fails. What answers a **Predict** is folded until
-its reader runs the cell (JupyterLab) or opens it (the site). Each explorer's picture brings the
+Nothing is saved of a notebook in which a cell fails. The answer to a **Predict** is hidden until
+the reader runs the cell (JupyterLab) or opens it (the site). Each explorer's picture brings the
 pictures of all its states, for pages without a kernel (grpo_lib's ``explorers/frames.py``).
 """
 
@@ -52,7 +52,7 @@ def run(path: Path) -> nbformat.NotebookNode:
 
 
 def fold(cell: nbformat.NotebookNode) -> None:
-    """Hide what a cell gives until it is run."""
+    """Hide a cell's output until the cell is run."""
     cell.metadata["collapsed"] = True  # for Colab and older notebooks; JupyterLab has its own
     cell.metadata["jupyter"] = {**cell.metadata.get("jupyter", {}), "outputs_hidden": True}
     tags = cell.metadata.get("tags", [])

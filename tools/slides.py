@@ -139,8 +139,8 @@ def paragraphs(text: str) -> list[str]:
 
 
 def notes_of(name: str) -> dict[str, str]:
-    """What the speaker's window says where a slide has the key in its text: a heading, with what
-    the plan for 50 minutes says of its section, or a prediction, with its answer."""
+    """{text on a slide: what the speaker's window then says}. For a section's heading this is its
+    row in the plan for 50 minutes, for a prediction its answer."""
     plans = (ROOT / "docs" / "teaching" / "plans.md").read_text(encoding="utf-8")
     plan = plans.split(f"\n## {name}\n")[1].split("\n## ")[0].split("**90 minutes**")[0]
     rows = re.findall(r"(?m)^\| (\d+) \| (.*?) \| (.*?) \|$", plan)
@@ -150,7 +150,7 @@ def notes_of(name: str) -> dict[str, str]:
 
 def slides_of(notebook: nbformat.NotebookNode, name: str,
               notes: dict[str, str] | None = None) -> nbformat.NotebookNode:
-    """The notebook's cells cut into slides, with ``notes_of`` it for the speaker."""
+    """The notebook's cells cut into slides. ``notes``: those of ``notes_of``, for the speaker."""
     notebook, cells, set_up = copy.deepcopy(notebook), [], 0
     keep_pictures(notebook)
     alive.enliven(notebook, f"explorer-{name[:2]}")

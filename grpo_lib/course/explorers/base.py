@@ -26,10 +26,10 @@ from grpo_lib.course.explorers.controls import ends, player
 from grpo_lib.course.plots import Picture, keep_layout, to_png, to_svg, training_curves
 
 REDRAW_SECONDS = 1.0  # live curves are drawn again at most this often
-# Beside a live view. In JupyterLab's dark theme its pictures, drawn dark on light, are turned round
-# (hues keep their meaning), so that the paper is as dark as the page. The script leaves a menu
-# that has the focus its keys: JupyterLab takes the arrows to move to another cell, and "d d" to
-# delete one.
+# Beside a live view. Pictures are drawn dark on light; in JupyterLab's dark theme they are inverted
+# (hues keep their meaning), so that they are as dark as the page. The script keeps JupyterLab's
+# shortcuts away from a menu that has the focus: the arrows would move to another cell, and "d d"
+# would delete one.
 LOOK = """<style onload="this.closest('.grpo-live').addEventListener('focusin', ({target}) => {
   if (target.matches('select')) target.dataset.lmSuppressShortcuts = 'true';
 })">
@@ -93,8 +93,7 @@ class Explorer(Shown):
     ``draw(**values)`` returns (Figure, text), or (Figure, text, HTML to show in place of the
     figure where a kernel runs); ``controls`` are ipywidgets with a ``value``,
     by the name of the argument they set. ``explorer.set(epsilon=0.4)`` moves them from code.
-    A drag is not queued: while one picture is drawn, the page keeps only the newest value for the
-    next.
+    Drags do not queue up: while one picture is being drawn, the page keeps only the newest value.
 
     Pages without a kernel show the pictures of all states (``frames``). ``page`` names the stops
     that they have of a control, as values or (name, value), where all would be too many;

@@ -67,8 +67,8 @@ class Cockpit(Growing):
 
     What the buttons do can be done from code too: ``start``, ``pause``, ``step``, ``back``,
     ``reset``, ``keep``, ``set``, ``export``. ``steps(n)`` takes steps and waits for them.
-    ``replaced``: the export of the run that its cell had before. The way back is a slider, since
-    ipywidgets tell a kernel of no click on a picture.
+    ``replaced``: the export of the run that its cell had before. You go back with a slider:
+    ipywidgets does not tell the kernel about a click on a picture.
     """
 
     dpi = 80

@@ -158,8 +158,8 @@ def recorded_runs() -> dict:
 
 
 def live_group(trainer: GRPOTrainer) -> str:
-    """The X-ray of a group of the last step, of one that teaches if there is one: what the policy,
-    as it is after the step, would learn from it once more."""
+    """The X-ray of a group of the last step (one that teaches, if there is one): what the policy
+    after the step would learn if it were trained on this group once more."""
     rollouts, advantages = trainer.rollouts, trainer.advantages
     if rollouts is None or advantages is None or not hasattr(trainer.task.tokenizer, "words"):
         return ""
@@ -178,9 +178,9 @@ def live_group(trainer: GRPOTrainer) -> str:
 
 @torch.no_grad()
 def xray_of(trainer: GRPOTrainer, rows: Tensor) -> Xray:
-    """Some rows of one group of the last step, after it: a small part of the work of the batch's.
-    Their advantages are those that the step had, since a part of a batch would make others. What
-    a loss makes of entropies is left out."""
+    """The X-ray of some rows of one group, after the last step; far less work than the batch.
+    It keeps the advantages of the step: a part of a group would give different ones. The entropy
+    terms of the loss are left out."""
     rollouts, words, each = trainer.rollouts, trainer.task.tokenizer.words, trainer.advantages
     some = replace(rollouts.select(rows), group_size=len(rows))
     row = replace(trainer.algorithm, entropy_coef=0.0, top_entropy_quantile=1.0)
@@ -240,7 +240,9 @@ def controls_of(config: GRPOConfig) -> dict[str, ipywidgets.Widget]:
         made[name] = stops(label, ROW if value is None else value,
                            [of_row(config, name), *options] if name in OF_ROW else options)
         if name in IN_VIEW:  # three in a row, on a laptop too
-            made[name].layout.width, made[name].style.description_width = "300px", "auto"
+            wide = "305px" if name == "epsilon" else "280px"  # it says "0.2, the row's"
+            made[name].layout.width, made[name].style.description_width = wide, "auto"
+            made[name].layout.margin = "2px 16px 2px 2px"
     rows = [name for name, row in ALGORITHMS.items() if row.critic == config.choices.critic]
     return made | {"algorithm": choice("algorithm", config.algorithm or DEFAULT,
                                        [DEFAULT, *rows])}
